@@ -1,0 +1,132 @@
+"""Checked feature rows: what the refresh takes in, without a copy where none is needed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import torch
+
+logger = logging.getLogger("fastreid.sskd.clustering")
+
+#: rows whose norm is this close to 1 count as normalised by whoever made them (float32 rounding of long rows)
+UNIT_NORM_TOLERANCE = 1e-5
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _squared_norms(x, out):
+    for i in range(x.shape[0]):
+        total = 0.0
+        for j in range(x.shape[1]):
+            value = np.float64(x[i, j])
+            total += value * value
+        out[i] = total
+
+
+def _squared_norms_on_device(tensor: torch.Tensor) -> np.ndarray:
+    return torch.cat([(block.double() ** 2).sum(1) for block in tensor.split(4096)]).cpu().numpy()
+
+
+def _as_tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor on the memory of `array`, also when that is read-only (a memory map): it is only ever read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+@dataclass(frozen=True)
+class UnitRows:
+    """Features of N images as float32 rows with their inverse norms; the rows themselves are never rescaled in place.
+
+    Attributes:
+        tensor: (N, d) contiguous float32, on the device that searches; shares the caller's memory where it can.
+        inverse_norms: (N,) float64, 1 / |row|.
+        norm_error: largest ||row| - 1|.
+
+    A float32 contiguous input is used as it is; any other dtype, layout or device costs one float32 copy.
+    """
+
+    tensor: torch.Tensor
+    inverse_norms: np.ndarray
+    norm_error: float
+
+    @classmethod
+    def from_features(cls, features, device: str | torch.device | None = None) -> UnitRows:
+        """Check `features` (numpy array or torch tensor, (N, d), any real dtype) and find its norms.
+
+        Raises:
+            TypeError: not an array of real numbers.
+            ValueError: not 2-D, fewer than two rows, no columns, a row that is not finite, a row of zeros.
+        """
+        if isinstance(features, cls):
+            return features
+        if isinstance(features, torch.Tensor):
+            tensor = features.detach()
+            if tensor.is_complex() or tensor.dtype == torch.bool:
+                raise TypeError(f"features must be real numbers, got dtype {tensor.dtype}")
+        else:
+            array = np.asanyarray(features)
+            if array.dtype.kind not in "fiu":
+                raise TypeError(f"features must be real numbers, got dtype {array.dtype}")
+            if array.dtype != np.float32 or not array.flags.c_contiguous:
+                with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which is named below
+                    array = np.ascontiguousarray(array, dtype=np.float32)
+            tensor = _as_tensor(array)
+        if tensor.ndim != 2 or tensor.shape[1] == 0:
+            raise ValueError(f"features must be (N, d) with d >= 1, got shape {tuple(tensor.shape)}")
+        if tensor.shape[0] < 2:
+            raise ValueError(
+                f"clustering needs at least 2 images, got {tensor.shape[0]}: check the target dataset"
+            )
+        tensor = tensor.to(device=device or tensor.device, dtype=torch.float32).contiguous()
+
+        if tensor.device.type == "cpu":
+            squared = np.empty(tensor.shape[0], dtype=np.float64)
+            _squared_norms(tensor.numpy(), squared)
+        else:
+            squared = _squared_norms_on_device(tensor)
+        bad = ~np.isfinite(squared)
+        if bad.any():
+            raise ValueError(
+                f"features row {int(bad.argmax())} is not finite ({int(bad.sum())} such rows of {len(bad)}): "
+                "the network that extracted them has diverged, or its images cannot be read"
+            )
+        zero = squared == 0
+        if zero.any():
+            raise ValueError(
+                f"features row {int(zero.argmax())} is all zeros ({int(zero.sum())} such rows of {len(zero)}): "
+                "it has no direction to compare by; leave the image out or check the feature extraction"
+            )
+        norms = np.sqrt(squared)
+        norm_error = float(np.abs(norms - 1).max())
+        if norm_error > UNIT_NORM_TOLERANCE:
+            logger.debug("features are not unit norm (off by up to %.3g): normalised inside", norm_error)
+        return cls(tensor, 1 / norms, norm_error)
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """d, the length of a row."""
+        return self.tensor.shape[1]
+
+    @property
+    def is_unit(self) -> bool:
+        """Whether the rows came in normalised."""
+        return self.norm_error <= UNIT_NORM_TOLERANCE
+
+    def block(self, start: int, stop: int) -> torch.Tensor:
+        """Rows start..stop normalised in float32; a view when they came in normalised."""
+        rows = self.tensor[start:stop]
+        if self.is_unit:
+            return rows
+        scale = torch.from_numpy(self.inverse_norms[start:stop]).to(rows.device, torch.float32)
+        return rows * scale[:, None]
+
+    def numpy(self) -> np.ndarray:
+        """The rows as numpy; a copy if they live on another device."""
+        return self.tensor.cpu().numpy()

@@ -1,0 +1,128 @@
+"""Patches of the host's evaluation: no compiler, no process exit, ranking and re-ranking that work."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from .patch import ModuleProxy, Patch, swap, target
+
+logger = logging.getLogger("fastreid.sskd.compat")
+
+UNIT_NORM_TOLERANCE = 1e-4  # float32 rounding of F.normalize, generously
+FAISS_CPU = 3  # the host's search_option for faiss on the CPU
+
+
+def compile_dependencies(self: Any) -> None:
+    """Do nothing: there is no Cython ranking to compile."""
+
+
+def evaluate_rank(
+    distmat: np.ndarray,
+    q_pids: np.ndarray,
+    g_pids: np.ndarray,
+    q_camids: np.ndarray,
+    g_camids: np.ndarray,
+    max_rank: int = 50,
+    use_metric_cuhk03: bool = False,
+    use_cython: bool = True,
+) -> tuple:
+    """Rank with `fastreid_sskd.evaluation.ranking.evaluate_rank`; the cuhk03 protocol stays the host's."""
+    if use_metric_cuhk03:
+        host_rank = target("fastreid.evaluation.rank", "eval_cuhk03")
+        return host_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank)
+    from ..evaluation.ranking import evaluate_rank as evaluate
+
+    return evaluate(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=max_rank)
+
+
+def _jaccard(host_jaccard: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Return the host's jaccard distance on any device, and never with more neighbours than images."""
+
+    @torch.no_grad()
+    def compute_jaccard_distance(
+        features: torch.Tensor, k1: int = 20, k2: int = 6, search_option: int = 0, fp16: bool = False
+    ) -> np.ndarray:
+        """Dense k-reciprocal Jaccard distance, N x N in 0..1; its memory is the host's, 4 (fp16: 2) N^2 bytes.
+
+        Args:
+            features: N x D.
+            k1: neighbours, including the image itself (the host's counting).
+            k2: neighbours averaged in the query expansion; 1 is none.
+            search_option: accepted for the host's sake and not used (it chose between faiss indices).
+            fp16: return float16 instead of float32.
+        """
+        features = features.detach().float().cpu()
+        count = len(features)
+        if not torch.allclose(features.norm(dim=1), torch.ones(count), atol=UNIT_NORM_TOLERANCE):
+            # TEST.METRIC "euclidean" compares raw features, the package's distance is one of directions
+            return host_jaccard(features, k1=min(k1, count), k2=min(k2, count), search_option=FAISS_CPU, fp16=fp16)
+        from ..clustering.jaccard import jaccard_distance
+
+        if k1 >= count:
+            logger.warning("TEST.RERANK.K1 = %d reaches all %d images: re-ranking says little, lower it", k1, count)
+        with warnings.catch_warnings():  # said above with the key that applies here
+            warnings.filterwarnings("ignore", message=".*neighbour lists are cut")
+            sparse = jaccard_distance(features, min(k1, count), k2, variant="faiss")
+        dense = np.ones(sparse.shape, dtype=np.float16 if fp16 else np.float32)
+        dense[np.repeat(np.arange(count), np.diff(sparse.indptr)), sparse.indices] = sparse.data
+        return dense
+
+    return compute_jaccard_distance
+
+
+@torch.no_grad()
+def compute_euclidean_distance(features: torch.Tensor, others: torch.Tensor) -> np.ndarray:
+    """Squared Euclidean distance, m x n, of m x d and n x d features (the host's name for it has no "squared")."""
+    squared = features.pow(2).sum(dim=1, keepdim=True) + others.pow(2).sum(dim=1).unsqueeze(0)
+    return torch.addmm(squared, features, others.t(), beta=1, alpha=-2).cpu().numpy()
+
+
+def _patch_compile() -> None:
+    target("fastreid.evaluation.reid_evaluation", "ReidEvaluator._compile_dependencies")
+    target("fastreid.evaluation", "ReidEvaluator")._compile_dependencies = compile_dependencies
+
+
+def _patch_numpy_bool() -> None:
+    numpy = target("fastreid.evaluation.rank", "np")
+    target("fastreid.evaluation", "rank").np = ModuleProxy(numpy, bool=bool)
+
+
+PATCHES = (
+    Patch(
+        "no-compiler",
+        "evaluation/reid_evaluation.py:35, evaluation/rank_cylib/__init__.py:8",
+        "the first evaluation runs make and ends the process with sys.exit(1) where Cython is missing",
+        _patch_compile,
+    ),
+    Patch(
+        "evaluate-rank",
+        "evaluation/rank.py:156",
+        "ragged arrays fail from numpy 1.24 on when the gallery minus junk is below 50; slow without Cython",
+        lambda: swap("fastreid.evaluation.rank", "evaluate_rank", lambda old: evaluate_rank),
+    ),
+    Patch(
+        "numpy-bool",
+        "evaluation/rank.py:69",
+        "np.bool does not exist from numpy 1.24 to 1.26 (cuhk03 protocol)",
+        _patch_numpy_bool,
+        needed=lambda: "bool" not in vars(np),  # hasattr would warn in numpy 1.24-1.26
+    ),
+    Patch(
+        "rerank",
+        "utils/compute_dist.py:53, 65-97",
+        "TEST.RERANK needs faiss-gpu and gives wrong distances silently when k1 > N",
+        lambda: swap("fastreid.utils.compute_dist", "compute_jaccard_distance", _jaccard),
+    ),
+    Patch(
+        "euclidean",
+        "utils/compute_dist.py:183",
+        "addmm_(beta, alpha, ...) is deprecated and warns at every evaluation",
+        lambda: swap(
+            "fastreid.utils.compute_dist", "compute_euclidean_distance", lambda old: compute_euclidean_distance
+        ),
+    ),
+)

@@ -1,0 +1,80 @@
+"""Patches of the host's identity samplers: refuse what they would loop on for ever."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from .patch import Patch, target
+
+
+def check_batch(sampler: Any, mini_batch_size: int) -> None:
+    """Check that a batch of P identities x K images can be filled at all.
+
+    Raises:
+        ValueError: if the batch is not a multiple of K, or holds no identity.
+    """
+    instances = sampler.num_instances
+    if instances < 1 or mini_batch_size < instances or mini_batch_size % instances:
+        raise ValueError(
+            f"a batch of {mini_batch_size} images a process is not a multiple of {instances} images an identity: "
+            "set SOLVER.IMS_PER_BATCH to a multiple of DATALOADER.NUM_INSTANCE x processes"
+        )
+
+
+def check_identities(sampler: Any, available: int) -> None:
+    """Check that there are enough identities for one batch over all processes.
+
+    Args:
+        sampler: one of the host's identity samplers.
+        available: identities of a batch that the data can fill.
+
+    Raises:
+        ValueError: if fewer than a batch needs.
+    """
+    needed = sampler.num_pids_per_batch * sampler._world_size
+    if available < needed:
+        raise ValueError(
+            f"a batch needs {needed} identities of {sampler.num_instances} images "
+            f"({sampler.num_pids_per_batch} a process, {sampler._world_size} processes) and the data fill {available} "
+            f"({sampler.num_identities} identities): lower SOLVER.IMS_PER_BATCH or raise DATALOADER.NUM_INSTANCE"
+        )
+
+
+def balanced_identities(sampler: Any) -> int:
+    """Identities available to BalancedIdentitySampler: each comes once in a batch over all processes."""
+    return sampler.num_identities
+
+
+def naive_identities(sampler: Any) -> int:
+    """Identities available to NaiveIdentitySampler: each once a process, and as often as its images last."""
+    processes, instances = sampler._world_size, sampler.num_instances
+    return sum(min(processes, max(1, len(index) // instances)) for index in sampler.pid_index.values())
+
+
+def _patch(name: str, count: Callable[[Any], int]) -> None:
+    sampler_class = target("fastreid.data.samplers.triplet_sampler", name)
+    host_init = sampler_class.__init__
+
+    @functools.wraps(host_init)
+    def checked(self: Any, data_source: Any, mini_batch_size: int, *args: Any, **kwargs: Any) -> None:
+        host_init(self, data_source, mini_batch_size, *args, **kwargs)
+        check_batch(self, mini_batch_size)
+        check_identities(self, count(self))
+
+    sampler_class.__init__ = checked
+
+
+PATCHES = (
+    Patch(
+        "balanced-sampler",
+        "data/samplers/triplet_sampler.py:78",
+        "BalancedIdentitySampler loops for ever when there are fewer identities than a batch takes",
+        lambda: _patch("BalancedIdentitySampler", balanced_identities),
+    ),
+    Patch(
+        "naive-sampler",
+        "data/samplers/triplet_sampler.py:237",
+        "NaiveIdentitySampler loops for ever when there are fewer identities than a batch takes",
+        lambda: _patch("NaiveIdentitySampler", naive_identities),
+    ),
+)

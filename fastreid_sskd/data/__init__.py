@@ -1,0 +1,11 @@
+"""Views, batches and loaders; importing it registers the synthetic pair of domains."""
+from .items import Item, training_items
+from .loaders import SourceLoader, adaptation_loader, extraction_loader
+from .multi_view import Draw, MultiViewDataset
+from .samplers import IdentityBatches, ShuffledBatches
+from .synthetic import SyntheticSource, SyntheticTarget
+
+__all__ = [
+    "Draw", "IdentityBatches", "Item", "MultiViewDataset", "ShuffledBatches", "SourceLoader", "SyntheticSource",
+    "SyntheticTarget", "adaptation_loader", "extraction_loader", "training_items",
+]

@@ -1,0 +1,58 @@
+"""What a run trains on and is tested on: registered data sets, in an order that does not depend on the disk."""
+import os
+from typing import List, Sequence, Tuple
+
+from fastreid.data.datasets import DATASET_REGISTRY
+
+from ..compat import dataset_root
+
+__all__ = ["Item", "test_items", "training_items"]
+
+Item = Tuple[str, object, object]  # path, identity, camera
+
+
+def _data_set(name: str):
+    root = dataset_root()
+    try:
+        return DATASET_REGISTRY.get(name)(root=root)
+    except RuntimeError as error:  # the host's Dataset.check_before_run
+        raise FileNotFoundError(
+            f"data set {name}: {error}; data sets are looked for below {os.path.abspath(root)!r}: set "
+            "FASTREID_DATASETS to the folder that holds them, laid out as fast-reid expects (for Market1501: "
+            "Market-1501-v15.09.15/ with bounding_box_train/, query/ and bounding_box_test/, images *.jpg)"
+        ) from error
+
+
+def _sorted(items: Sequence[Sequence]) -> List[Item]:
+    return sorted((tuple(item) for item in items), key=lambda item: item[0])
+
+
+def training_items(names: Sequence[str]) -> List[Item]:
+    """The training images of registered data sets, sorted by path within each (the host's glob has no order).
+
+    Raises:
+        KeyError: if a name is not registered.
+        FileNotFoundError: if the images are not where they should be, naming the folder and the variable that sets it.
+        ValueError: if there are no images.
+    """
+    items: List[Item] = []
+    for name in names:
+        train = _data_set(name).train
+        if not train:
+            raise ValueError(f"data set {name} below {os.path.abspath(dataset_root())!r} has no training images")
+        items.extend(_sorted(train))
+    return items
+
+
+def test_items(name: str) -> Tuple[List[Item], List[Item]]:
+    """The query and gallery images of a registered data set, each sorted by path. Raises as :func:`training_items`."""
+    data = _data_set(name)
+    if not data.query or not data.gallery:
+        raise ValueError(
+            f"data set {name} has {len(data.query)} query and {len(data.gallery)} gallery images, so nothing can be "
+            "ranked: name another set in DATASETS.TESTS, or set TEST.EVAL_PERIOD to 0"
+        )
+    return _sorted(data.query), _sorted(data.gallery)
+
+
+test_items.__test__ = False  # not a test, whatever pytest thinks of its name

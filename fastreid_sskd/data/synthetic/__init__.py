@@ -1,0 +1,18 @@
+"""A synthetic pair of domains: drawn people, so that adaptation can be tried, tested and timed without a download."""
+
+from .datasets import SyntheticDataset, SyntheticSource, SyntheticTarget
+from .domains import DOMAINS, SOURCE, TARGET, Domain, person_of, render
+from .layout import Sizes
+
+__all__ = [
+    "DOMAINS",
+    "SOURCE",
+    "TARGET",
+    "Domain",
+    "Sizes",
+    "SyntheticDataset",
+    "SyntheticSource",
+    "SyntheticTarget",
+    "person_of",
+    "render",
+]

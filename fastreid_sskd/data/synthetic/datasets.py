@@ -1,0 +1,127 @@
+"""The synthetic pair of domains as data sets of fast-reid, by the names ``SyntheticSource`` and ``SyntheticTarget``.
+
+People drawn from a seed stand in for a benchmark, so that a first run needs no download. Figures made with them say
+whether the software works, nothing about real cameras.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import ClassVar
+
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
+
+from .domains import SOURCE, TARGET, Domain, render
+from .folder_cache import ensure_folder, fallback_parents, fingerprint
+from .layout import SPLITS, Shot, Sizes, plan_shots
+
+logger = logging.getLogger("fastreid.sskd.data")
+
+#: Raised whenever the same parameters give other pictures, so that old folders are not taken for new ones.
+DRAWING_VERSION = 1
+
+Item = tuple[str, str | int, str | int]
+
+
+class SyntheticDataset(ImageDataset):
+    """A synthetic domain on disk, drawn when it is first asked for.
+
+    Subclasses set the class attributes; keyword arguments override them. Training items carry identities and cameras as
+    strings prefixed with the data set's name, query and gallery items carry them as integers, as the host's classes do.
+    One-off people of the gallery have identity 0, which no query has.
+
+    Args:
+        root: folder of data sets (FASTREID_DATASETS); the user's cache or a temporary folder serves where it cannot be
+            written.
+        sizes: people and images of each split.
+        seed: the whole data set is a function of it, of the domain and of the sizes.
+        image_size: (height, width) of the images in pixels.
+        **kwargs: for :class:`fastreid.data.datasets.bases.ImageDataset`.
+
+    Raises:
+        OSError: when no folder can be written.
+    """
+
+    domain: Domain
+    sizes: Sizes
+    dataset_name: str
+    seed: int = 0
+    image_size: tuple[int, int] = (128, 64)
+    _junk_pids: ClassVar[list[int]] = [0]
+
+    def __init__(
+        self, root: str = "datasets", *, sizes: Sizes | None = None, seed: int | None = None,
+        image_size: tuple[int, int] | None = None, **kwargs,
+    ) -> None:  # fmt: skip
+        self.sizes = self.sizes if sizes is None else sizes
+        self.seed = self.seed if seed is None else seed
+        self.image_size = self.image_size if image_size is None else image_size
+        self.shots = plan_shots(self.sizes, domain=self.domain.name, cameras=len(self.domain.cameras), seed=self.seed)
+        description = self.description()
+        name = f"sskd-synthetic-v{DRAWING_VERSION}-{self.domain.name}-{fingerprint(description)}"
+        folder = ensure_folder(name, description, self._draw, [Path(root), *fallback_parents()])
+        self.dataset_dir = str(folder)
+        super().__init__(*(self._items(folder, split) for split in SPLITS), **kwargs)
+
+    def description(self) -> dict:
+        """Everything that decides the images, as the manifest of the folder holds it."""
+        return {
+            "drawing_version": DRAWING_VERSION,
+            "domain": dataclasses.asdict(self.domain),
+            "sizes": dataclasses.asdict(self.sizes),
+            "seed": self.seed,
+            "image_size": list(self.image_size),
+        }
+
+    def _items(self, folder: Path, split: str) -> list[Item]:
+        items: list[Item] = []
+        for shot in self.shots:
+            if shot.split != split:
+                continue
+            path = str(folder / _file_name(shot))
+            if split == "train":
+                items.append((path, f"{self.dataset_name}_{shot.identity}", f"{self.dataset_name}_{shot.camera}"))
+            else:
+                items.append((path, 0 if shot.stranger else shot.identity, shot.camera))
+        return items
+
+    def _draw(self, folder: Path) -> None:
+        logger.info(f"drawing {len(self.shots)} images of the synthetic {self.domain.name}, once: about 10 s a core")
+        for split in SPLITS:
+            (folder / split).mkdir()
+        for number, shot in enumerate(self.shots, start=1):
+            image = render(
+                self.domain, seed=self.seed, identity=shot.identity, camera=shot.camera, shot=shot.shot, size=self.image_size
+            )
+            image.save(folder / _file_name(shot), compress_level=1)
+            if number % 500 == 0 or number == len(self.shots):
+                logger.info(f"synthetic {self.domain.name}: {number} of {len(self.shots)} images drawn")
+
+
+def _file_name(shot: Shot) -> str:
+    return f"{shot.split}/{shot.identity:04d}_c{shot.camera + 1}_s{shot.shot}.png"
+
+
+@DATASET_REGISTRY.register()
+class SyntheticSource(SyntheticDataset):
+    """The labelled domain: summer clothes in daylight, 150 + 50 people, four cameras that nearly agree."""
+
+    domain = SOURCE
+    dataset_name = "synthetic_source"
+    sizes = Sizes(
+        train_people=150, train_shots=(3, 3), train_strangers=0,
+        test_people=50, gallery_shots=(1, 1), gallery_strangers=0, absent=0.0,
+    )  # fmt: skip
+
+
+@DATASET_REGISTRY.register()
+class SyntheticTarget(SyntheticDataset):
+    """The unlabelled domain: winter clothes, 120 + 80 people seen unevenly by five cameras that disagree, and strangers."""
+
+    domain = TARGET
+    dataset_name = "synthetic_target"
+    sizes = Sizes(
+        train_people=120, train_shots=(1, 5), train_strangers=40,
+        test_people=80, gallery_shots=(1, 2), gallery_strangers=100, absent=0.15,
+    )  # fmt: skip

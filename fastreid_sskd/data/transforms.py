@@ -1,0 +1,32 @@
+"""The host's transforms, split into what is done once per image and what is drawn anew for every view."""
+from typing import Callable, Tuple
+
+import torchvision.transforms as T
+
+from fastreid.config import CfgNode
+from fastreid.data.transforms import build_transforms
+
+__all__ = ["build_view_transforms"]
+
+
+def build_view_transforms(cfg: CfgNode) -> Tuple[Callable, Callable]:
+    """Training transforms as a pair: ``once`` (resize) and ``augment`` (everything random, then to a tensor).
+
+    Differs from the host where the method does: random erasing draws its rectangle from ``SSKD.ERASING``. The host
+    erases before the pixels are normalised, so ``INPUT.REA.VALUE`` is in units of 0..255; the method's fill of
+    (.485, .456, .406) in *normalised* units is (152.0, 142.3, 126.8) there. torchvision draws the aspect
+    log-uniformly, where the released code draws it uniformly.
+
+    Returns:
+        ``once``: PIL image -> PIL image; ``augment``: PIL image -> float tensor (3, H, W) in 0..255.
+    """
+    steps = list(build_transforms(cfg, is_train=True).transforms)
+    once = []
+    while steps and isinstance(steps[0], T.Resize):
+        once.append(steps.pop(0))
+    for i, step in enumerate(steps):
+        if isinstance(step, T.RandomErasing):
+            steps[i] = T.RandomErasing(
+                p=step.p, scale=tuple(cfg.SSKD.ERASING.AREA), ratio=tuple(cfg.SSKD.ERASING.ASPECT), value=step.value
+            )
+    return T.Compose(once), T.Compose(steps)

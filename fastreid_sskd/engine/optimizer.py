@@ -1,0 +1,36 @@
+"""The host's optimiser over one or several networks."""
+from typing import Sequence
+
+import torch
+from torch import nn
+
+from fastreid.config import CfgNode
+from fastreid.solver import build as host
+
+__all__ = ["build_optimizer", "reset_optimizer"]
+
+
+def build_optimizer(cfg: CfgNode, networks: Sequence[nn.Module]) -> torch.optim.Optimizer:
+    """Build ``SOLVER.OPT`` over the parameters of all networks, with the host's rules for each of them.
+
+    The rules (``HEADS_LR_FACTOR``, frozen layers, weight decay of norms and biases) go by a parameter's name inside
+    its network. The host makes a group of every parameter; groups of equal options are joined here, so that torch
+    updates them together. ``contiguous=False``: the host's flat buffer never sees a gradient on torch >= 2.
+    """
+    optimizer, _ = host.build_optimizer(cfg, networks[0], contiguous=False)
+    for network in networks[1:]:
+        other, _ = host.build_optimizer(cfg, network, contiguous=False)
+        for group in other.param_groups:
+            optimizer.add_param_group(group)
+    joined = {}
+    for group in optimizer.param_groups:
+        options = {key: value for key, value in group.items() if key != "params"}
+        joined.setdefault(repr(sorted(options.items())), {**options, "params": []})["params"].extend(group["params"])
+    optimizer.param_groups[:] = list(joined.values())
+    return optimizer
+
+
+def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Forget all moments (method, refresh step 6: a fresh Adam). Hooks and schedulers keep the object they hold."""
+    optimizer.state.clear()
+    optimizer.zero_grad()

@@ -1,0 +1,142 @@
+"""One command for the whole method: pre-train the peers on the source, report direct transfer, adapt to the target."""
+import logging
+import os
+from typing import Dict, List
+
+from fastreid.config import CfgNode
+
+from ..data.seeding import derive_seed
+from ..modeling import load_source_weights
+from .adaptation import AdaptationTrainer
+from .checkpoint import Checkpointer
+from .setup import load_config, seed_everything
+from .source import SourceTrainer
+from .trainer import Trainer
+
+__all__ = ["evaluate", "run", "source_config", "source_weights", "trainer_class"]
+
+logger = logging.getLogger("fastreid.sskd.pipeline")
+
+_TRAINERS = {"SSKD": AdaptationTrainer, "SSKDSource": SourceTrainer}
+
+# Sections that a source model shares with the peers it becomes, so that the files of both stages cannot disagree.
+_SHARED = ("MODEL.BACKBONE", "MODEL.HEADS", "MODEL.DEVICE", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.SIZE_TRAIN",
+           "INPUT.SIZE_TEST", "DATALOADER.NUM_WORKERS", "TEST.IMS_PER_BATCH", "SSKD.BN_CHUNK", "SSKD.LOG_PERIOD")
+
+
+def trainer_class(cfg: CfgNode) -> type:
+    """The trainer of ``MODEL.META_ARCHITECTURE``; plain fast-reid models get the repaired host's."""
+    return _TRAINERS.get(cfg.MODEL.META_ARCHITECTURE, Trainer)
+
+
+def evaluate(cfg: CfgNode) -> Dict:
+    """``--eval-only``: load ``MODEL.WEIGHTS`` and evaluate on ``DATASETS.TESTS``."""
+    cls = trainer_class(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.PRETRAIN = False
+    model = cls.build_model(cfg)
+    if not os.path.isfile(cfg.MODEL.WEIGHTS):
+        raise FileNotFoundError(f"--eval-only needs MODEL.WEIGHTS, and {cfg.MODEL.WEIGHTS!r} is no file")
+    Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    return cls.test(cfg, model)
+
+
+def run(cfg: CfgNode, resume: bool = False) -> Dict:
+    """Train what the config describes; for ``SSKD`` both stages. Returns the last evaluation's results."""
+    if cfg.MODEL.META_ARCHITECTURE != "SSKD":
+        return _train(trainer_class(cfg)(cfg), resume)
+
+    resuming = resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    weights = [] if resuming else source_weights(cfg)
+
+    seed_everything(cfg.SEED)  # the same adaptation whether or not the source models were trained just now
+    trainer = AdaptationTrainer(cfg)
+    trainer.resume_or_load(resume)
+    if not resuming:
+        if weights:
+            load_source_weights(trainer.model, weights)
+        if cfg.TEST.EVAL_PERIOD:
+            logger.info("direct transfer")
+            trainer.evaluate(epoch=0)
+    results = trainer.train()
+    if trainer.record.evaluations:
+        logger.info("results:\n%s", trainer.record.table())
+    return results
+
+
+def _train(trainer: Trainer, resume: bool) -> Dict:
+    trainer.resume_or_load(resume)
+    return trainer.train()
+
+
+def source_config(cfg: CfgNode, k: int) -> CfgNode:
+    """The stage 1 config of peer k: ``SSKD.SOURCE.CONFIG``, the peers' network, a seed and folder of its own."""
+    source = load_config(cfg.SSKD.SOURCE.CONFIG)
+    for key in _SHARED:
+        *path, leaf = key.split(".")
+        mine, theirs = cfg, source
+        for part in path:
+            mine, theirs = mine[part], theirs[part]
+        theirs[leaf] = mine[leaf].clone() if isinstance(mine[leaf], CfgNode) else mine[leaf]
+    source.SEED = derive_seed(cfg.SEED, k) >> 1
+    source.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "source", f"peer{k}")
+    source.merge_from_list(list(cfg.SSKD.SOURCE.OPTS))
+    source.freeze()
+    return source
+
+
+def source_weights(cfg: CfgNode) -> List[str]:
+    """The files that the peers start from: those given, else pre-trained now; [] if ``MODEL.WEIGHTS`` is the start."""
+    if cfg.SSKD.SOURCE.WEIGHTS or cfg.MODEL.WEIGHTS:
+        return list(cfg.SSKD.SOURCE.WEIGHTS)
+    check_domains(cfg)
+    return pretrain_peers(cfg)
+
+
+def pretrain_peers(cfg: CfgNode) -> List[str]:
+    """Pre-train the K peers on the source, each with its own seed; finished ones in ``OUTPUT_DIR`` are reused.
+
+    Returns:
+        K paths of weights: the better of the evaluated epochs on the source's test set, else the last epoch.
+    """
+    if not cfg.SSKD.SOURCE.CONFIG:
+        raise ValueError(
+            "SSKD needs source models: give SSKD.SOURCE.WEIGHTS (or MODEL.WEIGHTS), or in SSKD.SOURCE.CONFIG the "
+            "config that pre-trains them"
+        )
+    paths = []
+    for k in range(cfg.SSKD.NUM_PEERS):
+        source = source_config(cfg, k)
+        if source.MODEL.META_ARCHITECTURE != "SSKDSource":
+            raise ValueError(
+                f"SSKD.SOURCE.CONFIG {cfg.SSKD.SOURCE.CONFIG!r} is of {source.MODEL.META_ARCHITECTURE}, "
+                "and has to be of SSKDSource"
+            )
+        best, final = (os.path.join(source.OUTPUT_DIR, f"model_{name}.pth") for name in ("best", "final"))
+        if os.path.isfile(final):
+            logger.info("peer %d: reusing the finished source model in %s", k, source.OUTPUT_DIR)
+        else:
+            logger.info("peer %d: pre-training on %s", k, ", ".join(source.DATASETS.NAMES))
+            os.makedirs(source.OUTPUT_DIR, exist_ok=True)
+            seed_everything(source.SEED)
+            _train(SourceTrainer(source), resume=True)
+        paths.append(best if os.path.isfile(best) else final)
+    return paths
+
+
+def check_domains(cfg: CfgNode) -> None:
+    """A target that is also the source would be adapted to its own labels.
+
+    Raises:
+        ValueError: if a data set is both.
+    """
+    if not cfg.SSKD.SOURCE.CONFIG:
+        return
+    source = load_config(cfg.SSKD.SOURCE.CONFIG).DATASETS.NAMES
+    both = sorted(set(source) & set(cfg.DATASETS.NAMES))
+    if both:
+        raise ValueError(
+            f"{', '.join(both)} is source (DATASETS.NAMES of {cfg.SSKD.SOURCE.CONFIG}) and target (DATASETS.NAMES): "
+            "name different data sets"
+        )

@@ -1,0 +1,30 @@
+"""Stage 1: pre-train one peer on the labelled source."""
+from typing import Iterable, Tuple
+
+from fastreid.config import CfgNode
+
+from ..data import SourceLoader
+from ..modeling.weights import load_network, read_state_dict
+from .trainer import Trainer
+
+__all__ = ["SourceTrainer"]
+
+
+class SourceTrainer(Trainer):
+    """Trains an ``SSKDSource``: identity batches of the source, and the target's images through batch norm."""
+
+    def prepare_data(self, cfg: CfgNode) -> Tuple[Iterable, int, int]:
+        self._loader = SourceLoader(cfg, seed=cfg.SEED)
+        # the workers start with the first epoch, when the epoch to start from is known
+        return [], self._loader.num_classes, cfg.SSKD.ITERS_PER_EPOCH
+
+    def load_weights(self) -> None:
+        """Start from ``MODEL.WEIGHTS``: any fast-reid checkpoint of the same backbone, or a bare backbone."""
+        path = self.cfg.MODEL.WEIGHTS
+        if path:
+            load_network(self.model, read_state_dict(path), path)
+
+    def before_train(self):
+        self._loader.start_epoch = self.start_epoch
+        self._trainer.set_data_loader(self._loader)
+        super().before_train()

@@ -1,0 +1,1 @@
+"""Ranking and the evaluation of teachers and ensemble."""

@@ -1,0 +1,12 @@
+"""The peers, their mean teachers and the two meta-architectures (registered by being imported)."""
+from .bn_chunk import chunk_batch_norm
+from .ema import ema_decay, update_teacher
+from .peer import Peer, build_peer
+from .source import SSKDSource
+from .sskd import SSKD, ensemble_feature
+from .weights import load_source_weights
+
+__all__ = [
+    "SSKD", "SSKDSource", "Peer", "build_peer", "chunk_batch_norm", "ema_decay", "ensemble_feature",
+    "load_source_weights", "update_teacher",
+]

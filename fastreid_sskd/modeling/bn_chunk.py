@@ -1,0 +1,73 @@
+"""Batch norm over contiguous chunks of the batch: what DataParallel on several GPUs does, on any device."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["ChunkedBatchNorm1d", "ChunkedBatchNorm2d", "chunk_batch_norm"]
+
+
+class _Chunked:
+    """Training: every ``chunk`` consecutive images are normalised by their own statistics.
+
+    The running statistics follow the first chunk only, as under DataParallel, where the replicas' buffers are thrown
+    away and the first device holds the module itself. Evaluation and the state dict are plain batch norm's.
+    """
+
+    chunk: int
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or x.shape[0] <= self.chunk:
+            return super().forward(x)
+        first, *others = x.split(self.chunk)
+        out = [super().forward(first)]
+        out += [F.batch_norm(part, None, None, self.weight, self.bias, True, 0.0, self.eps) for part in others]
+        return torch.cat(out)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, chunk={self.chunk}"
+
+
+class ChunkedBatchNorm1d(_Chunked, nn.BatchNorm1d):
+    """``BatchNorm1d`` whose training statistics are those of each chunk of the batch."""
+
+
+class ChunkedBatchNorm2d(_Chunked, nn.BatchNorm2d):
+    """``BatchNorm2d`` whose training statistics are those of each chunk of the batch."""
+
+
+_CHUNKED = {nn.BatchNorm1d: ChunkedBatchNorm1d, nn.BatchNorm2d: ChunkedBatchNorm2d}
+
+
+def chunk_batch_norm(model: nn.Module, chunk: int) -> int:
+    """Turn every plain batch norm of a model into one over contiguous chunks of the batch, in place.
+
+    Args:
+        model: any network; parameters, buffers and their names stay as they are.
+        chunk: images per chunk; 0 leaves the model alone. The last chunk of a batch may be smaller.
+
+    Returns:
+        The number of layers changed.
+
+    Raises:
+        ValueError: if ``chunk`` is negative or 1, which has no variance.
+        TypeError: if a batch norm is of a kind that has no contiguous chunks (SyncBatchNorm, the host's GhostBN).
+    """
+    if chunk == 0:
+        return 0
+    if chunk < 2:
+        raise ValueError(f"SSKD.BN_CHUNK must be 0 (whole batch) or at least 2 images, got {chunk}")
+    changed = 0
+    for name, module in model.named_modules():
+        if not isinstance(module, _BatchNorm) or isinstance(module, _Chunked):
+            continue
+        kind = next((k for k in _CHUNKED if isinstance(module, k)), None)
+        if kind is None or type(module).forward is not kind.forward:
+            raise TypeError(
+                f"SSKD.BN_CHUNK needs plain batch norm, but {name} is a {type(module).__name__}: "
+                "set MODEL.BACKBONE.NORM and MODEL.HEADS.NORM to BN, or SSKD.BN_CHUNK to 0"
+            )
+        module.__class__ = _CHUNKED[kind]
+        module.chunk = chunk
+        changed += 1
+    return changed

@@ -1,0 +1,88 @@
+"""One peer network: a backbone and a head of the host, with a classifier that follows the number of clusters."""
+from typing import Dict, Optional, Union
+
+import torch
+from torch import nn
+
+from fastreid.config import CfgNode
+from fastreid.modeling.backbones import build_backbone
+from fastreid.modeling.heads import ClasHead, EmbeddingHead, build_heads
+
+from .bn_chunk import chunk_batch_norm
+
+__all__ = ["Peer", "build_peer"]
+
+
+class Peer(nn.Module):
+    """Backbone and head under the names that the host's ``Baseline`` gives them, so that its checkpoints load.
+
+    In training it returns the head's dict: ``features`` (B, d) before the BN-neck, ``cls_outputs`` (B, C) the logits
+    with the head's margin and ``pred_class_logits`` (B, C) without it. In evaluation it returns the feature after
+    the BN-neck (B, d), not normalised.
+
+    Args:
+        backbone: maps (B, 3, H, W) normalised images to feature maps (or tokens) that the head takes.
+        heads: one of the host's heads; a ``ClasHead``, which would return logits in evaluation, is read as the
+            ``EmbeddingHead`` that it extends.
+    """
+
+    def __init__(self, backbone: nn.Module, heads: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.heads = heads
+
+    def forward(
+        self, images: torch.Tensor, targets: Optional[torch.Tensor] = None
+    ) -> Union[torch.Tensor, Dict[str, torch.Tensor]]:
+        maps = self.backbone(images)
+        if isinstance(self.heads, ClasHead):
+            return EmbeddingHead.forward(self.heads, maps, targets)
+        return self.heads(maps, targets) if self.training else self.heads(maps)
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of rows of the classifier."""
+        return self.heads.weight.shape[0]
+
+    @torch.no_grad()
+    def reset_classifier(self, centroids: torch.Tensor) -> None:
+        """Make the classifier's row j the centroid c_j (method, refresh step 5).
+
+        The parameter object stays the same, whatever the number of rows, so an optimiser that holds it goes on;
+        its state for it (moments of the old shape) has to be cleared by the caller.
+
+        Args:
+            centroids: (C, d) float, C >= 1, d the head's feature size.
+
+        Raises:
+            ValueError: if the sizes do not fit.
+        """
+        weight = self.heads.weight
+        if centroids.ndim != 2 or centroids.shape[0] < 1 or centroids.shape[1] != weight.shape[1]:
+            raise ValueError(
+                f"a classifier takes centroids of shape (C >= 1, {weight.shape[1]}), got {tuple(centroids.shape)}"
+            )
+        weight.grad = None
+        weight.data = centroids.to(device=weight.device, dtype=weight.dtype, copy=True)
+        self.heads.cls_layer.num_classes = centroids.shape[0]
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        # A checkpoint of another epoch has another number of clusters: take its size, do not skip its rows.
+        saved = state_dict.get(prefix + "heads.weight")
+        if saved is not None and saved.ndim == 2 and saved.shape[1] == self.heads.weight.shape[1]:
+            if saved.shape != self.heads.weight.shape:
+                self.reset_classifier(saved)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def build_peer(cfg: CfgNode) -> Peer:
+    """Build one peer from ``MODEL.BACKBONE`` and ``MODEL.HEADS``, with batch norm in chunks of ``SSKD.BN_CHUNK``.
+
+    A head without classes yet (``NUM_CLASSES`` 0) gets one, which the first refresh replaces.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.HEADS.NUM_CLASSES = max(cfg.MODEL.HEADS.NUM_CLASSES, 1)
+    peer = Peer(build_backbone(cfg), build_heads(cfg))
+    chunk_batch_norm(peer, cfg.SSKD.BN_CHUNK)
+    return peer

@@ -1,0 +1,62 @@
+"""Source pre-training (stage 1): one network on labelled source images, with the target passing through batch norm."""
+from typing import Dict, Union
+
+import torch
+
+from fastreid.config import CfgNode, configurable
+from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
+
+from ..losses import LossSet, PeerBatch
+from .losses_config import build_losses
+from .peer import Peer, build_peer
+from .pixels import PixelNormalisation
+
+__all__ = ["SSKDSource"]
+
+
+@META_ARCH_REGISTRY.register()
+class SSKDSource(Peer):
+    """CE with smoothed labels + multi-similarity + batch nuclear norm, all on the source.
+
+    Training: ``forward({"images": (B, 3, H, W), "targets": (B,)})`` returns ``{"loss_<name>": weighted scalar}``.
+    With ``"bn_images"`` (B', 3, H, W) in the batch, the unlabelled target's images go through the network in train
+    mode after the source's: only its batch-norm statistics change. Its checkpoints have the names of a
+    :class:`fastreid.modeling.meta_arch.Baseline` and load there.
+
+    Args:
+        peer: the network.
+        losses: the weighted losses.
+        pixel_mean, pixel_std: 3 values each, in units of 0..255.
+    """
+
+    @configurable
+    def __init__(self, *, peer: Peer, losses: LossSet, pixel_mean, pixel_std):
+        super().__init__(peer.backbone, peer.heads)
+        self.losses = losses
+        self.pixels = PixelNormalisation(pixel_mean, pixel_std)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            "peer": build_peer(cfg),
+            "losses": build_losses(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    device = property(lambda self: self.pixels.mean.device, doc="Where the model is.")
+
+    def forward(self, batched_inputs: Dict) -> Union[Dict[str, torch.Tensor], torch.Tensor]:
+        images = self.pixels(batched_inputs["images"])
+        if not self.training:
+            return super().forward(images)
+        labels = batched_inputs["targets"].to(self.device)
+        outputs = super().forward(images, labels)
+        if "bn_images" in batched_inputs:
+            bn_images = self.pixels(batched_inputs["bn_images"])
+            nobody = labels.new_full((len(bn_images),), -1)  # the host's margin layers skip the label -1
+            with torch.no_grad():
+                super().forward(bn_images, nobody)
+        return self.losses(
+            PeerBatch(features=outputs["features"], logits=outputs["cls_outputs"], labels=labels)
+        )

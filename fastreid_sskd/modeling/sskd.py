@@ -1,0 +1,159 @@
+"""SSKD: K students that learn from pseudo-labels and from the mean teachers of each other (arXiv 2009.05972)."""
+import copy
+from typing import Dict, List, Sequence, Union
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastreid.config import CfgNode, configurable
+from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
+
+from ..losses import LossSet, PeerBatch
+from .ema import ema_decay, update_teacher
+from .losses_config import build_losses
+from .peer import Peer, build_peer
+from .pixels import PixelNormalisation
+
+__all__ = ["SSKD", "ensemble_feature"]
+
+
+def ensemble_feature(features: Sequence[torch.Tensor]) -> torch.Tensor:
+    """F = normalise(mean_k normalise(f_k)), the feature that is clustered (method, refresh step 1).
+
+    Args:
+        features: K tensors (N, d) of one d.
+
+    Returns:
+        (N, d) of unit length.
+    """
+    return F.normalize(torch.stack([F.normalize(f.float(), dim=1) for f in features]).mean(0), dim=1)
+
+
+@META_ARCH_REGISTRY.register()
+class SSKD(nn.Module):
+    """K peers, each a student and its mean teacher, with the losses between them.
+
+    Training: ``forward({"images": (B, K, 3, H, W), "targets": (B,) pseudo-labels})`` gives student k and teacher k
+    view k, both in train mode, and returns ``{"loss_<name>_peer<k>": weighted scalar}``; the sum is the method's
+    total. Teachers get no gradient, but their batch-norm statistics follow their own passes.
+
+    Evaluation: ``forward({"images": (B, 3, H, W)})`` returns the feature (B, d) that ``eval_with`` names.
+
+    Args:
+        students: K networks of equal shape.
+        losses: the weighted losses of one student.
+        pixel_mean, pixel_std: 3 values each, in units of 0..255.
+        eval_with: "best", "ensemble" or a peer's number, see ``SSKD.EVAL_WITH``.
+
+    Raises:
+        ValueError: if there is no peer or ``eval_with`` names none.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        students: Sequence[Peer],
+        losses: LossSet,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        eval_with: str = "best",
+    ):
+        super().__init__()
+        if len(students) < 1:
+            raise ValueError("SSKD.NUM_PEERS must be at least 1, got 0")
+        self.students = nn.ModuleList(students)
+        self.teachers = nn.ModuleList(copy.deepcopy(student) for student in students)
+        self.teachers.requires_grad_(False)
+        self.losses = losses
+        self.pixels = PixelNormalisation(pixel_mean, pixel_std)
+        # the teacher that was best when the best metric so far was reached; -1: nothing evaluated yet
+        self.register_buffer("best_peer", torch.tensor(-1))
+        self.eval_with = self.check_eval_with(str(eval_with))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            "students": [build_peer(cfg) for _ in range(cfg.SSKD.NUM_PEERS)],
+            "losses": build_losses(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "eval_with": cfg.SSKD.EVAL_WITH,
+        }
+
+    @property
+    def num_peers(self) -> int:
+        """K."""
+        return len(self.students)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; batches are moved there by ``forward``."""
+        return self.pixels.mean.device
+
+    def check_eval_with(self, eval_with: str) -> str:
+        names = ["best", "ensemble", *map(str, range(self.num_peers))]
+        if eval_with not in names:
+            raise ValueError(f"SSKD.EVAL_WITH must be one of {', '.join(names)}; got {eval_with!r}")
+        return eval_with
+
+    def forward(self, batched_inputs: Dict) -> Union[Dict[str, torch.Tensor], torch.Tensor]:
+        if not self.training:
+            return self.evaluation_feature(batched_inputs)
+        return self.training_losses(batched_inputs)
+
+    # ---- training ---------------------------------------------------------------------------------------------
+
+    def training_losses(self, batched_inputs: Dict) -> Dict[str, torch.Tensor]:
+        """The weighted losses of every peer; student k learns from teacher k+1 (cyclic) on view k+1."""
+        images, labels = batched_inputs["images"], batched_inputs["targets"].to(self.device)
+        if images.ndim != 5 or images.shape[1] != self.num_peers:
+            raise ValueError(
+                f"SSKD trains on batches of shape (B, {self.num_peers}, 3, H, W), one view a peer; "
+                f"got {tuple(images.shape)}"
+            )
+        views = [self.pixels(images[:, k]) for k in range(self.num_peers)]
+        with torch.no_grad():
+            taught = [teacher(view, labels) for teacher, view in zip(self.teachers, views)]
+
+        losses = {}
+        for k, (student, view) in enumerate(zip(self.students, views)):
+            learnt, own, next_peer = student(view, labels), taught[k], taught[(k + 1) % self.num_peers]
+            batch = PeerBatch(
+                features=learnt["features"],
+                logits=learnt["cls_outputs"],
+                labels=labels,
+                teacher_features=own["features"],
+                teacher_logits=own["pred_class_logits"],
+                peer_teacher_features=next_peer["features"],
+                peer_teacher_logits=next_peer["pred_class_logits"],
+            )
+            losses.update(self.losses(batch, peer=k))
+        return losses
+
+    def update_teachers(self, step: int, momentum: float) -> float:
+        """One step of every teacher's moving average; returns alpha, see :func:`.ema.ema_decay`."""
+        decay = ema_decay(step, momentum)
+        for teacher, student in zip(self.teachers, self.students):
+            update_teacher(teacher, student, decay)
+        return decay
+
+    def reset_classifiers(self, centroids: torch.Tensor) -> None:
+        """Make the centroids (C, d) the classifier of every student and teacher."""
+        for peer in (*self.students, *self.teachers):
+            peer.reset_classifier(centroids)
+
+    # ---- evaluation -------------------------------------------------------------------------------------------
+
+    def teacher_features(self, batched_inputs: Dict) -> List[torch.Tensor]:
+        """f_k of every teacher for images (B, 3, H, W): K tensors (B, d), not normalised."""
+        images = self.pixels(batched_inputs["images"])
+        return [teacher(images) for teacher in self.teachers]
+
+    def evaluation_feature(self, batched_inputs: Dict) -> torch.Tensor:
+        """The feature (B, d) of what ``eval_with`` names; "best" is teacher 0 before the first evaluation."""
+        if self.eval_with == "ensemble":
+            return ensemble_feature(self.teacher_features(batched_inputs))
+        k = max(int(self.best_peer), 0) if self.eval_with == "best" else int(self.eval_with)
+        return self.teachers[k](self.pixels(batched_inputs["images"]))

@@ -1,0 +1,71 @@
+"""Metadata and requirements of fastreid_sskd.
+
+fast-reid itself is missing from the requirements on purpose. Its wheel pins torch 1.13, so that pip cannot
+resolve it beside torch 2, and it may just as well be a git checkout on PYTHONPATH. What the host needs at run
+time is listed here in its stead; `make` installs the host with `pip install --no-deps fastreid==1.4.0`.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """Version of the package, read from its source: importing it would need torch and the host."""
+    source = (ROOT / "fastreid_sskd" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r"""^__version__\s*=\s*["']([^"']+)["']""", source, re.MULTILINE)
+    if match is None:
+        raise ValueError('fastreid_sskd/__init__.py must hold a line __version__ = "X.Y.Z"; add it')
+    return match.group(1)
+
+
+def read_readme() -> str:
+    """The README, or nothing in a tree that was packed without it."""
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+INSTALL_REQUIRES = [
+    # torch before 2.3 was built against numpy 1: beside it, install "numpy<2" (pip cannot express that).
+    "torch>=2.1",
+    "torchvision>=0.16",
+    "numpy>=1.26",
+    "scipy>=1.11",
+    "scikit-learn>=1.3",
+    "numba>=0.58",
+    "pillow>=9.4",
+    # imported by the host
+    "yacs>=0.1.8",
+    "pyyaml>=6.0",
+    "tabulate>=0.9",
+    "termcolor>=2.0",
+    "tensorboard>=2.11",
+]
+
+EXTRAS_REQUIRE = {
+    # cpu and gpu both install the module `faiss`: choose one of them.
+    "cpu": ["faiss-cpu>=1.8"],
+    # Linux x86-64 and CUDA 12 runtime libraries, which it brings along; torch may be of another CUDA version.
+    "gpu": ["faiss-gpu>=1.14.3"],
+    # ruff is held to one minor version: its default rules change between them
+    "test": ["pytest>=7.3", "pytorch-metric-learning>=2.3", "ruff>=0.17,<0.18"],
+    # what some parts of the host import when they are used: weights from the network, CUHK03, its visualiser
+    "host": ["gdown", "h5py", "imageio", "matplotlib", "tqdm"],
+}
+
+setup(
+    name="fastreid-sskd",
+    version=read_version(),
+    description="SSKD (arXiv 2009.05972): unsupervised domain adaptation of person re-ID, for fast-reid",
+    long_description=read_readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["fastreid_sskd*"]),
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    zip_safe=False,
+)

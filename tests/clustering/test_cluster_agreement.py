@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from fastreid_sskd.clustering import cluster_agreement
+from fastreid_sskd.clustering.diagnostics import bcubed, noise_as_singletons
+
+
+def slow_bcubed(labels, identities):
+    """Image by image, from the definition."""
+    count = len(labels)
+    precision = recall = 0
+    for i in range(count):
+        cluster = [j for j in range(count) if labels[j] == labels[i]]
+        identity = [j for j in range(count) if identities[j] == identities[i]]
+        common = len(set(cluster) & set(identity))
+        precision += common / len(cluster) / count
+        recall += common / len(identity) / count
+    return precision, recall, 2 * precision * recall / (precision + recall)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bcubed_equals_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    labels, identities = rng.integers(0, 9, 70), rng.integers(-3, 200, 12)[rng.integers(0, 12, 70)]
+    assert bcubed(labels, identities) == pytest.approx(slow_bcubed(labels, identities), abs=1e-12)
+
+
+def test_bcubed_by_hand():
+    # cluster 0 holds a, a, b; cluster 1 holds b: precision (2/3 + 2/3 + 1/3 + 1) / 4, recall (1 + 1 + 1/2 + 1/2) / 4
+    precision, recall, f = bcubed(np.array([0, 0, 0, 1]), np.array([7, 7, 9, 9]))
+    assert (precision, recall) == (pytest.approx(2 / 3), pytest.approx(3 / 4))
+    assert f == pytest.approx(2 * (2 / 3) * (3 / 4) / (2 / 3 + 3 / 4))
+
+
+def test_noise_images_are_clusters_of_their_own():
+    labels = np.array([-1, 2, -1, 0, 2])
+    singles = noise_as_singletons(labels)
+    assert singles[1] == singles[4]
+    assert len(set(singles.tolist())) == 4
+    assert labels.tolist() == [-1, 2, -1, 0, 2]
+
+
+def test_agreement():
+    rng = np.random.default_rng(0)
+    identities = np.repeat(np.arange(6), 10)
+    labels = np.where(rng.random(60) < 0.3, rng.integers(-1, 6, 60), identities)
+    singles = noise_as_singletons(labels)
+    found = cluster_agreement(labels, identities)
+    assert found == {
+        "NMI": pytest.approx(metrics.normalized_mutual_info_score(identities, singles)),
+        "AMI": pytest.approx(metrics.adjusted_mutual_info_score(identities, singles)),
+        "ARI": pytest.approx(metrics.adjusted_rand_score(identities, singles)),
+        "BCubed F": pytest.approx(slow_bcubed(singles, identities)[2]),
+    }
+    assert all(0 < value < 1 for value in found.values())
+
+
+def test_perfect_and_all_noise():
+    identities = np.repeat(np.arange(4), 5)
+    assert all(value == pytest.approx(1) for value in cluster_agreement(3 - identities, identities).values())
+    noise = cluster_agreement(np.full(20, -1), identities)
+    assert noise["ARI"] == 0
+    assert noise["BCubed F"] == pytest.approx(2 * 1 * 0.2 / 1.2)
+
+
+def test_lengths():
+    for labels, identities in (([0], [0, 1]), ([], [])):
+        with pytest.raises(ValueError, match="labels and identities"):
+            cluster_agreement(np.array(labels, int), np.array(identities, int))

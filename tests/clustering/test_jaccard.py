@@ -1,0 +1,230 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dense_reference import cosines, crowd, dense_jaccard, lattice, to_dense
+
+from fastreid_sskd.clustering import jaccard_distance
+
+GOLDEN = sorted((Path(__file__).resolve().parent.parent / "golden").glob("cluster_*.npz"))
+VARIANTS = ("sskd", "faiss")
+
+
+def test_golden_files_are_there():
+    assert len(GOLDEN) == 4
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_distances(path):
+    golden = np.load(path)
+    distance = jaccard_distance(golden["features"], int(golden["k1"]), int(golden["k2"]))
+    np.testing.assert_allclose(to_dense(distance), golden["jaccard"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("k1, k2", [(20, 6), (5, 3), (7, 2), (9, 1), (10, 12), (1, 1), (2, 2), (30, 6)])
+def test_equals_the_dense_formulas(variant, k1, k2):
+    features = crowd(seed=k1 + 100 * k2)
+    assert len(features) > k1
+    distance = jaccard_distance(features, k1, k2, variant=variant)
+    np.testing.assert_allclose(
+        to_dense(distance), dense_jaccard(features, k1, k2, variant), rtol=0, atol=2e-6
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("seed", range(3))
+def test_tied_similarities_are_ordered_by_index(variant, seed):
+    features = lattice(seed)
+    tied = cosines(features)
+    assert len(np.unique(tied)) < 12
+    distance = jaccard_distance(features, 8, 4, variant=variant)
+    np.testing.assert_allclose(to_dense(distance), dense_jaccard(features, 8, 4, variant), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_number_of_images_barely_above_k1(variant):
+    features = crowd(seed=4)[:23]
+    for count in (21, 22, 23):
+        distance = jaccard_distance(features[:count], 20, 6, variant=variant)
+        dense = dense_jaccard(features[:count], 20, 6, variant)
+        np.testing.assert_allclose(to_dense(distance), dense, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("count", [2, 3, 20])
+def test_fewer_images_than_the_lists_hold_warns_and_cuts_them(variant, count):
+    features = crowd(seed=5)[:count]
+    with pytest.warns(UserWarning, match=f"{count} images are not more than k1=20.*SSKD.CLUSTER.K1"):
+        distance = jaccard_distance(features, 20, 6, variant=variant)
+    dense = dense_jaccard(features, 20, 6, variant)
+    np.testing.assert_allclose(to_dense(distance), dense, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_more_duplicates_than_a_list_holds(variant):
+    rng = np.random.default_rng(6)
+    features = rng.normal(size=(40, 16)).astype(np.float32)
+    features = np.concatenate([features, np.repeat(features[3:4], 30, 0)])  # 31 equal rows, lists of 9
+    distance = jaccard_distance(features, 8, 3, variant=variant)
+    np.testing.assert_allclose(to_dense(distance), dense_jaccard(features, 8, 3, variant), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_rows_equal_is_finite(variant):
+    features = np.full((30, 8), 0.37, dtype=np.float32)
+    distance = jaccard_distance(features, 5, 3, variant=variant)
+    assert np.isfinite(distance.data).all()
+    np.testing.assert_allclose(to_dense(distance), dense_jaccard(features, 5, 3, variant), rtol=0, atol=2e-6)
+
+
+def test_layout_of_the_sparse_matrix():
+    features = crowd(seed=7)
+    distance = jaccard_distance(features, 6, 2)
+    assert distance.shape == (len(features),) * 2 and distance.dtype == np.float32
+    for i in range(len(features)):
+        columns = distance.indices[distance.indptr[i] : distance.indptr[i + 1]]
+        assert (np.diff(columns) > 0).all()
+        assert i in columns
+    assert (distance.diagonal() == 0).all()
+    assert ((distance.data >= 0) & (distance.data < 1)).all()
+    assert (to_dense(distance) == to_dense(distance).T).all()
+
+
+def test_equal_images_are_stored_at_distance_zero():
+    # two images whose whole neighbour lists are the same: the pair must stay in the matrix as an explicit zero
+    features = np.repeat(np.eye(4, dtype=np.float32), 3, axis=0)
+    distance = jaccard_distance(features, 2, 3)
+    assert np.array_equal(to_dense(distance), 1 - np.kron(np.eye(4), np.ones((3, 3))))
+    assert distance.nnz == 4 * 9
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("k2", [2, 3, 4, 5, 6])
+def test_distances_of_images_that_share_whole_lists_are_exact(variant, k2):
+    # Satellites of a tight group see the group in the same order and are nobody's reciprocal neighbour: they share
+    # k2 - 1 of their k2 lists and nothing else, so J = 1 - m / (2 - m), m = (k2 - 1) / k2. An eps chosen there must
+    # not be decided by rounding.
+    axes = np.eye(14)
+    group = [axes[0] + 0.05 * step * axes[step] for step in range(8)]
+    satellites = [axes[0] + (3 + 0.1 * s) * axes[8 + s] for s in range(6)]
+    features = np.array(group + satellites)
+    distance = to_dense(jaccard_distance(features, 7, k2, variant=variant))[8:, 8:]
+    expected = np.float32(2 / (k2 + 1))
+    assert (distance[~np.eye(6, dtype=bool)] == expected).all()
+    dense = dense_jaccard(features, 7, k2, variant)[8:, 8:]
+    np.testing.assert_allclose(distance, dense, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_order_of_the_images_does_not_matter(variant):
+    features = crowd(seed=9, duplicated=0)
+    order = np.random.default_rng(0).permutation(len(features))
+    straight = to_dense(jaccard_distance(features, 9, 4, variant=variant))
+    shuffled = to_dense(jaccard_distance(features[order], 9, 4, variant=variant))
+    assert np.array_equal(straight[np.ix_(order, order)], shuffled)
+
+
+def test_threads_do_not_matter():
+    features = crowd(seed=10, num_ids=60)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = jaccard_distance(features)
+        torch.set_num_threads(3)
+        three = jaccard_distance(features)
+    finally:
+        torch.set_num_threads(threads)
+    assert (one != three).nnz == 0
+
+
+def test_max_distance_keeps_what_is_within():
+    features = crowd(seed=11)
+    full = jaccard_distance(features)
+    near = jaccard_distance(features, max_distance=0.5)
+    dense = to_dense(full)
+    assert 0 < near.nnz < full.nnz
+    assert np.array_equal(to_dense(near), np.where(dense <= 0.5, dense, 1))
+
+
+def test_inputs_of_any_kind_give_the_same_and_are_left_alone(tmp_path):
+    # exact in float16, so that every dtype holds the same numbers; not unit norm
+    features = np.round(crowd(seed=12) * 64).astype(np.float32) / 8
+    expected = jaccard_distance(features)
+    np.save(tmp_path / "features.npy", features)
+    kinds = {
+        "float16": features.astype(np.float16),
+        "float64": features.astype(np.float64),
+        "fortran": np.asfortranarray(features),
+        "strided": np.repeat(features, 2, axis=1)[:, ::2],
+        "read only": np.load(tmp_path / "features.npy", mmap_mode="r"),
+        "torch": torch.from_numpy(features.copy()),
+        "torch half": torch.from_numpy(features).half(),
+        "torch with gradient": torch.from_numpy(features.copy()).requires_grad_(),
+        "torch transposed": torch.from_numpy(features.T.copy()).T,
+    }
+    for kind, given in kinds.items():
+        before = given.detach().clone() if isinstance(given, torch.Tensor) else given.copy()
+        result = jaccard_distance(given)
+        assert np.array_equal(result.data, expected.data), kind
+        assert np.array_equal(result.indices, expected.indices), kind
+        assert (before == given).all(), kind
+        assert given.dtype == before.dtype, kind
+
+
+def test_scale_of_the_rows_does_not_matter():
+    features = crowd(seed=13)
+    scale = 2.0 ** np.random.default_rng(0).integers(-8, 9, (len(features), 1))
+    scaled = jaccard_distance((features * scale).astype(np.float32))
+    np.testing.assert_allclose(to_dense(scaled), to_dense(jaccard_distance(features)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_is_named(bad):
+    features = crowd(seed=14)
+    features[17, 3] = bad
+    features[40] = np.nan
+    with pytest.raises(ValueError, match=r"row 17 is not finite \(2 such rows"):
+        jaccard_distance(features)
+
+
+def test_a_row_of_zeros_is_named():
+    features = crowd(seed=15)
+    features[9] = 0
+    with pytest.raises(ValueError, match=r"row 9 is all zeros \(1 such rows"):
+        jaccard_distance(features)
+
+
+@pytest.mark.parametrize(
+    "features, message",
+    [
+        (np.ones((1, 4)), "at least 2 images, got 1"),
+        (np.ones((0, 4)), "at least 2 images, got 0"),
+        (np.ones(4), "must be .N, d."),
+        (np.ones((4, 0)), "must be .N, d."),
+    ],
+)
+def test_shapes_that_cannot_be_clustered(features, message):
+    with pytest.raises(ValueError, match=message):
+        jaccard_distance(features)
+
+
+@pytest.mark.parametrize(
+    "features", [np.array([["a", "b"]] * 3), np.ones((3, 2), complex), np.ones((3, 2), bool)]
+)
+def test_features_that_are_no_real_numbers(features):
+    with pytest.raises(TypeError, match="real numbers"):
+        jaccard_distance(features)
+
+
+def test_names_and_numbers_out_of_range():
+    features = crowd(seed=16)
+    with pytest.raises(ValueError, match="SSKD.CLUSTER.VARIANT is one of sskd, faiss"):
+        jaccard_distance(features, variant="mmt")
+    with pytest.raises(ValueError, match="SSKD.CLUSTER.KNN is one of auto, torch"):
+        jaccard_distance(features, knn="annoy")
+    with pytest.raises(ValueError, match="k1=0"):
+        jaccard_distance(features, 0)
+    with pytest.raises(ValueError, match="k2=0"):
+        jaccard_distance(features, 20, 0)

@@ -1,0 +1,160 @@
+"""Ranking against a loop written from the definition, the host's own python ranking, and placed examples."""
+
+import numpy as np
+import pytest
+
+from fastreid_sskd.evaluation import ranking
+from fastreid_sskd.evaluation.ranking import evaluate_rank
+
+
+def slow_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50):
+    """CMC, AP and INP from their definitions, one image at a time; None if no query counts."""
+    curves, precisions, penalties = [], [], []
+    for i in range(len(q_pids)):
+        order = sorted(range(len(g_pids)), key=lambda j: (distmat[i, j], j))
+        hits = [g_pids[j] == q_pids[i] for j in order if g_pids[j] != q_pids[i] or g_camids[j] != q_camids[i]]
+        if not any(hits):
+            continue
+        places = [place for place, hit in enumerate(hits, start=1) if hit]
+        curves.append([float(places[0] <= r) for r in range(1, max_rank + 1)])
+        precisions.append(sum((k + 1) / place for k, place in enumerate(places)) / len(places))
+        penalties.append(len(places) / places[-1])
+    return (np.mean(curves, axis=0), precisions, penalties) if curves else None
+
+
+def problem(seed, num_query, num_gallery, ids, cameras, dtype=np.float32, levels=None):
+    """Random distances (of a few levels, so with many ties, if asked) and labels."""
+    rng = np.random.default_rng(seed)
+    distances = rng.random((num_query, num_gallery))
+    if levels:
+        distances = np.floor(distances * levels) / levels
+    draw = [rng.integers(0, high, size) for high in (ids, cameras) for size in (num_query, num_gallery)]
+    return distances.astype(dtype), *draw
+
+
+def assert_equal_results(ours, expected):
+    for got, want in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("num_query", "num_gallery", "ids"), [(1, 1, 1), (5, 7, 3), (20, 60, 5), (9, 200, 40)])
+@pytest.mark.parametrize("levels", [None, 1, 4])
+def test_equals_the_definition(seed, num_query, num_gallery, ids, levels):
+    case = problem(seed, num_query, num_gallery, ids, cameras=3, levels=levels)
+    expected = slow_rank(*case)
+    if expected is None:
+        with pytest.raises(ValueError, match="has a match"):
+            evaluate_rank(*case)
+    else:
+        assert_equal_results(evaluate_rank(*case), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_host_without_ties(seed):
+    from fastreid_sskd import compat
+
+    compat.apply()
+    from fastreid.evaluation.rank import evaluate_py
+
+    case = problem(seed, 30, 400, ids=12, cameras=4)
+    cmc, precisions, penalties = evaluate_py(*case, 50, False)
+    ours = evaluate_rank(*case)
+    np.testing.assert_allclose(ours[0], cmc, rtol=1e-6)  # the host's curve is float32
+    np.testing.assert_allclose(ours[1], precisions, rtol=1e-12)
+    np.testing.assert_allclose(ours[2], penalties, rtol=1e-12)
+
+
+def test_placed_example():
+    # Ranking of query (identity 7, camera 0): junk, wrong, match, wrong, match -> matches at 2 and 4 of 4 kept.
+    distances = np.array([[0.1, 0.2, 0.3, 0.4, 0.5]])
+    cmc, precision, penalty = evaluate_rank(
+        distances, np.array([7]), np.array([7, 1, 7, 2, 7]), np.array([0]), np.array([0, 0, 1, 0, 2]), max_rank=5
+    )
+    assert cmc.tolist() == [0, 1, 1, 1, 1]
+    assert precision == [pytest.approx((1 / 2 + 2 / 4) / 2)]
+    assert penalty == [pytest.approx(2 / 4)]
+
+
+def test_ties_go_by_gallery_index():
+    arguments = [np.array([1]), np.array([2, 1, 2]), np.array([0]), np.array([1, 1, 1])]
+    cmc, precision, _ = evaluate_rank(np.zeros((1, 3)), *arguments)
+    assert (cmc[0], cmc[1], precision[0]) == (0, 1, 0.5)
+    # a tied junk image before the match takes no place
+    arguments = [np.array([1]), np.array([1, 1, 2]), np.array([0]), np.array([0, 1, 1])]
+    assert evaluate_rank(np.zeros((1, 3)), *arguments)[1] == [1.0]
+
+
+def test_infinite_distances_are_ranked_last_and_junk_takes_no_place():
+    arguments = [np.array([1]), np.array([1, 2, 1]), np.array([0]), np.array([0, 1, 1])]
+    distances = np.array([[np.inf, 0.5, np.inf]])
+    assert_equal_results(evaluate_rank(distances, *arguments), slow_rank(distances, *arguments))
+
+
+def test_small_gallery_pads_the_curve():
+    cmc, _, _ = evaluate_rank(*[np.array(v) for v in ([[0.2, 0.1]], [1], [1, 2], [0], [1, 1])])
+    assert cmc.shape == (50,)
+    assert cmc[0] == 0
+    assert (cmc[1:] == 1).all()
+
+
+def test_queries_without_a_match_are_left_out():
+    distances = np.array([[0.1, 0.2], [0.1, 0.2], [0.1, 0.2]])
+    cmc, precision, penalty = evaluate_rank(
+        distances, np.array([1, 9, 2]), np.array([1, 2]), np.array([0, 0, 0]), np.array([1, 0])
+    )
+    assert (len(precision), len(penalty), cmc[0]) == (1, 1, 1.0)
+
+
+def test_no_match_at_all():
+    with pytest.raises(ValueError, match="none of the 1 queries has a match"):
+        evaluate_rank(np.array([[0.1]]), np.array([1]), np.array([1]), np.array([0]), np.array([0]))
+
+
+def test_nan_names_the_query():
+    case = problem(0, 5, 8, ids=2, cameras=2)
+    case[0][3, 2] = np.nan
+    with pytest.raises(ValueError, match="query 3 contain NaN"):
+        evaluate_rank(*case)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"distmat": np.zeros(3)}, "distmat must be"),
+        ({"distmat": np.zeros((0, 3))}, "distmat must be"),
+        ({"distmat": np.zeros((2, 0))}, "distmat must be"),
+        ({"g_pids": np.zeros(2)}, "g_pids must have shape"),
+        ({"q_camids": np.zeros((2, 1))}, "q_camids must have shape"),
+        ({"max_rank": 0}, "max_rank"),
+        ({"use_metric_cuhk03": True}, "eval_cuhk03"),
+    ],
+)
+def test_wrong_arguments(change, message):
+    right = {
+        "distmat": np.zeros((2, 3)),
+        "q_pids": np.zeros(2),
+        "g_pids": np.zeros(3),
+        "q_camids": np.zeros(2),
+        "g_camids": np.ones(3),
+    }
+    evaluate_rank(**right)
+    with pytest.raises(ValueError, match=message):
+        evaluate_rank(**{**right, **change})
+
+
+def test_input_unchanged_and_blocks_do_not_matter(monkeypatch):
+    case = problem(1, 33, 50, ids=5, cameras=3, levels=10)
+    before = [array.copy() for array in case]
+    whole = evaluate_rank(*case)
+    for array, copy in zip(case, before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+    monkeypatch.setattr(ranking, "BLOCK_BYTES", 1)
+    assert_equal_results(evaluate_rank(*case), whole)
+
+
+def test_integer_distances_and_text_labels():
+    names = np.array(["a", "b"])
+    distances = np.array([[3, 1, 2]])
+    arguments = [names[[0]], names[[1, 0, 0]], np.array([0]), np.array([1, 0, 1])]
+    assert evaluate_rank(distances, *arguments)[1] == [1.0]

@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Make a Market-1501-style data set of the first N training identities, by links to the original images.
+
+    tools/make_subset.py --source DATASETS/Market-1501-v15.09.15 --output SUBSET/Market-1501-v15.09.15 --identities 200
+
+Query and gallery are linked whole. Use it with FASTREID_DATASETS=SUBSET.
+"""
+import argparse
+import os
+import sys
+
+SPLITS = ("bounding_box_train", "query", "bounding_box_test")
+
+
+def images_of(folder: str) -> list:
+    return sorted(name for name in os.listdir(folder) if name.endswith(".jpg"))
+
+
+def identity(name: str) -> str:
+    return name.split("_")[0]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True, help="folder with " + ", ".join(SPLITS))
+    parser.add_argument("--output", required=True, help="folder to make; must not exist")
+    parser.add_argument("--identities", type=int, required=True, help="training identities to keep, in order")
+    args = parser.parse_args()
+    names = {split: images_of(os.path.join(args.source, split)) for split in SPLITS}
+    identities = sorted({identity(name) for name in names["bounding_box_train"]} - {"-1"})
+    if not 1 <= args.identities <= len(identities):
+        parser.error(f"--identities must be 1 to {len(identities)}, got {args.identities}")
+    kept = set(identities[:args.identities])
+    names["bounding_box_train"] = [name for name in names["bounding_box_train"] if identity(name) in kept]
+    for split in SPLITS:
+        folder = os.path.join(args.output, split)
+        os.makedirs(folder)
+        for name in names[split]:
+            os.symlink(os.path.abspath(os.path.join(args.source, split, name)), os.path.join(folder, name))
+        print(f"{split}: {len(names[split])} images")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
