@@ -36,7 +36,7 @@ setup: python  ## create .venv and install everything; quick when nothing change
 	  $(if $(EXTRAS),--extras "$(EXTRAS)") $(if $(TORCH),--torch "$(TORCH)")
 
 demo: setup  ## adapt a model to the synthetic target and print the table of results
-	"$(RUN)" tools/demo.py --output runs/demo $(ARGS)
+	"$(RUN)" tools/compare.py --config-file configs/demo.yml --output runs/demo $(ARGS)
 
 test: setup  ## the whole test-suite
 	"$(RUN)" -m pytest $(ARGS)

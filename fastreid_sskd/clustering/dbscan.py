@@ -73,12 +73,15 @@ def dbscan(distance: scipy.sparse.spmatrix | np.ndarray, eps: float, min_samples
     if min_samples < 1:
         raise ValueError(f"min_samples must be at least 1, got {min_samples}: see SSKD.CLUSTER.MIN_SAMPLES")
     if not scipy.sparse.issparse(distance):
-        distance = _neighbours_of_dense(np.asarray(distance), eps)
+        dense = np.asarray(distance)
+        distance = _neighbors_of_dense(dense if dense.dtype.kind == "f" else dense.astype(np.float64), eps)
     csr = distance.tocsr()
+    if csr.dtype.kind != "f":  # eps would be cut to a whole number
+        csr = csr.astype(np.float64)
     return _labels(csr.indptr, csr.indices, csr.data, csr.data.dtype.type(eps), min_samples)
 
 
-def _neighbours_of_dense(distance: np.ndarray, eps: float) -> scipy.sparse.csr_matrix:
+def _neighbors_of_dense(distance: np.ndarray, eps: float) -> scipy.sparse.csr_matrix:
     """The entries <= eps of a dense matrix, zeros among them stored."""
     row, column = np.nonzero(distance <= distance.dtype.type(eps))
     indptr = np.searchsorted(row, np.arange(len(distance) + 1))

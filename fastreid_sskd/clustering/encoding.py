@@ -32,29 +32,28 @@ class Encoding:
     values: np.ndarray
     total: int
 
-    def transposed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Compressed columns: indptr, row numbers in ascending order, values."""
-        return _transpose(self.indptr, self.indices, self.values)
+    def columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Compressed columns: indptr (N + 1,) int64 and entries (E, 2) int32 of (row, share), rows ascending."""
+        return _columns(self.indptr, self.indices, self.values)
 
 
 @numba.njit(cache=True, nogil=True)
-def _transpose(indptr, indices, values):
+def _columns(indptr, indices, values):
     count = indptr.shape[0] - 1
-    out_indptr = np.zeros(count + 1, dtype=np.int64)
+    col_indptr = np.zeros(count + 1, dtype=np.int64)
     for e in range(indices.shape[0]):
-        out_indptr[indices[e] + 1] += 1
+        col_indptr[indices[e] + 1] += 1
     for i in range(count):
-        out_indptr[i + 1] += out_indptr[i]
-    place = out_indptr[:-1].copy()
-    out_indices = np.empty_like(indices)
-    out_values = np.empty_like(values)
+        col_indptr[i + 1] += col_indptr[i]
+    place = col_indptr[:-1].copy()
+    entries = np.empty((indices.shape[0], 2), dtype=np.int32)  # side by side: a column is read as one stream
     for i in range(count):
         for e in range(indptr[i], indptr[i + 1]):
-            j = indices[e]
-            out_indices[place[j]] = i
-            out_values[place[j]] = values[e]
-            place[j] += 1
-    return out_indptr, out_indices, out_values
+            column = indices[e]
+            entries[place[column], 0] = i
+            entries[place[column], 1] = values[e]
+            place[column] += 1
+    return col_indptr, entries
 
 
 @numba.njit(cache=True, nogil=True)

@@ -84,7 +84,7 @@ def estimate_eps(
         row = np.repeat(np.arange(count, dtype=np.int32), np.diff(csr.indptr))
         stored = csr.data[csr.indices > row]
     else:
-        stored = np.asarray(distance)[np.triu_indices(count, 1)]
+        stored = np.asarray(distance)[~np.tri(count, dtype=bool)]
     return mean_of_smallest(stored, count, rho)
 
 

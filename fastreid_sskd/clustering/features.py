@@ -127,6 +127,6 @@ class UnitRows:
         scale = torch.from_numpy(self.inverse_norms[start:stop]).to(rows.device, torch.float32)
         return rows * scale[:, None]
 
-    def numpy(self) -> np.ndarray:
-        """The rows as numpy; a copy if they live on another device."""
-        return self.tensor.cpu().numpy()
+    def cpu(self) -> UnitRows:
+        """The same rows on the CPU."""
+        return UnitRows(self.tensor.cpu(), self.inverse_norms, self.norm_error)

@@ -12,8 +12,7 @@ import torch
 from .candidates import Candidates, device_topk, product_error, symmetric_tiles
 from .features import UnitRows
 from .progress import Progress, no_progress
-from .rescore import rescore, search_rows_exactly
-from .similarity import pair_cosines
+from .similarity import pair_cosines, rescore, search_rows_exactly
 
 logger = logging.getLogger("fastreid.sskd.clustering")
 
@@ -22,7 +21,7 @@ CANDIDATE_MARGIN = 8
 #: rows and columns of one tile on the CPU: 32 MB of float32, which stays in a server's cache
 CPU_TILE = (1024, 8192)
 DEVICE_TILE = 16384
-#: rows on which a backend other than torch is compared with an exact search
+#: rows on which any backend but torch on the CPU is compared with an exact search
 SELF_CHECK_ROWS = 32
 #: share of rows searched twice from which the log says so: the features are almost equal, or the backend errs
 NOTABLE_SHARE_SEARCHED_TWICE = 0.1
@@ -144,13 +143,16 @@ def exact_knn(
     size = min(k - 1 + CANDIDATE_MARGIN, count - 1)
     candidates = KNN_BACKENDS[name](rows, size, need_farthest=need_smallest, progress=progress)
     indices, similarities, redone = rescore(rows, candidates, k)
-    if name != "torch" and not _agrees_with_exact(rows, indices, similarities):
+    own_and_here = name == "torch" and rows.tensor.device.type == "cpu"
+    if not own_and_here and not _agrees_with_exact(rows, indices, similarities):
         logger.warning(
-            "k-NN backend %r disagrees with an exact search on a sample: searching with torch", name
+            "k-NN backend %r on %s disagrees with an exact search on a sample: searching with torch on the CPU",
+            name,
+            rows.tensor.device,
         )
-        return exact_knn(rows, k, backend="torch", need_smallest=need_smallest, progress=progress)
+        return exact_knn(rows.cpu(), k, backend="torch", need_smallest=need_smallest, progress=progress)
     if redone:
-        level = logging.INFO if redone > len(rows) * NOTABLE_SHARE_SEARCHED_TWICE else logging.DEBUG
+        level = logging.INFO if redone > count * NOTABLE_SHARE_SEARCHED_TWICE else logging.DEBUG
         logger.log(
             level, "k-NN: %d of %d rows have too many near-ties and were searched twice", redone, count
         )

@@ -91,7 +91,7 @@ def _symmetric(indptr, indices, data, limit):
 
 @numba.njit(cache=True, nogil=True)
 def _pairs_of_rows(
-    indptr, indices, values, col_indptr, col_indices, col_values, next_row, total, limit, sums, touched,
+    indptr, indices, values, col_indptr, col_entries, next_row, total, limit, sums, touched,
     first_row, row_start, row_stop, out_counts, out_indices, out_data, written,
 ):  # fmt: skip
     """Distances of rows row_start..row_stop to later rows, until the output might not hold another row.
@@ -99,7 +99,7 @@ def _pairs_of_rows(
     Args:
         next_row: (N,) int64, for each column the place of the first row not yet passed; advanced here, so
             rows must come in ascending order.
-        sums: (N,) int32 zeros, zero again on return. touched: (N,) int32 scratch.
+        sums: (N,) int32 zeros, zero again on return. touched: (N + 1,) int32 scratch.
         first_row: row of out_counts[0]. written: entries of the output that are already in use.
 
     Returns:
@@ -115,12 +115,12 @@ def _pairs_of_rows(
             column, value = indices[e], values[e]
             next_row[column] += 1  # passes row i itself
             for c in range(next_row[column], col_indptr[column + 1]):
-                j = col_indices[c]
-                if sums[j] == 0:
-                    touched[found] = j
-                    found += 1
-                sums[j] += min(value, col_values[c])
-        before = written
+                j = col_entries[c, 0]
+                before = sums[j]
+                touched[found] = j  # overwritten by the next one unless j is new
+                found += before == 0
+                sums[j] = before + min(value, col_entries[c, 1])
+        already = written
         for f in range(found):
             j = touched[f]
             shared = np.int64(sums[j])
@@ -133,16 +133,16 @@ def _pairs_of_rows(
                 out_indices[written] = j
                 out_data[written] = distance
                 written += 1
-        out_counts[i - first_row] = written - before
+        out_counts[i - first_row] = written - already
     return row_stop, written
 
 
 @numba.njit(cache=True, nogil=True)
-def _first_rows(col_indptr, col_indices, row, out):
+def _first_rows(col_indptr, col_entries, row, out):
     """For each column the place of its first row >= `row`."""
     for column in range(out.shape[0]):
         out[column] = col_indptr[column] + np.searchsorted(
-            col_indices[col_indptr[column] : col_indptr[column + 1]], row
+            col_entries[col_indptr[column] : col_indptr[column + 1], 0], row
         )
 
 
@@ -225,13 +225,13 @@ def pair_distances(
     Time is the sum over columns of (entries)^2; memory is the result and O(N) for each thread.
     """
     count = len(encoding.indptr) - 1
-    columns = encoding.transposed()
+    columns = encoding.columns()
     store = _Store(count, np.inf if max_distance is None else max_distance, keep_smallest)
 
     def rows_of_pairs(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         next_row = np.empty(count, dtype=np.int64)
         _first_rows(columns[0], columns[1], start, next_row)
-        sums, touched = np.zeros(count, dtype=np.int32), np.empty(count, dtype=np.int32)
+        sums, touched = np.zeros(count, dtype=np.int32), np.empty(count + 1, dtype=np.int32)
         counts = np.zeros(stop - start, dtype=np.int64)
         indices, data = (np.empty(count + 2**18, dtype=kind) for kind in (np.int32, np.float32))
         row, written = start, 0

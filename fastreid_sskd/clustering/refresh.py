@@ -137,7 +137,7 @@ def _share(rho: float | None, pairs_per_image: float | None, num_images: int) ->
     if rho is None:
         return rho_from_pairs_per_image(pairs_per_image, num_images)
     if not RHO_RANGE[0] <= num_images <= RHO_RANGE[1]:
-        logger.info(
+        logger.warning(
             "rho=%g averages %.1f pairs per image at %d images, and eps grows with their number: outside %d to %d "
             "images SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS say the same at any size",
             rho, rho * (num_images - 1) / 2, num_images, *RHO_RANGE,

@@ -3,9 +3,10 @@
     from fastreid_sskd import compat
     compat.apply()          # before, or instead of, the first import of fastreid
 
-The host pins torch 1.13. `apply` imports it once, with the names it misses present only meanwhile, and then replaces
-the parts that break or mislead on Python 3.10-3.13, torch >= 2.1 and numpy 1.26 and 2. `PATCHES` lists every change
-with its place in the host and its reason; nothing outside the host's own modules stays changed.
+The host pins torch 1.13. `apply` imports it once, with the names it misses present only meanwhile, and then
+replaces the parts that break or mislead on Python 3.10-3.13, torch >= 2.1 and numpy 1.26 and 2. `PATCHES`
+lists every change with its place in the host and its reason; nothing outside the host's own modules stays
+changed.
 """
 
 import contextlib
@@ -15,7 +16,16 @@ from .data import HostDataLoader, dataset_root
 from .host_import import host_version
 from .patch import CompatError, Patch
 
-__all__ = ["PATCHES", "CompatError", "HostDataLoader", "Patch", "apply", "dataset_root", "host_version", "table"]
+__all__ = [
+    "PATCHES",
+    "CompatError",
+    "HostDataLoader",
+    "Patch",
+    "apply",
+    "dataset_root",
+    "host_version",
+    "table",
+]
 
 PATCHES: tuple[Patch, ...] = (
     *host_import.PATCHES,

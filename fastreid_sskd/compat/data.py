@@ -35,8 +35,8 @@ class DatasetRoot(os.PathLike):
 class HostDataLoader(DataLoader):
     """torch's DataLoader behind the signature of the host's DataLoaderX.
 
-    Every `iter` is a fresh iterator, an error in a worker is raised in the main process, and batches stay on the
-    CPU (pinned where CUDA is available): the model moves them to its own device.
+    Every `iter` is a fresh iterator, an error in a worker is raised in the main process, and batches stay on
+    the CPU (pinned where CUDA is available): the model moves them to its own device.
 
     Args:
         local_rank: accepted for the host's sake and not used.
@@ -88,8 +88,8 @@ def to_tensor(picture: Image.Image | np.ndarray) -> torch.Tensor:
         picture: PIL image, or H x W (x C) array.
 
     Returns:
-        float32 in 0..255 for 8-bit (and 1-bit) images; int32, int16 or float32 as they are for modes I, I;16 and F;
-        an array that is not uint8 keeps its type.
+        float32 in 0..255 for 8-bit (and 1-bit) images; int32, int16 or float32 as they are for modes I, I;16
+        and F; an array that is not uint8 keeps its type.
 
     Raises:
         TypeError: for anything else, or an array that is not 2- or 3-dimensional.

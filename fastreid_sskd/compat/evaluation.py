@@ -46,7 +46,7 @@ def _jaccard(host_jaccard: Callable[..., np.ndarray]) -> Callable[..., np.ndarra
     def compute_jaccard_distance(
         features: torch.Tensor, k1: int = 20, k2: int = 6, search_option: int = 0, fp16: bool = False
     ) -> np.ndarray:
-        """Dense k-reciprocal Jaccard distance, N x N in 0..1; its memory is the host's, 4 (fp16: 2) N^2 bytes.
+        """Dense k-reciprocal Jaccard distance, N x N in 0..1; memory as the host: 4 (fp16: 2) N^2 bytes.
 
         Args:
             features: N x D.
@@ -59,11 +59,15 @@ def _jaccard(host_jaccard: Callable[..., np.ndarray]) -> Callable[..., np.ndarra
         count = len(features)
         if not torch.allclose(features.norm(dim=1), torch.ones(count), atol=UNIT_NORM_TOLERANCE):
             # TEST.METRIC "euclidean" compares raw features, the package's distance is one of directions
-            return host_jaccard(features, k1=min(k1, count), k2=min(k2, count), search_option=FAISS_CPU, fp16=fp16)
+            return host_jaccard(
+                features, k1=min(k1, count), k2=min(k2, count), search_option=FAISS_CPU, fp16=fp16
+            )
         from ..clustering.jaccard import jaccard_distance
 
         if k1 >= count:
-            logger.warning("TEST.RERANK.K1 = %d reaches all %d images: re-ranking says little, lower it", k1, count)
+            logger.warning(
+                "TEST.RERANK.K1 = %d reaches all %d images: re-ranking says little, lower it", k1, count
+            )
         with warnings.catch_warnings():  # said above with the key that applies here
             warnings.filterwarnings("ignore", message=".*neighbour lists are cut")
             sparse = jaccard_distance(features, min(k1, count), k2, variant="faiss")
@@ -76,7 +80,7 @@ def _jaccard(host_jaccard: Callable[..., np.ndarray]) -> Callable[..., np.ndarra
 
 @torch.no_grad()
 def compute_euclidean_distance(features: torch.Tensor, others: torch.Tensor) -> np.ndarray:
-    """Squared Euclidean distance, m x n, of m x d and n x d features (the host's name for it has no "squared")."""
+    """Squared Euclidean distance, m x n, of m x d and n x d features; the host calls it "euclidean"."""
     squared = features.pow(2).sum(dim=1, keepdim=True) + others.pow(2).sum(dim=1).unsqueeze(0)
     return torch.addmm(squared, features, others.t(), beta=1, alpha=-2).cpu().numpy()
 
@@ -122,7 +126,9 @@ PATCHES = (
         "utils/compute_dist.py:183",
         "addmm_(beta, alpha, ...) is deprecated and warns at every evaluation",
         lambda: swap(
-            "fastreid.utils.compute_dist", "compute_euclidean_distance", lambda old: compute_euclidean_distance
+            "fastreid.utils.compute_dist",
+            "compute_euclidean_distance",
+            lambda old: compute_euclidean_distance,
         ),
     ),
 )

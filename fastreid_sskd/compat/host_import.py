@@ -1,7 +1,7 @@
 """Importing fast-reid on a current stack, and leaving no trace of how in other libraries.
 
-The host asks for names that Python and torch dropped. They exist only while its modules are imported, all of them
-at once, inside the context managers below; afterwards `collections` and `sys.modules` are as they were.
+The host asks for names that Python and torch dropped. They exist only while its modules are imported, all of
+them at once, inside the context managers below; afterwards `collections` and `sys.modules` are as they were.
 """
 
 import collections
@@ -107,8 +107,8 @@ def import_host() -> None:
     """Import every module of HOST_MODULES.
 
     Raises:
-        ImportError: one sentence: what to install if the host or one of its needs is missing, or why the host's
-            own import failed.
+        ImportError: one sentence: what to install if the host or one of its needs is missing, or why the
+            host's own import failed.
     """
     for name in HOST_MODULES:
         try:
@@ -129,7 +129,9 @@ def import_host() -> None:
 
 def _broken(name: str, error: BaseException) -> ImportError:
     cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return ImportError(f"fast-reid is installed but {name} cannot be imported ({cause}): run `{INSTALL_HOST}`")
+    return ImportError(
+        f"fast-reid is installed but {name} cannot be imported ({cause}): run `{INSTALL_HOST}`"
+    )
 
 
 def host_version() -> str:

@@ -25,13 +25,15 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if not isinstance(batch, Mapping):
         return batch
     return {
-        key: value.to(device, non_blocking=True, copy=key == "targets") if isinstance(value, torch.Tensor) else value
+        key: value.to(device, non_blocking=True, copy=key == "targets")
+        if isinstance(value, torch.Tensor)
+        else value
         for key, value in batch.items()
     }
 
 
 def call_on_own_device(self: nn.Module, batched_inputs: Any, *args: Any, **kwargs: Any) -> Any:
-    """`nn.Module.__call__` with the batch moved to the model's device (also for subclasses' own `forward`)."""
+    """`nn.Module.__call__` with the batch moved to the model's device, whatever `forward` a subclass has."""
     return nn.Module.__call__(self, to_device(batched_inputs, self.device), *args, **kwargs)
 
 
@@ -130,7 +132,7 @@ PATCHES = (
     Patch(
         "pretrain-path",
         "modeling/backbones/*.py (torch.load)",
-        "weights are unpickled without limits before torch 2.6; shufflenet and mobilenetv3 need the saving device",
+        "unpickles anything before torch 2.6; shufflenet and mobilenetv3 need the device that saved the file",
         _patch_backbones_load,
     ),
     Patch(

@@ -57,17 +57,17 @@ def target(module: str, path: str) -> Any:
         host = sys.modules.get("fastreid")
         at = getattr(host, "__file__", None) or "an unknown place"
         raise CompatError(
-            f"{module}.{path} is not in the fast-reid found at {at}: fastreid_sskd patches fast-reid {HOST_VERSION}, "
-            f"install that one with `{INSTALL_HOST}`"
+            f"{module}.{path} is not in the fast-reid found at {at}: "
+            f"fastreid_sskd patches fast-reid {HOST_VERSION}, install that one with `{INSTALL_HOST}`"
         ) from error
     return found
 
 
 def swap(module: str, name: str, make: Callable[[Any], Any]) -> None:
-    """Replace ``module.name`` by ``make(old)`` in every imported module of the host that holds the old object.
+    """Replace ``module.name`` by ``make(old)`` in every imported module of the host that holds the old one.
 
-    ``from .build import f`` copies a name, so changing the defining module alone would leave the old function in
-    use elsewhere. Modules outside the host that copied the name earlier keep the old object.
+    ``from .build import f`` copies a name, so changing the defining module alone would leave the old function
+    in use elsewhere. Modules outside the host that copied the name earlier keep the old object.
 
     Raises:
         CompatError: if the target does not exist.
@@ -83,7 +83,7 @@ def swap(module: str, name: str, make: Callable[[Any], Any]) -> None:
 
 
 class ModuleProxy(types.ModuleType):
-    """A module seen through a few overrides: lets one host file see a changed ``numpy`` without changing numpy.
+    """A module seen through overrides: lets one host file see a changed ``numpy`` without changing numpy.
 
     Args:
         module: the module that answers every other attribute.

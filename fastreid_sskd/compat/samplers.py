@@ -7,17 +7,20 @@ from typing import Any
 from .patch import Patch, target
 
 
-def check_batch(sampler: Any, mini_batch_size: int) -> None:
-    """Check that a batch of P identities x K images can be filled at all.
+def check_batch(mini_batch_size: int, instances: int) -> None:
+    """Check that a batch is P identities x K images; the host's samplers wait for ever for any other size.
+
+    Args:
+        mini_batch_size: images a process.
+        instances: K, images an identity.
 
     Raises:
         ValueError: if the batch is not a multiple of K, or holds no identity.
     """
-    instances = sampler.num_instances
     if instances < 1 or mini_batch_size < instances or mini_batch_size % instances:
         raise ValueError(
-            f"a batch of {mini_batch_size} images a process is not a multiple of {instances} images an identity: "
-            "set SOLVER.IMS_PER_BATCH to a multiple of DATALOADER.NUM_INSTANCE x processes"
+            f"a batch of {mini_batch_size} images a process is not a multiple of {instances} images an "
+            "identity: set SOLVER.IMS_PER_BATCH to a multiple of DATALOADER.NUM_INSTANCE x processes"
         )
 
 
@@ -35,8 +38,9 @@ def check_identities(sampler: Any, available: int) -> None:
     if available < needed:
         raise ValueError(
             f"a batch needs {needed} identities of {sampler.num_instances} images "
-            f"({sampler.num_pids_per_batch} a process, {sampler._world_size} processes) and the data fill {available} "
-            f"({sampler.num_identities} identities): lower SOLVER.IMS_PER_BATCH or raise DATALOADER.NUM_INSTANCE"
+            f"({sampler.num_pids_per_batch} a process, {sampler._world_size} processes) and the data fill "
+            f"{available} ({sampler.num_identities} identities): "
+            "lower SOLVER.IMS_PER_BATCH or raise DATALOADER.NUM_INSTANCE"
         )
 
 
@@ -56,9 +60,11 @@ def _patch(name: str, count: Callable[[Any], int]) -> None:
     host_init = sampler_class.__init__
 
     @functools.wraps(host_init)
-    def checked(self: Any, data_source: Any, mini_batch_size: int, *args: Any, **kwargs: Any) -> None:
-        host_init(self, data_source, mini_batch_size, *args, **kwargs)
-        check_batch(self, mini_batch_size)
+    def checked(
+        self: Any, data_source: Any, mini_batch_size: int, num_instances: int, *args: Any, **kwargs: Any
+    ) -> None:
+        check_batch(mini_batch_size, num_instances)
+        host_init(self, data_source, mini_batch_size, num_instances, *args, **kwargs)
         check_identities(self, count(self))
 
     sampler_class.__init__ = checked

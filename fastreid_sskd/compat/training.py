@@ -16,14 +16,16 @@ def _without_flat_buffer(host_build: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(host_build)
     def build_optimizer(cfg: Any, model: nn.Module, contiguous: bool = False) -> Any:
         if contiguous:
-            logger.warning("contiguous=True is ignored: with torch >= 2 it would leave the parameters unchanged")
+            logger.warning(
+                "contiguous=True is ignored: with torch >= 2 it would leave the parameters unchanged"
+            )
         return host_build(cfg, model, contiguous=False)
 
     return build_optimizer
 
 
 def _patch_buffer_check() -> None:
-    """Make the host's own check see a flat buffer whose gradient is gone, for those who build one themselves."""
+    """Make the host's check see a flat buffer whose gradient is gone, for those who build one themselves."""
     params = target("fastreid.utils.params", "ContiguousParams")
     host_check = target("fastreid.utils.params", "ContiguousParams.buffer_is_valid")
 
@@ -38,7 +40,7 @@ PATCHES = (
     Patch(
         "optimizer",
         "solver/build.py:180, utils/params.py",
-        "one flat parameter buffer: zero_grad() sets its gradient to None from torch 2.0 on and step() does nothing",
+        "flat parameter buffer: zero_grad() sets its gradient to None from torch 2.0 on, step() does nothing",
         lambda: swap("fastreid.solver.build", "build_optimizer", _without_flat_buffer),
     ),
     Patch(

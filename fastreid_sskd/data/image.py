@@ -15,8 +15,8 @@ def read_image(
 ) -> Image.Image:
     """Read an image file, turned upright by its EXIF orientation.
 
-    Grey, palette, CMYK and 1-bit images are converted to colours, transparency is dropped (the colour below it
-    stays), and 16-bit values are scaled from 0..65535 to 0..255.
+    Grey, palette, CMYK and 1-bit images are converted to colours, transparency is dropped (the colour below
+    it stays), and 16-bit values are scaled from 0..65535 to 0..255.
 
     Args:
         file_name: the file.

@@ -10,16 +10,25 @@ __all__ = ["Item", "test_items", "training_items"]
 
 Item = Tuple[str, object, object]  # path, identity, camera
 
+_SPLITS = "with bounding_box_train/, query/ and bounding_box_test/, images *.jpg"
+_LAYOUTS = {
+    "Market1501": f"Market-1501-v15.09.15/ {_SPLITS}",
+    "DukeMTMC": f"DukeMTMC-reID/ {_SPLITS}",
+    "MSMT17": "MSMT17_V1/ with train/, test/ and list_train.txt, list_val.txt, list_query.txt, list_gallery.txt "
+              "(or MSMT17_V2/ with mask_train_v2/, mask_test_v2/ and the same lists)",
+}
+
 
 def _data_set(name: str):
     root = dataset_root()
     try:
         return DATASET_REGISTRY.get(name)(root=root)
-    except RuntimeError as error:  # the host's Dataset.check_before_run
+    # the host's Dataset.check_before_run, the assertion of its MSMT17, a list of images that is not there
+    except (RuntimeError, AssertionError, FileNotFoundError) as error:
+        layout = _LAYOUTS.get(name, "as its class in fast-reid expects")
         raise FileNotFoundError(
             f"data set {name}: {error}; data sets are looked for below {os.path.abspath(root)!r}: set "
-            "FASTREID_DATASETS to the folder that holds them, laid out as fast-reid expects (for Market1501: "
-            "Market-1501-v15.09.15/ with bounding_box_train/, query/ and bounding_box_test/, images *.jpg)"
+            f"FASTREID_DATASETS to the folder that holds them, laid out as {layout}"
         ) from error
 
 
@@ -35,6 +44,8 @@ def training_items(names: Sequence[str]) -> List[Item]:
         FileNotFoundError: if the images are not where they should be, naming the folder and the variable that sets it.
         ValueError: if there are no images.
     """
+    if not names:
+        raise ValueError("no data set is named to train on: DATASETS.NAMES is empty")
     items: List[Item] = []
     for name in names:
         train = _data_set(name).train

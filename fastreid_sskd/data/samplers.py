@@ -6,7 +6,20 @@ import numpy as np
 from .multi_view import Draw
 from .seeding import derive_seed
 
-__all__ = ["IdentityBatches", "ShuffledBatches"]
+__all__ = ["IdentityBatches", "ShuffledBatches", "check_batch"]
+
+
+def check_batch(batch_size: int, num_instances: int) -> None:
+    """Check that a batch is P >= 1 identities x ``num_instances`` images.
+
+    Raises:
+        ValueError: if it cannot be.
+    """
+    if num_instances < 1 or batch_size < num_instances or batch_size % num_instances:
+        raise ValueError(
+            f"a batch of SOLVER.IMS_PER_BATCH = {batch_size} images cannot hold identities of "
+            f"DATALOADER.NUM_INSTANCE = {num_instances} images each: make the first a multiple of the second"
+        )
 
 
 class IdentityBatches:
@@ -31,11 +44,7 @@ class IdentityBatches:
 
     def __init__(self, labels: Sequence[int], cameras: Sequence, *, batch_size: int, num_instances: int,
                  num_batches: int, seed: int):
-        if num_instances < 1 or batch_size < num_instances or batch_size % num_instances:
-            raise ValueError(
-                f"a batch of SOLVER.IMS_PER_BATCH = {batch_size} images cannot hold identities of "
-                f"DATALOADER.NUM_INSTANCE = {num_instances} images each: make the first a multiple of the second"
-            )
+        check_batch(batch_size, num_instances)
         labels = np.asarray(labels)
         _, self.cameras = np.unique(np.asarray([str(camera) for camera in cameras]), return_inverse=True)
         if len(self.cameras) != len(labels):

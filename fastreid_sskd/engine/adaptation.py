@@ -9,6 +9,7 @@ from torch import nn
 from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
 
+from ..clustering import PseudoLabelError
 from ..data import adaptation_loader, training_items
 from ..data.seeding import derive_seed
 from ..evaluation.peers import evaluate_peers
@@ -50,6 +51,16 @@ class AdaptationTrainer(Trainer):
         refresh = PseudoLabelRefresh(self.cfg, self.model, self.items, self.start_epoch_with)
         self.checkpointer.checkpointables["refresh"] = refresh
         return [refresh, PeerEMA(self.model, self.cfg.SSKD.EMA.MOMENTUM), *super().build_hooks()]
+
+    def before_epoch(self) -> None:
+        """Begin with a refresh; if its labels cannot be trained on, keep what the epochs so far have learned."""
+        try:
+            super().before_epoch()
+        except PseudoLabelError:
+            # a refused refresh changes nothing, so this is the state that the last epoch ended with
+            if self.epoch > self.start_epoch and self.epoch % self.cfg.SOLVER.CHECKPOINT_PERIOD:
+                self.checkpointer.save(f"model_{self.epoch - 1:04d}", epoch=self.epoch - 1)
+            raise
 
     def start_epoch_with(self, labels) -> None:
         """Method, refresh step 6: a fresh optimiser and fresh batches over the labelled images (N,)."""

@@ -60,9 +60,13 @@ class Checkpointer(HostCheckpointer):
                 os.remove(temporary)
 
     def remove_all_but(self, keep: int) -> List[str]:
-        """Delete the oldest periodic checkpoints (``model_0007.pth``, ...) beyond ``keep``; returns their paths."""
+        """Delete the oldest periodic checkpoints (``model_0007.pth``, ...) beyond ``keep``; returns their paths.
+
+        The oldest by the time they were written: a folder may still hold later epochs of an earlier run.
+        """
         names = sorted(name for name in os.listdir(self.save_dir) if re.fullmatch(r"model_\d+\.pth", name))
-        gone = [os.path.join(self.save_dir, name) for name in names[:-keep]]
+        paths = [os.path.join(self.save_dir, name) for name in names]
+        gone = sorted(paths, key=lambda path: os.stat(path).st_mtime_ns)[:-keep]
         for path in gone:
             os.remove(path)
         return gone

@@ -5,8 +5,12 @@ from typing import Dict, List
 
 from fastreid.config import CfgNode
 
+from ..data.items import test_items, training_items
+from ..data.samplers import check_batch
 from ..data.seeding import derive_seed
+from ..evaluation.table import results_table
 from ..modeling import load_source_weights
+from ..modeling.losses_config import build_losses
 from .adaptation import AdaptationTrainer
 from .checkpoint import Checkpointer
 from .setup import load_config, seed_everything
@@ -30,16 +34,20 @@ def trainer_class(cfg: CfgNode) -> type:
 
 
 def evaluate(cfg: CfgNode) -> Dict:
-    """``--eval-only``: load ``MODEL.WEIGHTS`` and evaluate on ``DATASETS.TESTS``."""
+    """``--eval-only``: load ``MODEL.WEIGHTS`` and evaluate on ``DATASETS.TESTS``; the results are logged too."""
+    if not os.path.isfile(cfg.MODEL.WEIGHTS):
+        raise FileNotFoundError(f"--eval-only needs MODEL.WEIGHTS, and {cfg.MODEL.WEIGHTS!r} is no file")
     cls = trainer_class(cfg)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE.PRETRAIN = False
     model = cls.build_model(cfg)
-    if not os.path.isfile(cfg.MODEL.WEIGHTS):
-        raise FileNotFoundError(f"--eval-only needs MODEL.WEIGHTS, and {cfg.MODEL.WEIGHTS!r} is no file")
     Checkpointer(model).load(cfg.MODEL.WEIGHTS)
-    return cls.test(cfg, model)
+    results = cls.test(cfg, model)
+    if cls is AdaptationTrainer:  # the host logs its own
+        rows = [((test, row), metrics) for test in results for row, metrics in results[test].items()]
+        logger.info("%s:\n%s", cfg.MODEL.WEIGHTS, results_table(rows, ("test set", "teacher")))
+    return results
 
 
 def run(cfg: CfgNode, resume: bool = False) -> Dict:
@@ -47,6 +55,7 @@ def run(cfg: CfgNode, resume: bool = False) -> Dict:
     if cfg.MODEL.META_ARCHITECTURE != "SSKD":
         return _train(trainer_class(cfg)(cfg), resume)
 
+    check_inputs(cfg)
     resuming = resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     weights = [] if resuming else source_weights(cfg)
 
@@ -63,6 +72,23 @@ def run(cfg: CfgNode, resume: bool = False) -> Dict:
     if trainer.record.evaluations:
         logger.info("results:\n%s", trainer.record.table())
     return results
+
+
+def check_inputs(cfg: CfgNode) -> None:
+    """What would only be found out after the source models have been trained for hours: batch, losses, target.
+
+    Raises:
+        ValueError: if a batch cannot hold P x K, a loss is not what the config says, or a test set is empty.
+        FileNotFoundError: if images are not where they should be.
+    """
+    check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
+    build_losses(cfg)
+    training_items(cfg.DATASETS.NAMES)
+    if cfg.TEST.EVAL_PERIOD:
+        if not cfg.DATASETS.TESTS:
+            raise ValueError("DATASETS.TESTS is empty: name a test set, or set TEST.EVAL_PERIOD to 0")
+        for name in cfg.DATASETS.TESTS:
+            test_items(name)
 
 
 def _train(trainer: Trainer, resume: bool) -> Dict:
@@ -133,7 +159,7 @@ def check_domains(cfg: CfgNode) -> None:
     """
     if not cfg.SSKD.SOURCE.CONFIG:
         return
-    source = load_config(cfg.SSKD.SOURCE.CONFIG).DATASETS.NAMES
+    source = load_config(cfg.SSKD.SOURCE.CONFIG, cfg.SSKD.SOURCE.OPTS).DATASETS.NAMES
     both = sorted(set(source) & set(cfg.DATASETS.NAMES))
     if both:
         raise ValueError(

@@ -11,9 +11,10 @@ __all__ = ["Record"]
 class Record:
     """Every evaluation of a run, in the order of time.
 
-    The best teacher is the one with the highest mAP on the first test set at any evaluation: the selection of the
-    released code. It looks at the *test* identities, so it is an optimistic protocol, and ``table`` says so; the last
-    epoch's rows, which need no selection, stand beside it.
+    The best teacher is the one with the highest mAP on the first test set after any epoch (direct transfer counts
+    only as long as there is nothing else): the selection of the released code, and what ``model_best`` holds. It looks
+    at the *test* identities, so it is an optimistic protocol, and ``table`` says so; the last epoch's rows, which need
+    no selection, stand beside it.
 
     Args:
         tests: names of the test sets, ``DATASETS.TESTS``.
@@ -51,9 +52,10 @@ class Record:
     @property
     def best(self):
         """(evaluation, row) of the teacher with the highest mAP so far; the earliest of equals."""
+        adapted = [evaluation for evaluation in self.evaluations if evaluation["epoch"]]
         candidates = [
             (metrics["mAP"], evaluation, row)
-            for evaluation in self.evaluations
+            for evaluation in adapted or self.evaluations
             for row, metrics in self._rows(evaluation).items()
             if row != "ensemble"
         ]
@@ -64,7 +66,7 @@ class Record:
         return evaluation["results"][self.tests[0]]
 
     def table(self, tablefmt: str = "pipe") -> str:
-        """Direct transfer, the last epoch's teachers and ensemble, and the best teacher of all evaluations."""
+        """Direct transfer, the last epoch's teachers and ensemble, and the best teacher of all epochs."""
         lines = []
         for test in self.tests:
             for evaluation in self._shown():

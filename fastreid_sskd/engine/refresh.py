@@ -22,7 +22,8 @@ class PseudoLabelRefresh(HookBase):
     """Method, "at the start of each epoch": features, distance, eps, clusters, classifiers, labels, optimiser.
 
     Runs in ``before_epoch`` and has to be registered before every hook that looks at the epoch's data. eps is
-    estimated at the first refresh and is part of the checkpoint. Logs under ``refresh/``: clusters, noise share,
+    estimated at the first refresh and is part of the checkpoint; ``SSKD.CLUSTER.EPS``, when given, goes before it, so
+    that a run that stopped for its clusters can be resumed with another one. Logs under ``refresh/``: clusters, noise share,
     eps, largest and median cluster, share of labels changed, seconds per stage; and, where the target carries
     identities, NMI, AMI, ARI and BCubed F under ``diagnostics/``, which training never sees.
 
@@ -68,8 +69,8 @@ class PseudoLabelRefresh(HookBase):
 
     def _clustering_options(self) -> Dict:
         cluster = self.cfg.SSKD.CLUSTER
-        if self.eps or cluster.EPS:
-            radius = {"eps": self.eps or cluster.EPS}
+        if cluster.EPS or self.eps:
+            radius = {"eps": cluster.EPS or self.eps}
         elif cluster.PAIRS_PER_IMAGE:
             radius = {"pairs_per_image": cluster.PAIRS_PER_IMAGE}
         else:

@@ -18,7 +18,8 @@ __all__ = ["load_config", "setup", "seed_everything"]
 def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     """A fast-reid config with the SSKD node, from a file (its ``_BASE_`` included) and overrides; not frozen.
 
-    Paths that the file gives relative to itself (``SSKD.SOURCE.CONFIG``) become relative to the working directory.
+    ``SSKD.SOURCE.CONFIG`` becomes an absolute path: in a file it is relative to that file, in ``opts`` to the working
+    directory. So a run can be repeated from the ``config.yaml`` in its output folder.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -34,6 +35,8 @@ def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     if source and not os.path.isabs(source):
         cfg.SSKD.SOURCE.CONFIG = os.path.join(os.path.dirname(config_file), source)
     cfg.merge_from_list(list(opts))
+    if cfg.SSKD.SOURCE.CONFIG:
+        cfg.SSKD.SOURCE.CONFIG = os.path.abspath(cfg.SSKD.SOURCE.CONFIG)
     return cfg
 
 

@@ -18,10 +18,12 @@ from fastreid.utils import comm
 from fastreid.utils.events import EventStorage
 
 from ..data.loaders import test_loader
+from ..data.seeding import derive_seed
 from .amp import Precision
 from .checkpoint import Checkpointer
 from .hooks import Checkpoints, PeriodicEvaluation
 from .optimizer import build_optimizer
+from .setup import seed_everything
 from .writers import build_writers
 
 __all__ = ["Trainer"]
@@ -136,7 +138,7 @@ class Trainer(DefaultTrainer):
     def metric_name(self) -> str:
         """The scalar that ``model_best`` is chosen by: the host's "metric", (mAP + Rank-1) / 2, of the first test set."""
         tests = self.cfg.DATASETS.TESTS
-        return "metric" if len(tests) == 1 else f"{tests[0]}/metric"
+        return f"{tests[0]}/metric" if len(tests) > 1 else "metric"
 
     def evaluate(self) -> Dict:
         """Evaluate on ``DATASETS.TESTS``; the host's nested dict of metrics in percent."""
@@ -172,6 +174,16 @@ class Trainer(DefaultTrainer):
 
     # ---- running ------------------------------------------------------------------------------------------------
 
+    def before_epoch(self) -> None:
+        """Hooks log under the epoch's first iteration; random numbers of the epoch do not depend on those before.
+
+        Without the seed, a network that draws some itself (dropout) would go on differently after a resume.
+        """
+        self.storage.iter = self.iter
+        if self.cfg.SEED >= 0:
+            seed_everything(derive_seed(self.cfg.SEED, self.epoch))
+        super().before_epoch()
+
     def resume_or_load(self, resume: bool = True) -> None:
         """With ``resume`` go on from the last checkpoint in ``OUTPUT_DIR`` if there is one, else load MODEL.WEIGHTS."""
         if resume and self.checkpointer.has_checkpoint():
@@ -188,7 +200,14 @@ class Trainer(DefaultTrainer):
         self.checkpointer.load(path, checkpointables=[])
 
     def train(self) -> Dict:
-        """Run from ``start_epoch`` to ``max_epoch``; returns the last evaluation's results ({} without any)."""
+        """Run from ``start_epoch`` to ``max_epoch``; returns the last evaluation's results ({} without any).
+
+        A run that was finished before and is resumed is evaluated again, unless ``TEST.EVAL_PERIOD`` is 0.
+        """
+        if self.start_epoch >= self.max_epoch:
+            logger.info("all %d epochs are done: nothing left to train", self.max_epoch)
+            self.epoch = self.start_epoch - 1
+            return self.evaluate() if self.cfg.TEST.EVAL_PERIOD else {}
         self.iter = self.start_iter = self.start_epoch * self.iters_per_epoch
         logger.info("training epochs %d to %d of %d iterations", self.start_epoch, self.max_epoch, self.iters_per_epoch)
         with EventStorage(self.start_iter) as self.storage:

@@ -19,6 +19,7 @@ class TeacherFeatures(nn.Module):
     def __init__(self, model: SSKD):
         super().__init__()
         self.model = model
+        self.training = model.training  # the host's evaluation restores the mode of what it is given
 
     def forward(self, batched_inputs: dict) -> torch.Tensor:
         return torch.stack(self.model.teacher_features(batched_inputs), dim=1)

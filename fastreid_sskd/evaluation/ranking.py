@@ -1,8 +1,8 @@
-"""CMC, average precision and inverse negative penalty of a query x gallery distance matrix, without a full ranking.
+"""CMC, average precision and inverse negative penalty of a distance matrix, without a full ranking.
 
-The metrics need only the *positions* of a query's few correct matches, not the order of the other thousands of
-gallery images. A position is a count of smaller distances, so one sorted copy of the row and a binary search for
-each match give it; sorting values is several times cheaper than sorting indices.
+The metrics need only the *positions* of a query's few correct matches, not the order of the other thousands
+of gallery images. A position is a count of smaller distances, so one sorted copy of the row and a binary
+search for each match give it; sorting values is several times cheaper than sorting indices.
 """
 
 import numpy as np
@@ -20,10 +20,11 @@ def evaluate_rank(
     use_metric_cuhk03: bool = False,
     use_cython: bool = True,
 ) -> tuple[np.ndarray, list[float], list[float]]:
-    """Compute CMC, AP and INP by the Market-1501 protocol: same-identity images of the query's own camera are junk.
+    """Compute CMC, AP and INP by the Market-1501 protocol.
 
-    Queries whose identity is in the gallery only as junk, or not at all, are left out. Among equal distances the
-    gallery image with the smaller index comes first (a stable argsort); the host's order there is arbitrary.
+    Images of the query's identity and camera are junk: they take no position. Queries whose identity is in
+    the gallery only as junk, or not at all, are left out. Among equal distances the gallery image with the
+    smaller index comes first (a stable argsort); the host's order there is arbitrary.
 
     Args:
         distmat: num_query x num_gallery distances, smaller is more similar; not modified.
@@ -36,13 +37,14 @@ def evaluate_rank(
         use_cython: accepted for the host's sake and not used.
 
     Returns:
-        (cmc, all_AP, all_INP): cmc[r - 1] is the share, 0..1, of queries with a match among their first r images, padded
-        with its last value where the gallery is smaller than ``max_rank``; AP (Zheng et al., ICCV 2015) and INP
-        (mINP of Ye et al., TPAMI 2021: matches / position of the last match), one value a query that counts.
+        (cmc, all_AP, all_INP): cmc[r - 1] is the share, 0..1, of queries with a match among their first r
+        images, padded with its last value where the gallery is smaller than ``max_rank``; AP (Zheng et al.,
+        ICCV 2015) and INP (mINP of Ye et al., TPAMI 2021: matches / position of the last match), one value a
+        query that counts.
 
     Raises:
-        ValueError: on shapes that do not fit, NaN distances, ``max_rank`` < 1, the cuhk03 protocol, or if no query
-            has a match.
+        ValueError: on shapes that do not fit, NaN distances, ``max_rank`` < 1, the cuhk03 protocol, or if no
+            query has a match.
     """
     distances, (query_ids, gallery_ids, query_cameras, gallery_cameras) = _checked(
         distmat, q_pids, g_pids, q_camids, g_camids
@@ -51,7 +53,7 @@ def evaluate_rank(
         raise ValueError(f"max_rank must be at least 1, got {max_rank}")
     if use_metric_cuhk03:
         raise ValueError(
-            "the cuhk03 protocol is not computed here: call fastreid.evaluation.rank.eval_cuhk03 or use the new split"
+            "the cuhk03 protocol is not computed here: call fastreid.evaluation.rank.eval_cuhk03"
         )
     num_query, num_gallery = distances.shape
     members = _members(query_ids, gallery_ids)
@@ -79,8 +81,8 @@ def evaluate_rank(
             inverse_penalty.append(float(len(position) / position[-1]))
     if not first:
         raise ValueError(
-            f"none of the {num_query} queries has a match in the gallery of {num_gallery} images (same identity, other "
-            "camera): check identities and cameras of query and gallery"
+            f"none of the {num_query} queries has a match in the gallery of {num_gallery} images "
+            "(same identity, other camera): check identities and cameras of query and gallery"
         )
     found = np.bincount(np.minimum(first, max_rank + 1), minlength=max_rank + 2)[1 : max_rank + 1]
     return np.cumsum(found) / len(first), average_precision, inverse_penalty
@@ -97,7 +99,9 @@ def _checked(distmat: np.ndarray, *labels: np.ndarray) -> tuple[np.ndarray, list
     for name, values, size in zip(("q_pids", "g_pids", "q_camids", "g_camids"), labels, distances.shape * 2):
         array = np.asarray(values)
         if array.shape != (size,):
-            raise ValueError(f"{name} must have shape ({size},) for distmat {distances.shape}, got {array.shape}")
+            raise ValueError(
+                f"{name} must have shape ({size},) for distmat {distances.shape}, got {array.shape}"
+            )
         arrays.append(array)
     return distances, arrays
 

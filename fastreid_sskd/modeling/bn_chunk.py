@@ -51,13 +51,14 @@ def chunk_batch_norm(model: nn.Module, chunk: int) -> int:
 
     Raises:
         ValueError: if ``chunk`` is negative or 1, which has no variance.
-        TypeError: if a batch norm is of a kind that has no contiguous chunks (SyncBatchNorm, the host's GhostBN).
+        TypeError: if a batch norm is of a kind that has no contiguous chunks (SyncBatchNorm, the host's GhostBN);
+            the model is then left as it was.
     """
     if chunk == 0:
         return 0
     if chunk < 2:
         raise ValueError(f"SSKD.BN_CHUNK must be 0 (whole batch) or at least 2 images, got {chunk}")
-    changed = 0
+    plain = []
     for name, module in model.named_modules():
         if not isinstance(module, _BatchNorm) or isinstance(module, _Chunked):
             continue
@@ -67,7 +68,8 @@ def chunk_batch_norm(model: nn.Module, chunk: int) -> int:
                 f"SSKD.BN_CHUNK needs plain batch norm, but {name} is a {type(module).__name__}: "
                 "set MODEL.BACKBONE.NORM and MODEL.HEADS.NORM to BN, or SSKD.BN_CHUNK to 0"
             )
+        plain.append((module, kind))
+    for module, kind in plain:
         module.__class__ = _CHUNKED[kind]
         module.chunk = chunk
-        changed += 1
-    return changed
+    return len(plain)

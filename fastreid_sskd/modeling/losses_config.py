@@ -1,4 +1,6 @@
 """From the ``SSKD.LOSSES`` node of a config to the losses of a student."""
+from collections.abc import Mapping
+
 from fastreid.config import CfgNode
 
 from ..losses import LossSet, build_loss_set
@@ -7,9 +9,15 @@ __all__ = ["build_losses"]
 
 
 def build_losses(cfg: CfgNode) -> LossSet:
-    """Every node of ``SSKD.LOSSES`` is a registered loss: its ``WEIGHT`` and, in lower case, its parameters."""
+    """Every node of ``SSKD.LOSSES`` is a registered loss: its ``WEIGHT`` and, in lower case, its parameters.
+
+    Raises:
+        ValueError: if a node has no ``WEIGHT``, or see :func:`..losses.build_loss_set`.
+    """
     specs = []
     for name, node in cfg.SSKD.LOSSES.items():
+        if not isinstance(node, Mapping) or "WEIGHT" not in node:
+            raise ValueError(f"SSKD.LOSSES.{name} must be a node with a WEIGHT (0: not computed), got {node!r}")
         parameters = {key.lower(): value for key, value in node.items() if key != "WEIGHT"}
         specs.append((name, node.WEIGHT, parameters))
     return build_loss_set(specs)

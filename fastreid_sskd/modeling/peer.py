@@ -63,7 +63,12 @@ class Peer(nn.Module):
                 f"a classifier takes centroids of shape (C >= 1, {weight.shape[1]}), got {tuple(centroids.shape)}"
             )
         weight.grad = None
-        weight.data = centroids.to(device=weight.device, dtype=weight.dtype, copy=True)
+        # While a graph of an earlier step is alive, autograd remembers the old number of rows and would refuse
+        # the next gradient. Data of another type makes it forget, data of another shape does not.
+        other = torch.float16 if weight.dtype != torch.float16 else torch.float32
+        values = centroids.to(device=weight.device, dtype=weight.dtype, copy=True)
+        weight.data = weight.data.new_empty(0, dtype=other)
+        weight.data = values
         self.heads.cls_layer.num_classes = centroids.shape[0]
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):

@@ -1,8 +1,8 @@
 """Source weights into the peers: our checkpoints, any fast-reid checkpoint of the same backbone, or a bare backbone."""
+import contextlib
 import logging
 import os
-import pickle
-from typing import Dict, Sequence
+from typing import ContextManager, Dict, Sequence
 
 import numpy as np
 import torch
@@ -14,12 +14,26 @@ __all__ = ["is_sskd_state", "load_network", "load_source_weights", "read_state_d
 
 logger = logging.getLogger("fastreid.sskd.weights")
 
+# A bare backbone from elsewhere (torchvision, torchreid) often brings its classifier of other classes along.
+_CLASSIFIERS = ("backbone.fc.", "backbone.classifier.")
+
+
+def _arrays_allowed() -> ContextManager:
+    """Lets ``weights_only`` read numpy's arrays too, from torch 2.6 on; before, it refuses such a file."""
+    if torch.__version__ < (2, 6):
+        return contextlib.nullcontext()
+    rebuild = np.zeros(1).__reduce__()[0]  # its module depends on the numpy that wrote the file
+    names = [(rebuild, f"numpy.{module}.multiarray._reconstruct") for module in ("core", "_core")]
+    types = {type(np.dtype(code)) for code in "?bBhilqefd"}  # those torch has as well
+    return torch.serialization.safe_globals([*names, np.ndarray, np.dtype, *types])
+
 
 def read_state_dict(path: str) -> Dict[str, torch.Tensor]:
     """Read the tensors of a checkpoint: a fast-reid one (under "model") or a plain state dict.
 
     Args:
-        path: a file that ``torch.load(weights_only=True)`` reads; nothing else in it is unpickled.
+        path: a file that ``torch.load(weights_only=True)`` reads; nothing else in it is unpickled. Numpy arrays
+            in it count as tensors (torch >= 2.6).
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -31,17 +45,24 @@ def read_state_dict(path: str) -> Dict[str, torch.Tensor]:
             "or none to pre-train on the source"
         )
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path!r} is not a checkpoint of plain tensors: {reason}") from error
+        with _arrays_allowed():
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # what a damaged pickle raises is anybody's guess: IndexError, KeyError, struct.error
+        raise ValueError(
+            f"{path!r} is not a checkpoint of plain tensors: it is damaged, or holds other objects too; then save "
+            f"the tensors alone with torch.save(state_dict, path) (torch: {type(error).__name__})"
+        ) from error
     for key in ("model", "state_dict"):
         if isinstance(saved, dict) and isinstance(saved.get(key), dict):
             saved = saved[key]
     if not isinstance(saved, dict) or not saved:
         raise ValueError(f"{path!r} holds no state dict, but a {type(saved).__name__}")
     state = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in saved.items()}
-    state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    state = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    if not state:
+        raise ValueError(f"{path!r} holds no named tensors: its keys begin with {list(saved)[:3]}")
     return {k[len("module."):] if k.startswith("module.") else k: v for k, v in state.items()}
 
 
@@ -69,14 +90,18 @@ def load_network(peer: Peer, state: Dict[str, torch.Tensor], path: str, k: int =
         path: where the state is from, for messages.
 
     Raises:
-        ValueError: if the backbone or the neck does not fit.
+        ValueError: if the backbone or the neck does not fit, or an SSKD model has no such teacher.
     """
     state = _peer_state(state, k)
+    if not state:
+        raise ValueError(f"{path!r} holds no network for peer {k}: lower SSKD.NUM_PEERS, or give one file a peer")
     own = peer.state_dict()
     state = {key: value for key, value in state.items() if key != "heads.weight"}
     wrong = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
     missing = [k for k in own if k.startswith("backbone.") and k not in state and "num_batches_tracked" not in k]
-    unknown = [k for k in state if k not in own and k.startswith("backbone.")]
+    unknown = [
+        k for k in state if k not in own and k.startswith("backbone.") and not k.startswith(_CLASSIFIERS)
+    ]
     if wrong or missing or unknown:
         parts = [
             f"{len(keys)} {what} (first: {keys[0]})"
@@ -110,7 +135,7 @@ def load_source_weights(model: SSKD, paths: Sequence[str]) -> None:
             f"SSKD.SOURCE.WEIGHTS takes 1 or SSKD.NUM_PEERS = {model.num_peers} files, got {len(paths)}"
         )
     states = [read_state_dict(path) for path in paths]
-    if len(paths) == 1 and model.num_peers > 1 and not is_sskd_state(states[0]):
+    if len(set(paths)) == 1 and model.num_peers > 1 and not is_sskd_state(states[0]):
         logger.warning(
             "all %d peers start from %s, so they start equal: pre-train one model a peer (different seeds) "
             "for peers that have something to teach each other", model.num_peers, paths[0],

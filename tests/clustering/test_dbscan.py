@@ -89,6 +89,13 @@ def test_eps_on_a_distance_includes_it():
     assert dbscan(distance, np.nextafter(third, np.float32(0)), 2).tolist() == [-1, -1]
 
 
+def test_whole_number_distances_do_not_cut_eps():
+    distance = np.array([[0, 1, 5], [1, 0, 5], [5, 5, 0]])
+    for given in (distance, scipy.sparse.csr_matrix(distance)):
+        assert dbscan(given, 1.5, 2).tolist() == [0, 0, -1]
+        assert dbscan(given, 0.5, 1).tolist() == [0, 1, 2]
+
+
 def test_input_is_unchanged():
     distance = jaccard_distance(crowd(seed=3), 10, 4)
     before = distance.copy()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from dense_reference import cosines, crowd
 
-from fastreid_sskd.clustering import candidates, centroids, exact_knn, features, rescore, similarity
+from fastreid_sskd.clustering import candidates, centroids, exact_knn, features, similarity
 from fastreid_sskd.clustering.features import UnitRows
 
 
@@ -56,7 +56,7 @@ def test_cosines_on_a_device(monkeypatch):
     second[:5] = first[:5]
     found = similarity._cosines_on_device(rows, first, second)
     np.testing.assert_allclose(found, similarity.pair_cosines(rows, first, second), rtol=0, atol=6e-8)
-    np.testing.assert_allclose(found, cosines(rows.numpy())[first, second], rtol=0, atol=6e-8)
+    np.testing.assert_allclose(found, cosines(rows.cpu().tensor.numpy())[first, second], rtol=0, atol=6e-8)
     assert (found[:5] == 1).all()
 
 
@@ -70,7 +70,7 @@ def test_rescoring_on_a_device():
     count, k = len(rows), 9
     indices, similarities = np.zeros((count, k), np.int32), np.zeros((count, k), np.float32)
     proven = np.zeros(count, bool)
-    rescore._rescore_on_device(rows, found, error, indices, similarities, proven)
+    similarity._rescore_on_device(rows, found, error, indices, similarities, proven)
     expected = exact_knn(array, k)
     assert not proven[3] and not proven[5] and proven.mean() > 0.8
     assert np.array_equal(indices[proven], expected.indices[proven])

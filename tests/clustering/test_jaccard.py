@@ -1,3 +1,4 @@
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,21 @@ def test_equals_the_dense_formulas(variant, k1, k2):
     np.testing.assert_allclose(
         to_dense(distance), dense_jaccard(features, k1, k2, variant), rtol=0, atol=2e-6
     )
+
+
+@pytest.mark.parametrize("k1, k2", [(20, 6), (7, 1), (9, 12)])
+def test_faiss_variant_equals_the_host(k1, k2):
+    pytest.importorskip("faiss")
+    utils = pytest.importorskip("fastreid.utils")
+    # its file once more under another name: the plugin may have replaced the function in the module itself
+    path = Path(utils.__file__).parent / "compute_dist.py"
+    spec = importlib.util.spec_from_file_location("fastreid.utils._compute_dist_of_the_host", path)
+    host = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(host)
+    features = crowd(seed=k1, duplicated=0)  # the order of exact duplicates is faiss's own
+    dense = host.compute_jaccard_distance(torch.from_numpy(features), k1=k1, k2=k2, search_option=3)
+    distance = jaccard_distance(features, k1, k2, variant="faiss")
+    np.testing.assert_allclose(to_dense(distance), dense, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

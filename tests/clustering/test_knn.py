@@ -9,7 +9,7 @@ from dense_reference import cosines, crowd, lattice, rank_by_similarity
 
 from fastreid_sskd.clustering import KNN_BACKENDS, candidates, exact_knn, knn, register_knn
 from fastreid_sskd.clustering.features import UnitRows
-from fastreid_sskd.clustering.rescore import search_rows_exactly
+from fastreid_sskd.clustering.similarity import search_rows_exactly
 
 CASES = {
     "crowd": crowd(seed=1, num_ids=40),
@@ -64,7 +64,7 @@ def test_rows_left_in_doubt_are_searched_again(monkeypatch):
         searched.extend(which)
         return search_rows_exactly(rows, which, *args, **kwargs)
 
-    monkeypatch.setattr("fastreid_sskd.clustering.rescore.search_rows_exactly", spy)
+    monkeypatch.setattr("fastreid_sskd.clustering.similarity.search_rows_exactly", spy)
     features = np.concatenate([np.repeat(features[:1], 60, axis=0), CASES["crowd"][:, : features.shape[1]]])
     found = exact_knn(features, 10)
     assert set(range(60)) <= set(searched)
@@ -105,7 +105,7 @@ def test_a_backend_that_misses_neighbours_is_refused_with_a_warning(monkeypatch,
     monkeypatch.setitem(KNN_BACKENDS, "blind", blind)
     with caplog.at_level(logging.WARNING, logger="fastreid"):
         found = exact_knn(CASES["crowd"], 8, backend="blind")
-    assert "'blind' disagrees with an exact search" in caplog.text
+    assert "'blind' on cpu disagrees with an exact search" in caplog.text
     assert np.array_equal(found.indices, exact_knn(CASES["crowd"], 8).indices)
 
 

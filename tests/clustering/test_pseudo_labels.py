@@ -133,7 +133,7 @@ def test_two_clusters_are_usable():
 
 
 def test_rho_far_from_its_range_of_sizes_is_remarked_on(caplog):
-    with caplog.at_level(logging.INFO, logger="fastreid"):
+    with caplog.at_level(logging.WARNING, logger="fastreid"):
         pseudo_labels(crowd(seed=8), rho=0.04)
         assert "SSKD.CLUSTER.PAIRS_PER_IMAGE" in caplog.text
         caplog.clear()

@@ -25,7 +25,7 @@ def loader(cfg, items, workers):
 
 
 def stop(iterator):
-    """End the workers now: after an error torch leaves that to the garbage collector, which waits 5 s for each."""
+    """End the workers now: after an error torch leaves that to the garbage collector, 5 s for each."""
     getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
@@ -150,7 +150,10 @@ def test_dataset_root_follows_the_variable(monkeypatch, host):
 
     monkeypatch.setenv("FASTREID_DATASETS", "/one")
     assert (compat.dataset_root(), os.path.join(_root, "a"), str(_root), _root + "/b") == (
-        "/one", os.path.join("/one", "a"), "/one", "/one/b",
+        "/one",
+        os.path.join("/one", "a"),
+        "/one",
+        "/one/b",
     )
     monkeypatch.setenv("FASTREID_DATASETS", "/two")
     assert os.path.join(_root, "a") == os.path.join("/two", "a")
@@ -176,7 +179,9 @@ def test_the_hosts_data_sets_take_the_root(monkeypatch, tmp_path, host):
 def draw(sampler, count):
     """First indices of a sampler, or a failure instead of a hang."""
     found = []
-    thread = threading.Thread(target=lambda: found.extend(itertools.islice(iter(sampler), count)), daemon=True)
+    thread = threading.Thread(
+        target=lambda: found.extend(itertools.islice(iter(sampler), count)), daemon=True
+    )
     thread.start()
     thread.join(20)
     assert len(found) == count, "the sampler hangs"
@@ -195,12 +200,16 @@ def test_samplers_refuse_what_they_would_loop_on(host, name):
     data = source(4, 4, 4)
     labels = [data[index][1] for index in draw(sampler(data, 12, 4, seed=0), 24)]
     assert [len(set(labels[start : start + 12])) for start in (0, 12)] == [3, 3]
-    with pytest.raises(ValueError, match=r"needs 4 identities of 4 images .* fill 3 .*lower SOLVER\.IMS_PER_BATCH"):
+    with pytest.raises(
+        ValueError, match=r"needs 4 identities of 4 images .* fill 3 .*lower SOLVER\.IMS_PER_BATCH"
+    ):
         sampler(data, 16, 4, seed=0)
     with pytest.raises(ValueError, match="16 images a process is not a multiple of 3"):
         sampler(data, 16, 3)
     with pytest.raises(ValueError, match="not a multiple"):
         sampler(data, 2, 4)
+    with pytest.raises(ValueError, match="not a multiple of 0"):
+        sampler(data, mini_batch_size=8, num_instances=0)
 
 
 def test_naive_sampler_in_two_processes(monkeypatch, host):
@@ -208,6 +217,8 @@ def test_naive_sampler_in_two_processes(monkeypatch, host):
     from fastreid.utils import comm
 
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match=r"needs 4 identities of 2 images \(2 a process, 2 processes\).* fill 2 "):
+    with pytest.raises(
+        ValueError, match=r"needs 4 identities of 2 images \(2 a process, 2 processes\).* fill 2 "
+    ):
         NaiveIdentitySampler(source(2, 3), 4, 2, seed=0)
     assert len(draw(NaiveIdentitySampler(source(4, 4), 4, 2, seed=0), 8)) == 8

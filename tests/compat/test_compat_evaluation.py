@@ -20,7 +20,7 @@ def evaluator(cfg, num_query, feats, pids, camids):
 
 
 def test_a_small_gallery_is_evaluated_without_a_compiler(cfg):
-    # Query 0 finds its identity first; query 1 finds it second. Three gallery images are fewer than rank 10 needs.
+    # Query 0 finds its identity first, query 1 second; the gallery of three is smaller than rank 10 needs.
     feats = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.1, 0.9], [0.3, 0.7]])
     results = evaluator(cfg, 2, feats, [1, 2, 1, 1, 2], [0, 0, 1, 1, 1]).evaluate()
     assert (results["Rank-1"], results["Rank-5"], results["Rank-10"]) == (50, 100, 100)
@@ -43,13 +43,15 @@ def test_reranking_runs_on_the_cpu_and_mixes_both_distances(cfg):
     finally:
         rank.evaluate_rank = original
     jaccard = build_dist(feats[:10], feats[10:], metric="jaccard", k1=6, k2=3)
-    np.testing.assert_allclose(seen[0], 0.7 * jaccard + 0.3 * build_dist(feats[:10], feats[10:], "cosine"), rtol=1e-6)
+    np.testing.assert_allclose(
+        seen[0], 0.7 * jaccard + 0.3 * build_dist(feats[:10], feats[10:], "cosine"), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("k1", "k2"), [(6, 3), (7, 1), (10, 6)])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_jaccard_equals_the_hosts_formula(host, k1, k2, scale):
-    """Normalised features take the package's distance, others the host's on the CPU; both are the host's formula."""
+    """Normalised features take the package's distance, others the host's code: both are its formula."""
     pytest.importorskip("faiss")
     from fastreid.utils.compute_dist import compute_jaccard_distance
 

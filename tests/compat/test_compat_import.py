@@ -23,12 +23,16 @@ sys.meta_path.insert(0, Block())
 
 
 def run(script, *first_on_path):
-    """Run a script (text or file) in a fresh interpreter that finds this repository, and what is given before it."""
+    """Run a script (text or file) in a fresh interpreter that finds this repository and the given folders."""
     path = os.pathsep.join(filter(None, [*map(str, first_on_path), os.environ.get("PYTHONPATH"), str(ROOT)]))
     return subprocess.run(
         [sys.executable, *([script] if isinstance(script, Path) else ["-c", script])],
         env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "error::UserWarning,error::FutureWarning"},
-        cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300, check=False,
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -76,14 +80,18 @@ def test_an_installed_host_gives_its_distribution_version():
 
 
 def test_without_faiss():
-    done = run(BLOCK.format(name="faiss") + CLEAN + textwrap.dedent("""
+    done = run(
+        BLOCK.format(name="faiss")
+        + CLEAN
+        + textwrap.dedent("""
         assert "faiss" not in sys.modules
         from fastreid.utils.faiss_utils import index_init_cpu
         try:
             index_init_cpu(8)
         except ImportError as error:
             print(error)
-    """))
+    """)
+    )
     assert done.returncode == 0, done.stderr
     assert "missing-faiss" in done.stdout
     assert "pip install faiss-cpu" in done.stdout.splitlines()[-1]
@@ -124,9 +132,10 @@ def test_git_checkout():
 
 @pytest.mark.slow
 def test_spawned_workers_can_load_data(tmp_path):
-    """A spawned process imports the main script, and with it the package, before it unpickles the data set."""
+    """A spawned process imports the main script, and so the package, before it unpickles the data set."""
     Image.new("RGB", (4, 8)).save(tmp_path / "a.png")
-    (tmp_path / "spawning.py").write_text(textwrap.dedent(f"""
+    (tmp_path / "spawning.py").write_text(
+        textwrap.dedent(f"""
         from fastreid_sskd import compat
         compat.apply()
         from fastreid.data import CommDataset
@@ -135,11 +144,12 @@ def test_spawned_workers_can_load_data(tmp_path):
         if __name__ == "__main__":
             items = [({str(tmp_path / "a.png")!r}, 0, 0)] * 4
             loader = compat.HostDataLoader(
-                0, dataset=CommDataset(items, ToTensor()), batch_size=2, num_workers=1, collate_fn=fast_batch_collator,
-                multiprocessing_context="spawn",
+                0, dataset=CommDataset(items, ToTensor()), batch_size=2, num_workers=1,
+                collate_fn=fast_batch_collator, multiprocessing_context="spawn",
             )
             print([tuple(batch["images"].shape) for batch in loader])
-    """))
+    """)
+    )
     done = run(tmp_path / "spawning.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[(2, 3, 8, 4), (2, 3, 8, 4)]"

@@ -27,7 +27,9 @@ def model(request, cfg):
 def test_forward_backward_and_the_batch_is_left_alone(model, batch):
     from fastreid.utils.events import EventStorage
 
-    before = {key: value.clone() if isinstance(value, torch.Tensor) else list(value) for key, value in batch.items()}
+    before = {
+        key: value.clone() if isinstance(value, torch.Tensor) else list(value) for key, value in batch.items()
+    }
     with EventStorage():
         losses = model.train()(batch)
     sum(losses.values()).backward()
@@ -178,7 +180,9 @@ def test_weights_with_code_are_refused(tmp_path):
         load_weights(path)
 
 
-@pytest.mark.parametrize(("name", "depth"), [("build_regnet_backbone", "200x"), ("build_effnet_backbone", "b0")])
+@pytest.mark.parametrize(
+    ("name", "depth"), [("build_regnet_backbone", "200x"), ("build_effnet_backbone", "b0")]
+)
 def test_regnet_is_built_from_any_working_directory(cfg, monkeypatch, tmp_path, name, depth):
     from fastreid.modeling import build_backbone
 

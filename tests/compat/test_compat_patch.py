@@ -73,7 +73,9 @@ def test_apply_is_idempotent(host):
 )
 def test_a_missing_target_is_an_error_that_says_what_to_run(monkeypatch, host, name, module, attribute):
     monkeypatch.delattr(f"{module}.{attribute}")
-    with pytest.raises(compat.CompatError, match=r"fast-reid 1\.4\.0.*pip install --no-deps fastreid==1\.4\.0"):
+    with pytest.raises(
+        compat.CompatError, match=r"fast-reid 1\.4\.0.*pip install --no-deps fastreid==1\.4\.0"
+    ):
         BY_NAME[name].action()
 
 
@@ -89,7 +91,9 @@ def test_swap_reaches_every_copy_in_the_host_and_nothing_else(monkeypatch, host)
 
     def new(): ...
 
-    here, copy, elsewhere = (types.ModuleType(name) for name in ("fastreid.here", "fastreid.copy", "fastreid_other"))
+    here, copy, elsewhere = (
+        types.ModuleType(name) for name in ("fastreid.here", "fastreid.copy", "fastreid_other")
+    )
     for module in (here, copy, elsewhere):
         module.function = old
         monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -71,7 +71,9 @@ def test_the_stock_trainer_trains_and_evaluates_on_the_cpu(cfg, items, monkeypat
     cfg.DATALOADER.NUM_INSTANCE = 2
     cfg.MODEL.HEADS.NUM_CLASSES = 0
     cfg.SOLVER.MAX_EPOCH, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD = 2, 1, 1
-    cfg.TEST.FLIP.ENABLED = cfg.TEST.RERANK.ENABLED = cfg.TEST.ROC.ENABLED = cfg.TEST.PRECISE_BN.ENABLED = True
+    cfg.TEST.FLIP.ENABLED = cfg.TEST.RERANK.ENABLED = cfg.TEST.ROC.ENABLED = cfg.TEST.PRECISE_BN.ENABLED = (
+        True
+    )
     cfg.TEST.RERANK.K1, cfg.TEST.RERANK.K2 = 4, 2
     cfg.TEST.PRECISE_BN.DATASET, cfg.TEST.PRECISE_BN.NUM_ITER = "Tiny", 2
     cfg.INPUT.AFFINE.ENABLED = cfg.INPUT.AUGMIX.ENABLED = cfg.INPUT.REA.ENABLED = cfg.INPUT.CJ.ENABLED = True
@@ -80,7 +82,11 @@ def test_the_stock_trainer_trains_and_evaluates_on_the_cpu(cfg, items, monkeypat
     before = {key: value.detach().clone() for key, value in trainer.model.named_parameters()}
     results = trainer.train()
     assert 0 <= results["mAP"] <= 100
-    assert not any(torch.equal(before[key], value) for key, value in trainer.model.named_parameters() if value.requires_grad)
+    assert not any(
+        torch.equal(before[key], value)
+        for key, value in trainer.model.named_parameters()
+        if value.requires_grad
+    )
     assert os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))
     resumed = DefaultTrainer(cfg)
     resumed.resume_or_load(resume=True)

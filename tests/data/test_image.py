@@ -94,7 +94,9 @@ def jpeg():
 
 def png():
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)).save(buffer, "png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)).save(
+        buffer, "png"
+    )
     return buffer.getvalue()
 
 

@@ -38,7 +38,9 @@ def assert_equal_results(ours, expected):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("num_query", "num_gallery", "ids"), [(1, 1, 1), (5, 7, 3), (20, 60, 5), (9, 200, 40)])
+@pytest.mark.parametrize(
+    ("num_query", "num_gallery", "ids"), [(1, 1, 1), (5, 7, 3), (20, 60, 5), (9, 200, 40)]
+)
 @pytest.mark.parametrize("levels", [None, 1, 4])
 def test_equals_the_definition(seed, num_query, num_gallery, ids, levels):
     case = problem(seed, num_query, num_gallery, ids, cameras=3, levels=levels)
@@ -66,10 +68,15 @@ def test_equals_the_host_without_ties(seed):
 
 
 def test_placed_example():
-    # Ranking of query (identity 7, camera 0): junk, wrong, match, wrong, match -> matches at 2 and 4 of 4 kept.
+    # Query (identity 7, camera 0) ranks junk, wrong, match, wrong, match: matches at 2 and 4 of the 4 kept.
     distances = np.array([[0.1, 0.2, 0.3, 0.4, 0.5]])
     cmc, precision, penalty = evaluate_rank(
-        distances, np.array([7]), np.array([7, 1, 7, 2, 7]), np.array([0]), np.array([0, 0, 1, 0, 2]), max_rank=5
+        distances,
+        np.array([7]),
+        np.array([7, 1, 7, 2, 7]),
+        np.array([0]),
+        np.array([0, 0, 1, 0, 2]),
+        max_rank=5,
     )
     assert cmc.tolist() == [0, 1, 1, 1, 1]
     assert precision == [pytest.approx((1 / 2 + 2 / 4) / 2)]

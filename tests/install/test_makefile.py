@@ -1,5 +1,6 @@
 """The Makefile picks a Python that works and sets up before it runs anything; CI runs `make test`."""
 
+import re
 import shutil
 import stat
 import subprocess
@@ -75,7 +76,7 @@ def test_make_passes_choices_on(make):
 @pytest.mark.parametrize(
     ("target", "command"),
     [
-        ("demo", '".venv/bin/python" tools/demo.py --output runs/demo'),
+        ("demo", '".venv/bin/python" tools/compare.py --config-file configs/demo.yml --output runs/demo'),
         ("test", '".venv/bin/python" -m pytest'),
         ("test-quick", '".venv/bin/python" -m pytest -m "not slow"'),
         ("lint", '".venv/bin/python" -m ruff check .'),
@@ -85,6 +86,8 @@ def test_make_targets_set_up_first(make, target, command):
     lines = [line.strip() for line in make("-n", target, python3=WORKS).stdout.splitlines()]
     assert lines[-1] == command
     assert any("tools/environment.py" in line for line in lines[:-1])
+    for name in re.findall(r"\b(?:tools|configs)/\S+", command):
+        assert (ROOT / name).exists()
 
 
 def test_make_alone_lists_the_targets(make):

@@ -1,4 +1,4 @@
-"""A synthetic pair of domains: drawn people, so that adaptation can be tried, tested and timed without a download."""
+"""A synthetic pair of domains: drawn people, to try and test adaptation without a download."""
 
 from .datasets import SyntheticDataset, SyntheticSource, SyntheticTarget
 from .domains import DOMAINS, SOURCE, TARGET, Domain, person_of, render

@@ -71,7 +71,9 @@ def _tone(pixels: np.ndarray, camera: Camera, dice: Dice) -> np.ndarray:
         rows = np.arange(height)[:, None] / height + slope * (np.arange(width)[None, :] / width - 0.5)
         light[rows < edge if dice.chance(0.5) else rows >= edge] *= depth
     grey = (pixels @ _LUMA)[:, :, None]
-    pixels = (grey + camera.saturation * (pixels - grey)) * np.array(camera.gain, np.float32) * light[:, :, None]
+    pixels = (
+        (grey + camera.saturation * (pixels - grey)) * np.array(camera.gain, np.float32) * light[:, :, None]
+    )
     # A table keeps powers away from the pixels: they may differ in the last bit between processors.
     table = (np.arange(256) / 255.0) ** camera.gamma
     table = np.clip((table - 0.5) * camera.contrast + 0.5, 0, 1) * (1 - camera.haze) + camera.haze

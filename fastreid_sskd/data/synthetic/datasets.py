@@ -1,7 +1,7 @@
-"""The synthetic pair of domains as data sets of fast-reid, by the names ``SyntheticSource`` and ``SyntheticTarget``.
+"""The synthetic pair of domains as data sets of fast-reid: ``SyntheticSource`` and ``SyntheticTarget``.
 
-People drawn from a seed stand in for a benchmark, so that a first run needs no download. Figures made with them say
-whether the software works, nothing about real cameras.
+People drawn from a seed stand in for a benchmark, so that a first run needs no download. Figures made with
+them say whether the software works, nothing about real cameras.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ Item = tuple[str, str | int, str | int]
 class SyntheticDataset(ImageDataset):
     """A synthetic domain on disk, drawn when it is first asked for.
 
-    Subclasses set the class attributes; keyword arguments override them. Training items carry identities and cameras as
-    strings prefixed with the data set's name, query and gallery items carry them as integers, as the host's classes do.
-    One-off people of the gallery have identity 0, which no query has.
+    Subclasses set the class attributes; keyword arguments override them. Training items carry identities and
+    cameras as strings prefixed with the data set's name, query and gallery items carry them as integers, as
+    the host's classes do. One-off people of the gallery have identity 0, which no query has.
 
     Args:
-        root: folder of data sets (FASTREID_DATASETS); the user's cache or a temporary folder serves where it cannot be
-            written.
+        root: folder of data sets (FASTREID_DATASETS); the user's cache or a temporary folder serves where it
+            cannot be written.
         sizes: people and images of each split.
         seed: the whole data set is a function of it, of the domain and of the sizes.
         image_size: (height, width) of the images in pixels.
@@ -57,7 +57,9 @@ class SyntheticDataset(ImageDataset):
         self.sizes = self.sizes if sizes is None else sizes
         self.seed = self.seed if seed is None else seed
         self.image_size = self.image_size if image_size is None else image_size
-        self.shots = plan_shots(self.sizes, domain=self.domain.name, cameras=len(self.domain.cameras), seed=self.seed)
+        self.shots = plan_shots(
+            self.sizes, domain=self.domain.name, cameras=len(self.domain.cameras), seed=self.seed
+        )
         description = self.description()
         name = f"sskd-synthetic-v{DRAWING_VERSION}-{self.domain.name}-{fingerprint(description)}"
         folder = ensure_folder(name, description, self._draw, [Path(root), *fallback_parents()])
@@ -81,18 +83,27 @@ class SyntheticDataset(ImageDataset):
                 continue
             path = str(folder / _file_name(shot))
             if split == "train":
-                items.append((path, f"{self.dataset_name}_{shot.identity}", f"{self.dataset_name}_{shot.camera}"))
+                items.append(
+                    (path, f"{self.dataset_name}_{shot.identity}", f"{self.dataset_name}_{shot.camera}")
+                )
             else:
                 items.append((path, 0 if shot.stranger else shot.identity, shot.camera))
         return items
 
     def _draw(self, folder: Path) -> None:
-        logger.info(f"drawing {len(self.shots)} images of the synthetic {self.domain.name}, once: about 10 s a core")
+        logger.info(
+            f"drawing {len(self.shots)} images of the synthetic {self.domain.name} into {folder.parent}"
+        )
         for split in SPLITS:
             (folder / split).mkdir()
         for number, shot in enumerate(self.shots, start=1):
             image = render(
-                self.domain, seed=self.seed, identity=shot.identity, camera=shot.camera, shot=shot.shot, size=self.image_size
+                self.domain,
+                seed=self.seed,
+                identity=shot.identity,
+                camera=shot.camera,
+                shot=shot.shot,
+                size=self.image_size,
             )
             image.save(folder / _file_name(shot), compress_level=1)
             if number % 500 == 0 or number == len(self.shots):
@@ -117,11 +128,11 @@ class SyntheticSource(SyntheticDataset):
 
 @DATASET_REGISTRY.register()
 class SyntheticTarget(SyntheticDataset):
-    """The unlabelled domain: winter clothes, 120 + 80 people seen unevenly by five cameras that disagree, and strangers."""
+    """The unlabelled domain: winter clothes, 100 + 60 people and strangers, five cameras that disagree."""
 
     domain = TARGET
     dataset_name = "synthetic_target"
     sizes = Sizes(
-        train_people=120, train_shots=(1, 5), train_strangers=40,
-        test_people=80, gallery_shots=(1, 2), gallery_strangers=100, absent=0.15,
+        train_people=100, train_shots=(2, 5), train_strangers=30,
+        test_people=60, gallery_shots=(1, 2), gallery_strangers=40, absent=0.15,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Keyed randomness: every random decision of the synthetic data has a name, so that no order of calls matters."""
+"""Keyed randomness: every random decision of the synthetic data has a name, so the order of calls is free."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ import numpy as np
 class Dice:
     """Random numbers that are a function of their key alone.
 
-    Only the raw output of PCG64 is used (numpy keeps that stream, but may change ``Generator.normal`` and the like), so that
-    the same key gives the same numbers in every process, order and numpy version.
+    Only the raw output of PCG64 is used (numpy keeps that stream, but may change ``Generator.normal`` and the
+    like), so that the same key gives the same numbers in every process, order and numpy version.
 
     Args:
         *key: what the numbers are for, e.g. ``(seed, "person", "target", 17)``; integers and strings.
@@ -55,7 +55,7 @@ class Dice:
         return sorted(range(count), key=lambda _: self.unit())
 
     def noise(self, *shape: int) -> np.ndarray:
-        """Nearly normal noise of mean 0 and standard deviation 1 (the sum of four bytes), float32 of this shape."""
+        """Nearly normal noise (the sum of four bytes) of mean 0 and variance 1, float32 of this shape."""
         size = int(np.prod(shape))
         raw = np.atleast_1d(self._bits.random_raw((size + 1) // 2)).astype("<u8").view(np.uint8)
         total = raw.reshape(-1, 4)[:size].sum(1, dtype=np.float32).reshape(shape)

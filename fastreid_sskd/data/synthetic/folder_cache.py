@@ -13,7 +13,9 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: processes that start together then draw twice, and the second copy is thrown away
+except (
+    ImportError
+):  # Windows: processes that start together then draw twice, and the second copy is thrown away
     fcntl = None
 
 logger = logging.getLogger("fastreid.sskd.data")
@@ -27,14 +29,14 @@ def fingerprint(description: dict) -> str:
 
 
 def fallback_parents() -> list[Path]:
-    """Where files go when the folder asked for cannot be written: the user's cache, then a private temporary folder."""
+    """Where files go when the folder asked for cannot be written: the user's cache or a temporary folder."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return [Path(cache) / "fastreid-sskd", Path(tempfile.gettempdir()) / f"fastreid-sskd-{user}"]
 
 
 def is_complete(folder: Path, description: dict) -> bool:
-    """Whether a folder holds what this description says, every file of the recorded size (contents are not read)."""
+    """Whether a folder holds what this says, every file of the recorded size (contents are not read)."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["description"] != json.loads(json.dumps(description)):
@@ -44,11 +46,14 @@ def is_complete(folder: Path, description: dict) -> bool:
         return False
 
 
-def ensure_folder(name: str, description: dict, fill: Callable[[Path], None], parents: Sequence[Path]) -> Path:
+def ensure_folder(
+    name: str, description: dict, fill: Callable[[Path], None], parents: Sequence[Path]
+) -> Path:
     """Return a complete folder, filling it first if need be.
 
-    The files are written into a neighbouring folder that takes its name only when all are there, so that a crash leaves no
-    half a folder under that name; a folder that lacks files is replaced. One process fills, others wait for it.
+    The files are written into a neighbouring folder that takes its name only when all are there, so that a
+    crash leaves no half a folder under that name; a folder that lacks files is replaced. One process fills,
+    others wait for it.
 
     Args:
         name: name of the folder.
@@ -75,7 +80,9 @@ def ensure_folder(name: str, description: dict, fill: Callable[[Path], None], pa
         if number:
             logger.warning(f"wrote {folder} because {'; '.join(reasons)}")
         return folder
-    raise OSError(f"no folder for {name} ({'; '.join(reasons)}): set FASTREID_DATASETS to a folder that can be written")
+    raise OSError(
+        f"no folder for {name} ({'; '.join(reasons)}): set FASTREID_DATASETS to a folder that can be written"
+    )
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:

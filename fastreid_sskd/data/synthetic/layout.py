@@ -15,9 +15,9 @@ class Sizes:
     Attributes:
         train_people: identities of the training split.
         train_shots: (least, most) training images of a person in a camera that saw them.
-        train_strangers: people with a single training image: what a clustering should leave out as noise.
+        train_strangers: people with a single training image: what a clustering should call noise.
         test_people: identities of query and gallery, none of them in the training split.
-        gallery_shots: (least, most) gallery images of a person in a camera that saw them; the query has one more.
+        gallery_shots: (least, most) gallery images of a person in a camera that saw them, beside one query.
         gallery_strangers: people with a single gallery image and no query.
         absent: probability that a camera never saw a person; at least two cameras saw everybody.
     """
@@ -33,8 +33,8 @@ class Sizes:
     def __post_init__(self) -> None:
         if self.train_people < 2 or self.test_people < 2:
             raise ValueError(
-                f"both splits need 2 people or more, got {self.train_people} for training and {self.test_people} for the "
-                f"test: raise train_people and test_people"
+                f"both splits need 2 people or more, got {self.train_people} for training and "
+                f"{self.test_people} for the test: raise train_people and test_people"
             )
         for name in ("train_shots", "gallery_shots"):
             least, most = getattr(self, name)
@@ -42,13 +42,13 @@ class Sizes:
                 raise ValueError(f"{name} is (least, most) with 1 <= least <= most, got {(least, most)}")
         if min(self.train_strangers, self.gallery_strangers) < 0 or not 0 <= self.absent < 1:
             raise ValueError(
-                f"strangers must be >= 0 and absent in [0, 1), got {self.train_strangers}, {self.gallery_strangers} and "
-                f"{self.absent}"
+                f"strangers must be >= 0 and absent in [0, 1), got {self.train_strangers}, "
+                f"{self.gallery_strangers} and {self.absent}"
             )
 
 
 class Shot(NamedTuple):
-    """One image to be drawn: its split, the person, the camera and its number; ``stranger`` for one-off people."""
+    """One image to be drawn: split, person, camera and its number; ``stranger`` for people of one image."""
 
     split: str
     identity: int
@@ -60,8 +60,8 @@ class Shot(NamedTuple):
 def plan_shots(sizes: Sizes, *, domain: str, cameras: int, seed: int) -> list[Shot]:
     """List the images of a data set, sorted by split, person, camera and shot.
 
-    Identities count from 1 through training people, training strangers, test people and gallery strangers, so that no
-    person is in two of these groups.
+    Identities count from 1 through training people, training strangers, test people and gallery strangers,
+    so that no person is in two of these groups.
 
     Args:
         sizes: how many.
@@ -78,14 +78,20 @@ def plan_shots(sizes: Sizes, *, domain: str, cameras: int, seed: int) -> list[Sh
     first = 1
     for identity in range(first, first + sizes.train_people):
         for camera, dice in _seen_by(identity, sizes, domain, cameras, seed):
-            shots += [Shot("train", identity, camera, shot, False) for shot in range(_count(sizes.train_shots, dice))]
+            shots += [
+                Shot("train", identity, camera, shot, False)
+                for shot in range(_count(sizes.train_shots, dice))
+            ]
     first += sizes.train_people
     shots += _strangers("train", range(first, first + sizes.train_strangers), domain, cameras, seed)
     first += sizes.train_strangers
     for identity in range(first, first + sizes.test_people):
         for camera, dice in _seen_by(identity, sizes, domain, cameras, seed):
             shots.append(Shot("query", identity, camera, 0, False))
-            shots += [Shot("gallery", identity, camera, shot, False) for shot in range(1, 1 + _count(sizes.gallery_shots, dice))]
+            shots += [
+                Shot("gallery", identity, camera, shot, False)
+                for shot in range(1, 1 + _count(sizes.gallery_shots, dice))
+            ]
     first += sizes.test_people
     shots += _strangers("gallery", range(first, first + sizes.gallery_strangers), domain, cameras, seed)
     return sorted(shots, key=lambda shot: (SPLITS.index(shot.split), *shot[1:]))

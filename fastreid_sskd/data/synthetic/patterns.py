@@ -15,7 +15,7 @@ def cloth(garment: Garment, *, size: tuple[int, int], centre: float, top: float,
     Args:
         garment: colours, pattern and period.
         size: (width, height) of the canvas in pixels.
-        centre: x of the figure's axis in pixels; patterns are symmetric about it, so they move with the figure.
+        centre: x of the axis in pixels; patterns are symmetric about it, so they move with the figure.
         top: y of the figure's crown in pixels.
         unit: pixels per figure height.
 
@@ -23,7 +23,9 @@ def cloth(garment: Garment, *, size: tuple[int, int], centre: float, top: float,
         ValueError: when the pattern has no drawing.
     """
     if garment.pattern not in PATTERNS:
-        raise ValueError(f"pattern {garment.pattern!r} is not one of {PATTERNS}: choose one of them or draw it here")
+        raise ValueError(
+            f"pattern {garment.pattern!r} is not one of {PATTERNS}: choose one of them or draw it here"
+        )
     canvas = Image.new("RGB", size, garment.colour)
     mask = _second_colour(garment, size, centre, top, unit)
     if mask is not None:

@@ -1,4 +1,4 @@
-"""The places that cameras look at: one wide still image a camera, from which every crop takes its background."""
+"""The places that cameras look at: one wide still image a camera, from which crops take their background."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,9 @@ def paint_scene(kind: str, *, width: int, height: int, dice: Dice) -> Image.Imag
         ValueError: for an unknown kind.
     """
     if kind not in SCENES:
-        raise ValueError(f"scene {kind!r} is not one of {sorted(SCENES)}: choose one of them or add its painter")
+        raise ValueError(
+            f"scene {kind!r} is not one of {sorted(SCENES)}: choose one of them or add its painter"
+        )
     image = Image.new("RGB", (width, height))
     SCENES[kind](image, ImageDraw.Draw(image), dice)
     pixels = np.asarray(image, dtype=np.float32)
@@ -42,7 +44,9 @@ def _shift(colour: Colour, by: float) -> Colour:
     return tuple(int(min(255, max(0, value + by))) for value in colour)
 
 
-def _ground(draw: ImageDraw.ImageDraw, size: tuple[int, int], *, wall: Colour, floor: Colour, horizon: float) -> int:
+def _ground(
+    draw: ImageDraw.ImageDraw, size: tuple[int, int], *, wall: Colour, floor: Colour, horizon: float
+) -> int:
     """Fill wall and floor, the floor brighter towards the camera; returns the horizon's row."""
     width, height = size
     row = int(horizon * height)
@@ -58,7 +62,9 @@ def _plaza(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
     width, height = image.size
     row = _ground(draw, image.size, wall=(178, 188, 196), floor=(168, 162, 152), horizon=0.42)
     for x in range(0, width, height // 3):
-        draw.rectangle((x, 0, x + height // 5, row - height // 12), fill=_shift((150, 160, 172), dice.uniform(-30, 20)))
+        draw.rectangle(
+            (x, 0, x + height // 5, row - height // 12), fill=_shift((150, 160, 172), dice.uniform(-30, 20))
+        )
     for y in range(row, height, height // 11):
         draw.line((0, y, width, y), fill=(146, 140, 132), width=2)
     for _ in range(6):
@@ -84,10 +90,16 @@ def _street(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
     row = _ground(draw, image.size, wall=(154, 138, 122), floor=(112, 112, 116), horizon=0.45)
     for _ in range(10):
         x, w = dice.uniform(0, width), dice.uniform(0.1, 0.2) * height
-        draw.rectangle((x, height * 0.05, x + w, height * 0.25), fill=_shift((96, 112, 130), dice.uniform(-20, 30)))
+        draw.rectangle(
+            (x, height * 0.05, x + w, height * 0.25), fill=_shift((96, 112, 130), dice.uniform(-20, 30))
+        )
     paints = [(150, 40, 40), (60, 76, 120), (200, 200, 200), (48, 50, 52), (190, 170, 60)]
     for _ in range(5):
-        x, w, colour = dice.uniform(0, width), dice.uniform(0.5, 0.7) * height, paints[dice.below(len(paints))]
+        x, w, colour = (
+            dice.uniform(0, width),
+            dice.uniform(0.5, 0.7) * height,
+            paints[dice.below(len(paints))],
+        )
         draw.rectangle((x, row - height * 0.1, x + w, row + height * 0.08), fill=colour)
         draw.rectangle((x + w * 0.2, row - height * 0.18, x + w * 0.8, row - height * 0.1), fill=(60, 70, 80))
         for wheel in (0.2, 0.8):
@@ -100,7 +112,10 @@ def _campus(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
     width, height = image.size
     row = _ground(draw, image.size, wall=(208, 200, 182), floor=(190, 184, 174), horizon=0.5)
     for x in range(0, width, height // 4):
-        draw.rectangle((x, height * 0.08, x + height // 8, height * 0.36), fill=_shift((128, 152, 172), dice.uniform(-20, 20)))
+        draw.rectangle(
+            (x, height * 0.08, x + height // 8, height * 0.36),
+            fill=_shift((128, 152, 172), dice.uniform(-20, 20)),
+        )
     draw.rectangle((0, row - height * 0.06, width, row + height * 0.02), fill=(86, 128, 70))
     for x in range(-width, width * 2, height // 6):
         draw.line((width / 2 + (x - width / 2) * 0.5, row, x, height), fill=(168, 162, 152), width=2)
@@ -123,7 +138,7 @@ def _shop(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
     row = _ground(draw, image.size, wall=(88, 84, 92), floor=(142, 124, 108), horizon=0.55)
     for x in range(0, width, height // 9):
         for level in range(5):
-            shade = (dice.uniform(50, 230), dice.uniform(50, 210), dice.uniform(50, 210))
+            shade = (dice.uniform(80, 190), dice.uniform(70, 170), dice.uniform(70, 170))
             y = height * (0.04 + 0.1 * level)
             draw.rectangle((x + 2, y, x + height // 9 - 3, y + height * 0.075), fill=_shift(shade, 0))
     draw.rectangle((0, row - height * 0.02, width, row), fill=(40, 38, 44))
@@ -135,7 +150,9 @@ def _brick(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
     step = height // 24
     for number, y in enumerate(range(0, row, step)):
         for x in range(-(number % 2) * step, width, 2 * step):
-            draw.rectangle((x, y, x + 2 * step - 2, y + step - 2), fill=_shift((138, 78, 62), dice.uniform(-24, 24)))
+            draw.rectangle(
+                (x, y, x + 2 * step - 2, y + step - 2), fill=_shift((138, 78, 62), dice.uniform(-24, 24))
+            )
     for _ in range(4):
         x = dice.uniform(0, width)
         draw.rectangle((x, height * 0.1, x + height * 0.22, row), fill=(52, 60, 72))
@@ -157,7 +174,10 @@ def _platform(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None
     width, height = image.size
     _ground(draw, image.size, wall=(66, 86, 110), floor=(132, 130, 136), horizon=0.5)
     for x in range(0, width, int(height * 0.45)):
-        draw.rectangle((x, height * 0.12, x + height * 0.26, height * 0.3), fill=_shift((30, 38, 50), dice.uniform(0, 60)))
+        draw.rectangle(
+            (x, height * 0.12, x + height * 0.26, height * 0.3),
+            fill=_shift((30, 38, 50), dice.uniform(0, 60)),
+        )
     draw.rectangle((0, height * 0.36, width, height * 0.4), fill=(210, 210, 214))
     draw.rectangle((0, height * 0.8, width, height * 0.83), fill=(222, 196, 60))
 

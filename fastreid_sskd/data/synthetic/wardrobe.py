@@ -14,9 +14,16 @@ PALETTE: dict[str, Colour] = {
     "sky": (122, 178, 224), "blue": (42, 84, 184), "navy": (32, 42, 88), "denim": (80, 106, 146),
     "lilac": (176, 148, 208), "purple": (104, 54, 132),
 }  # fmt: skip
-SKIN: dict[str, Colour] = {"a": (244, 212, 188), "b": (226, 180, 146), "c": (188, 138, 102), "d": (138, 94, 66), "e": (86, 58, 42)}
+SKIN: dict[str, Colour] = {
+    "a": (244, 212, 188),
+    "b": (226, 180, 146),
+    "c": (188, 138, 102),
+    "d": (138, 94, 66),
+    "e": (86, 58, 42),
+}
 HAIR: dict[str, Colour] = {
-    "black": (26, 22, 22), "brown": (74, 48, 32), "blond": (202, 166, 98), "red": (150, 70, 36), "grey": (162, 162, 162),
+    "black": (26, 22, 22), "brown": (74, 48, 32), "blond": (202, 166, 98), "red": (150, 70, 36),
+    "grey": (162, 162, 162),
 }  # fmt: skip
 
 LONG_SLEEVES = ("shirt", "jacket", "coat", "hoodie", "vest")
@@ -25,7 +32,7 @@ BARE_LEGS = ("shorts", "skirt", "dress")
 
 @dataclass(frozen=True)
 class Garment:
-    """One piece of clothing: its kind, two colours, a pattern (with its period as a share of the figure's height)."""
+    """One piece of clothing: kind, two colours, a pattern and its period (share of the figure's height)."""
 
     kind: str
     colour: Colour
@@ -85,9 +92,11 @@ def _tint(name: str, spread: float, dice: Dice) -> Colour:
 
 def _garment(kind: str, colours: dict[str, float], pattern: str, spread: float, dice: Dice) -> Garment:
     first = dice.choice(colours)
-    # The second colour comes from the whole palette, so that stripes of one domain also hold colours rare in it.
+    # From the whole palette, so that the stripes of a domain also hold colours that are rare in it.
     second = dice.choice({name: 1.0 for name in PALETTE if name != first})
-    return Garment(kind, _tint(first, spread, dice), _tint(second, spread, dice), pattern, dice.uniform(0.035, 0.085))
+    return Garment(
+        kind, _tint(first, spread, dice), _tint(second, spread, dice), pattern, dice.uniform(0.035, 0.085)
+    )
 
 
 def draw_person(wardrobe: Wardrobe, dice: Dice) -> Person:
@@ -95,7 +104,11 @@ def draw_person(wardrobe: Wardrobe, dice: Dice) -> Person:
     spread = wardrobe.colour_jitter
     upper_kind = dice.choice(wardrobe.upper_kinds)
     upper = _garment(upper_kind, wardrobe.upper_colours, dice.choice(wardrobe.patterns), spread, dice)
-    lower_pattern = dice.choice({"seam": 1, "checks": 0.5, "bands": 0.5}) if dice.chance(wardrobe.lower_patterned) else "plain"
+    lower_pattern = (
+        dice.choice({"seam": 1, "checks": 0.5, "bands": 0.5})
+        if dice.chance(wardrobe.lower_patterned)
+        else "plain"
+    )
     lower = _garment(dice.choice(wardrobe.lower_kinds), wardrobe.lower_colours, lower_pattern, spread, dice)
     every = dict.fromkeys(PALETTE, 1.0)
     return Person(
@@ -108,7 +121,11 @@ def draw_person(wardrobe: Wardrobe, dice: Dice) -> Person:
         hat_colour=_tint(dice.choice(every), spread, dice),
         upper=upper,
         lower=lower,
-        shoes=_tint(dice.choice({"white": 2, "black": 3, "brown": 1.5, "red": 0.7, "blue": 0.7, "grey": 1}), spread, dice),
+        shoes=_tint(
+            dice.choice({"white": 2, "black": 3, "brown": 1.5, "red": 0.7, "blue": 0.7, "grey": 1}),
+            spread,
+            dice,
+        ),
         boots=dice.chance(wardrobe.boots),
         bag=dice.choice(wardrobe.bags),
         bag_colour=_tint(dice.choice(every), spread, dice),

@@ -1,0 +1,83 @@
+"""The refresh alone, on saved features: python -m fastreid_sskd.clustering FEATURES.npy --out LABELS.npy"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .diagnostics import cluster_agreement
+from .jaccard import VARIANTS
+from .knn import KNN_BACKENDS
+from .methods import CLUSTERING_METHODS
+from .refresh import PseudoLabelError, check_usable, pseudo_labels
+
+logger = logging.getLogger("fastreid.sskd.clustering")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line of the refresh."""
+    parser = argparse.ArgumentParser(prog="python -m fastreid_sskd.clustering", description=__doc__)
+    parser.add_argument("features", type=Path, help="(N, d) array in .npy format; read as a memory map")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="where the (N,) int64 labels go, -1 for noise"
+    )
+    parser.add_argument("--centroids", type=Path, help="where the (C, d) float32 centroids go")
+    parser.add_argument("--identities", type=Path, help="(N,) array of true identities, to report agreement")
+    parser.add_argument("--k1", type=int, default=20)
+    parser.add_argument("--k2", type=int, default=6)
+    parser.add_argument("--variant", choices=list(VARIANTS), default="sskd")
+    radius = parser.add_mutually_exclusive_group()
+    radius.add_argument("--eps", type=float, help="DBSCAN's radius itself")
+    radius.add_argument("--rho", type=float, help="or the share of pairs it averages (1.6e-3 unless given)")
+    radius.add_argument("--pairs-per-image", type=float, help="or the number of pairs per image it averages")
+    parser.add_argument("--min-samples", type=int, default=4)
+    parser.add_argument("--method", choices=list(CLUSTERING_METHODS), default="dbscan")
+    parser.add_argument("--knn", choices=["auto", *KNN_BACKENDS], default="auto")
+    parser.add_argument("--device", help="where the k-NN search runs, e.g. cuda; the CPU unless given")
+    options = parser.parse_args(arguments)
+    if options.eps is options.rho is options.pairs_per_image is None:
+        options.rho = 1.6e-3
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Cluster the features and save the labels; 1 when nothing can be trained on them."""
+    options = parse_arguments(arguments)
+    features = np.load(options.features, mmap_mode="r")
+    result = pseudo_labels(
+        features,
+        k1=options.k1,
+        k2=options.k2,
+        variant=options.variant,
+        eps=options.eps,
+        rho=options.rho,
+        pairs_per_image=options.pairs_per_image,
+        min_samples=options.min_samples,
+        method=options.method,
+        knn=options.knn,
+        device=options.device,
+    )
+    np.save(options.out, result.labels)
+    if options.centroids is not None:
+        np.save(options.centroids, result.centroids)
+    logger.info("%s", result.report)
+    logger.info("seconds: %s", ", ".join(f"{stage} {value:.2f}" for stage, value in result.seconds.items()))
+    if options.identities is not None:
+        agreement = cluster_agreement(result.labels, np.load(options.identities))
+        logger.info("agreement: %s", ", ".join(f"{name} {value:.3f}" for name, value in agreement.items()))
+    try:
+        check_usable(result)
+    except PseudoLabelError as error:
+        logger.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    sys.exit(main())

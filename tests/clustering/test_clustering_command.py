@@ -1,0 +1,65 @@
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dense_reference import crowd
+
+from fastreid_sskd.clustering import pseudo_labels
+from fastreid_sskd.clustering.__main__ import main, parse_arguments
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "cluster_a.npz"
+
+
+def test_saves_labels_and_centroids_and_reports(tmp_path, caplog):
+    golden = np.load(GOLDEN)
+    for name, key in (("features", "features"), ("identities", "ids")):
+        np.save(tmp_path / f"{name}.npy", golden[key])
+    paths = {
+        name: str(tmp_path / f"{name}.npy") for name in ("features", "labels", "centroids", "identities")
+    }
+    with caplog.at_level(logging.INFO, logger="fastreid"):
+        status = main(
+            [paths["features"], "--out", paths["labels"], "--centroids", paths["centroids"], "--eps"]
+            + [str(float(golden["eps"])), "--identities", paths["identities"]]
+        )
+    assert status == 0
+    assert np.array_equal(np.load(paths["labels"]), golden["labels"])
+    np.testing.assert_allclose(np.load(paths["centroids"]), golden["centroids"], rtol=0, atol=1e-5)
+    assert "24 clusters of 324 images" in caplog.text
+    assert "seconds: knn" in caplog.text and "NMI" in caplog.text
+
+
+def test_all_noise_is_saved_and_fails(tmp_path, caplog):
+    np.save(tmp_path / "features.npy", crowd(seed=1))
+    status = main(
+        [
+            str(tmp_path / "features.npy"),
+            "--out",
+            str(tmp_path / "labels.npy"),
+            "--eps",
+            "1e-9",
+            "--min-samples",
+            "50",
+        ]
+    )
+    assert status == 1
+    assert (np.load(tmp_path / "labels.npy") == -1).all()
+    assert "0 clusters at eps=1e-09" in caplog.text
+
+
+def test_options_reach_the_refresh(tmp_path):
+    features = crowd(seed=2)
+    np.save(tmp_path / "features.npy", features)
+    options = ["--k1", "9", "--k2", "3", "--variant", "faiss", "--pairs-per-image", "3", "--min-samples", "3"]
+    main([str(tmp_path / "features.npy"), "--out", str(tmp_path / "labels.npy"), *options, "--knn", "torch"])
+    expected = pseudo_labels(features, k1=9, k2=3, variant="faiss", pairs_per_image=3, min_samples=3)
+    assert np.array_equal(np.load(tmp_path / "labels.npy"), expected.labels)
+
+
+def test_one_way_to_set_the_radius():
+    assert parse_arguments(["f.npy", "--out", "l.npy"]).rho == 1.6e-3
+    given = parse_arguments(["f.npy", "--out", "l.npy", "--eps", "0.5"])
+    assert (given.eps, given.rho, given.pairs_per_image) == (0.5, None, None)
+    with pytest.raises(SystemExit):
+        parse_arguments(["f.npy", "--out", "l.npy", "--eps", "0.5", "--rho", "0.1"])
