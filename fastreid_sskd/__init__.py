@@ -9,7 +9,7 @@ from . import compat
 
 compat.apply()
 
-from . import data, losses, modeling  # noqa: E402  the host has to be mended before anything imports it
-from .config import add_sskd_config  # noqa: E402
+from . import data, losses, modeling
+from .config import add_sskd_config
 
 __all__ = ["add_sskd_config", "compat", "data", "losses", "modeling"]

@@ -7,12 +7,12 @@ two colours (upper and lower half of a 32 x 16 image); cameras differ in brightn
 from pathlib import Path
 
 import numpy as np
+from fastreid.config import CfgNode
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from PIL import Image
 from torch import nn
 
 import fastreid_sskd  # noqa: F401  mends and completes the host before it is imported
-from fastreid.config import CfgNode
-from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid_sskd.engine import load_config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

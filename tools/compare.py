@@ -21,19 +21,20 @@ import time
 # Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch  # noqa: E402
-from tabulate import tabulate  # noqa: E402
+import torch
+from tabulate import tabulate
 
-from fastreid_sskd.data import training_items  # noqa: E402
-from fastreid_sskd.engine import load_config, run, seed_everything, setup  # noqa: E402
-from fastreid_sskd.engine.baselines import (  # noqa: E402
-    one_network_config, reestimate_batch_norm, supervised_config,
+from fastreid_sskd.data import training_items
+from fastreid_sskd.engine import AdaptationTrainer, load_config, resolve, run, seed_everything, setup
+from fastreid_sskd.engine.baselines import (
+    one_network_config,
+    reestimate_batch_norm,
+    supervised_config,
 )
-from fastreid_sskd.engine.pipeline import source_weights  # noqa: E402
-from fastreid_sskd.evaluation.peers import evaluate_peers  # noqa: E402
-from fastreid_sskd.evaluation.table import METRICS  # noqa: E402
-from fastreid_sskd.modeling import load_source_weights  # noqa: E402
-from fastreid.modeling import build_model  # noqa: E402
+from fastreid_sskd.engine.pipeline import source_weights
+from fastreid_sskd.evaluation.peers import evaluate_peers
+from fastreid_sskd.evaluation.table import METRICS
+from fastreid_sskd.modeling import load_source_weights
 
 logger = logging.getLogger("fastreid.sskd.compare")
 
@@ -80,7 +81,7 @@ def one_seed(cfg, folder: str) -> dict:
     found = finished(transfer)
     if found is None:
         seed_everything(cfg.SEED)
-        model = build_model(transfer)
+        model = AdaptationTrainer.build_model(transfer)
         load_source_weights(model, weights)
         found = {"direct transfer": evaluate_peers(transfer, model)[test]}
         reestimate_batch_norm(transfer, model, training_items(transfer.DATASETS.NAMES))
@@ -150,7 +151,7 @@ def main() -> int:
         if i == 0:
             cfg = setup(argparse.Namespace(config_file=args.config_file, opts=opts))
         else:
-            cfg = load_config(args.config_file, opts)
+            cfg = resolve(load_config(args.config_file, opts))
         by_seed.append(one_seed(cfg, folder))
         logger.info("seed %d:\n%s", seed, summary(by_seed[-1:]))
     table = summary(by_seed)

@@ -13,8 +13,9 @@ import torch
 from .features import UnitRows
 from .parallel import in_threads, num_threads, split
 
-#: relative rounding of one product's inputs under each torch.get_float32_matmul_precision()
-_MATMUL_INPUT_ROUNDING = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
+#: relative error of one product from cutting both factors to 10 (TF32) or 7 (bfloat16) bits of fraction, under each
+#: torch.get_float32_matmul_precision(); cutting, since not all hardware rounds
+_MATMUL_INPUT_ROUNDING = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
 
 #: values compared at once before any of them is looked at
 CHUNK = 16

@@ -1,6 +1,6 @@
 """What a run trains on and is tested on: registered data sets, in an order that does not depend on the disk."""
 import os
-from typing import List, Sequence, Tuple
+from collections.abc import Sequence
 
 from fastreid.data.datasets import DATASET_REGISTRY
 
@@ -8,7 +8,7 @@ from ..compat import dataset_root
 
 __all__ = ["Item", "test_items", "training_items"]
 
-Item = Tuple[str, object, object]  # path, identity, camera
+Item = tuple[str, object, object]  # path, identity, camera
 
 _SPLITS = "with bounding_box_train/, query/ and bounding_box_test/, images *.jpg"
 _LAYOUTS = {
@@ -32,11 +32,11 @@ def _data_set(name: str):
         ) from error
 
 
-def _sorted(items: Sequence[Sequence]) -> List[Item]:
+def _sorted(items: Sequence[Sequence]) -> list[Item]:
     return sorted((tuple(item) for item in items), key=lambda item: item[0])
 
 
-def training_items(names: Sequence[str]) -> List[Item]:
+def training_items(names: Sequence[str]) -> list[Item]:
     """The training images of registered data sets, sorted by path within each (the host's glob has no order).
 
     Raises:
@@ -46,7 +46,7 @@ def training_items(names: Sequence[str]) -> List[Item]:
     """
     if not names:
         raise ValueError("no data set is named to train on: DATASETS.NAMES is empty")
-    items: List[Item] = []
+    items: list[Item] = []
     for name in names:
         train = _data_set(name).train
         if not train:
@@ -55,7 +55,7 @@ def training_items(names: Sequence[str]) -> List[Item]:
     return items
 
 
-def test_items(name: str) -> Tuple[List[Item], List[Item]]:
+def test_items(name: str) -> tuple[list[Item], list[Item]]:
     """The query and gallery images of a registered data set, each sorted by path. Raises as :func:`training_items`."""
     data = _data_set(name)
     if not data.query or not data.gallery:

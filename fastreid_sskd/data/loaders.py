@@ -1,12 +1,11 @@
 """Data loaders of the two stages."""
-from typing import Iterator, Sequence, Tuple
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch.utils.data import DataLoader, Dataset
-
 from fastreid.config import CfgNode
 from fastreid.data.common import CommDataset
 from fastreid.data.transforms import build_transforms
+from torch.utils.data import DataLoader, Dataset
 
 from .items import Item, test_items, training_items
 from .multi_view import MultiViewDataset
@@ -14,7 +13,7 @@ from .samplers import IdentityBatches, ShuffledBatches
 from .seeding import derive_seed
 from .transforms import build_view_transforms
 
-__all__ = ["adaptation_loader", "extraction_loader", "test_loader", "SourceLoader"]
+__all__ = ["SourceLoader", "adaptation_loader", "extraction_loader", "test_loader"]
 
 
 def _loader(cfg: CfgNode, dataset: Dataset, **kwargs) -> DataLoader:
@@ -28,7 +27,7 @@ def extraction_loader(cfg: CfgNode, items: Sequence[Item]) -> DataLoader:
     return _loader(cfg, dataset, batch_size=cfg.TEST.IMS_PER_BATCH)
 
 
-def test_loader(cfg: CfgNode, name: str) -> Tuple[DataLoader, int]:
+def test_loader(cfg: CfgNode, name: str) -> tuple[DataLoader, int]:
     """The query images, then the gallery of a registered data set, and the number of queries."""
     query, gallery = test_items(name)
     dataset = CommDataset(query + gallery, build_transforms(cfg, is_train=False), relabel=False)
@@ -74,7 +73,7 @@ class SourceLoader:
 
     def _epoch(self, epoch: int) -> Iterator[dict]:
         cfg, transforms = self.cfg, build_view_transforms(self.cfg)
-        shape = dict(batch_size=cfg.SOLVER.IMS_PER_BATCH, num_batches=cfg.SSKD.ITERS_PER_EPOCH)
+        shape = {"batch_size": cfg.SOLVER.IMS_PER_BATCH, "num_batches": cfg.SSKD.ITERS_PER_EPOCH}
         batches = IdentityBatches(
             self.labels, [item[2] for item in self.items], num_instances=cfg.DATALOADER.NUM_INSTANCE,
             seed=derive_seed(self.seed, epoch, 0), **shape,

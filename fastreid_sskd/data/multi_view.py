@@ -1,5 +1,6 @@
 """Several independently augmented views of each image, decoded and resized once."""
-from typing import Callable, NamedTuple, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import Dataset
@@ -29,7 +30,7 @@ class MultiViewDataset(Dataset):
         num_views: K views stacked as (K, 3, H, W); 0: one view, not stacked, (3, H, W).
     """
 
-    def __init__(self, items: Sequence[Tuple], once: Callable, augment: Callable, num_views: int = 0):
+    def __init__(self, items: Sequence[tuple], once: Callable, augment: Callable, num_views: int = 0):
         self.paths = [item[0] for item in items]
         self.once = once
         self.augment = augment

@@ -1,5 +1,5 @@
 """Batches as a pure function of (seed, epoch): no generator state, so a run can be taken up at any batch."""
-from typing import Iterator, List, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -64,9 +64,9 @@ class IdentityBatches:
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[List[Draw]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         rng = np.random.default_rng(self.seed)
-        queue: List[int] = []
+        queue: list[int] = []
         for batch in range(self.num_batches):
             if len(queue) < self.identities_per_batch:
                 queue = []
@@ -79,7 +79,7 @@ class IdentityBatches:
                 for place, image in enumerate(images)
             ]
 
-    def _images_of(self, identity: int, rng: np.random.Generator) -> List[int]:
+    def _images_of(self, identity: int, rng: np.random.Generator) -> list[int]:
         members = self.members[identity]
         first = rng.choice(members)
         others = members[self.cameras[members] != self.cameras[first]]
@@ -110,9 +110,9 @@ class ShuffledBatches:
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[List[Draw]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         rng = np.random.default_rng(self.seed)
-        queue: List[int] = []
+        queue: list[int] = []
         for batch in range(self.num_batches):
             while len(queue) < self.batch_size:
                 queue.extend(rng.permutation(self.num_images).tolist())

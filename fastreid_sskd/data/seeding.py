@@ -1,7 +1,7 @@
 """Random numbers as a function of what they are for, so that no order of events can change them."""
 import contextlib
 import random
-from typing import Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch

@@ -1,15 +1,14 @@
 """The host's transforms, split into what is done once per image and what is drawn anew for every view."""
-from typing import Callable, Tuple
+from collections.abc import Callable
 
 import torchvision.transforms as T
-
 from fastreid.config import CfgNode
 from fastreid.data.transforms import build_transforms
 
 __all__ = ["build_view_transforms"]
 
 
-def build_view_transforms(cfg: CfgNode) -> Tuple[Callable, Callable]:
+def build_view_transforms(cfg: CfgNode) -> tuple[Callable, Callable]:
     """Training transforms as a pair: ``once`` (resize) and ``augment`` (everything random, then to a tensor).
 
     Differs from the host where the method does: random erasing draws its rectangle from ``SSKD.ERASING``. The host

@@ -1,13 +1,12 @@
 """Stage 2: adapt K peers to the unlabelled target."""
 import logging
 import os
-from typing import Dict, Iterable, List, Optional, Tuple
+from collections.abc import Iterable
 
 import torch
-from torch import nn
-
 from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
+from torch import nn
 
 from ..clustering import PseudoLabelError
 from ..data import adaptation_loader, training_items
@@ -19,6 +18,7 @@ from .hooks import PeerEMA
 from .optimizer import build_optimizer, reset_optimizer
 from .records import Record
 from .refresh import PseudoLabelRefresh
+from .setup import without_pretraining
 from .trainer import Trainer
 
 __all__ = ["AdaptationTrainer"]
@@ -39,15 +39,20 @@ class AdaptationTrainer(Trainer):
         self.record = Record(cfg.DATASETS.TESTS)
         self.checkpointer.checkpointables["record"] = self.record
 
-    def prepare_data(self, cfg: CfgNode) -> Tuple[Iterable, int, int]:
+    def prepare_data(self, cfg: CfgNode) -> tuple[Iterable, int, int]:
         self.items = training_items(cfg.DATASETS.NAMES)
         return [], 0, cfg.SSKD.ITERS_PER_EPOCH  # the first refresh makes the loader and the classes
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The peers, without ImageNet weights: the source models' or a checkpoint's take their place."""
+        return super().build_model(without_pretraining(cfg))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, list(model.students))
 
-    def build_hooks(self) -> List[HookBase]:
+    def build_hooks(self) -> list[HookBase]:
         refresh = PseudoLabelRefresh(self.cfg, self.model, self.items, self.start_epoch_with)
         self.checkpointer.checkpointables["refresh"] = refresh
         return [refresh, PeerEMA(self.model, self.cfg.SSKD.EMA.MOMENTUM), *super().build_hooks()]
@@ -82,11 +87,11 @@ class AdaptationTrainer(Trainer):
     metric_name = "metric"  # see Record.metric
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module) -> Dict:
+    def test(cls, cfg: CfgNode, model: nn.Module) -> dict:
         """Every teacher and the ensemble: {data set: {row: metrics}}."""
         return evaluate_peers(cfg, model)
 
-    def evaluate(self, epoch: Optional[int] = None) -> Dict:
+    def evaluate(self, epoch: int | None = None) -> dict:
         """Evaluate, keep the result in ``record``, mark the best teacher in the model and log the table.
 
         Args:

@@ -1,9 +1,7 @@
 """Mixed precision on whatever device the model is on."""
 import contextlib
-from typing import ContextManager, Optional
 
 import torch
-
 from fastreid.config import CfgNode
 
 __all__ = ["Precision"]
@@ -21,9 +19,9 @@ class Precision:
         self.dtype = torch.float16 if self.device_type == "cuda" else torch.bfloat16
         # torch >= 2.3 has torch.amp.GradScaler; before, only torch.cuda.amp's
         scaler = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)
-        self.scaler: Optional[object] = scaler() if self.enabled and self.device_type == "cuda" else None
+        self.scaler: object | None = scaler() if self.enabled and self.device_type == "cuda" else None
 
-    def autocast(self) -> ContextManager:
+    def autocast(self) -> contextlib.AbstractContextManager:
         """The context of a forward pass."""
         if not self.enabled:
             return contextlib.nullcontext()

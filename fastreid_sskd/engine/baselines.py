@@ -1,13 +1,12 @@
 """What an adaptation is compared with: from the same source weights, with the same network, views and steps."""
 import copy
 import itertools
-from typing import Iterable
+from collections.abc import Iterable
 
 import torch
+from fastreid.config import CfgNode
 from torch import nn
 from torch.optim.swa_utils import update_bn
-
-from fastreid.config import CfgNode
 
 from ..data import Item, extraction_loader
 from ..modeling import SSKD, Peer

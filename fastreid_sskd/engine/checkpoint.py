@@ -2,10 +2,9 @@
 import os
 import re
 from collections import Counter
-from typing import Any, Dict, List
+from typing import Any
 
 import torch
-
 from fastreid.utils.checkpoint import Checkpointer as HostCheckpointer
 
 from ..modeling import SSKD, Peer
@@ -33,7 +32,7 @@ class Checkpointer(HostCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
             return
-        data: Dict[str, Any] = {"model": self.model.state_dict()}
+        data: dict[str, Any] = {"model": self.model.state_dict()}
         data.update({key: _plain(obj.state_dict()) for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         os.makedirs(self.save_dir, exist_ok=True)
@@ -59,7 +58,7 @@ class Checkpointer(HostCheckpointer):
             if os.path.exists(temporary):
                 os.remove(temporary)
 
-    def remove_all_but(self, keep: int) -> List[str]:
+    def remove_all_but(self, keep: int) -> list[str]:
         """Delete the oldest periodic checkpoints (``model_0007.pth``, ...) beyond ``keep``; returns their paths.
 
         The oldest by the time they were written: a folder may still hold later epochs of an earlier run.
@@ -71,11 +70,11 @@ class Checkpointer(HostCheckpointer):
             os.remove(path)
         return gone
 
-    def _load_file(self, f: str) -> Dict[str, Any]:
+    def _load_file(self, f: str) -> dict[str, Any]:
         checkpoint = torch.load(f, map_location="cpu", weights_only=True)
         return checkpoint if "model" in checkpoint else {"model": checkpoint}
 
-    def _load_model(self, checkpoint: Dict[str, Any]):
+    def _load_model(self, checkpoint: dict[str, Any]):
         if not isinstance(self.model, (SSKD, Peer)):
             return super()._load_model(checkpoint)
         # The host would skip what does not fit, which for a resumed run is a random classifier.

@@ -1,6 +1,6 @@
 """Hooks of fast-reid's training loop. Hooks only act; networks, labels' rules and results live elsewhere."""
 import logging
-from typing import Callable, Dict, Optional
+from collections.abc import Callable
 
 from fastreid.engine.train_loop import HookBase
 from fastreid.evaluation.testing import flatten_results_dict
@@ -8,7 +8,7 @@ from fastreid.utils import comm
 
 from .checkpoint import Checkpointer
 
-__all__ = ["PeerEMA", "PeriodicEvaluation", "Checkpoints"]
+__all__ = ["Checkpoints", "PeerEMA", "PeriodicEvaluation"]
 
 logger = logging.getLogger("fastreid.sskd.hooks")
 
@@ -42,7 +42,7 @@ class PeriodicEvaluation(HookBase):
         evaluate: returns a nested dict of numbers, which goes to the event storage.
     """
 
-    def __init__(self, period: int, evaluate: Callable[[], Dict]):
+    def __init__(self, period: int, evaluate: Callable[[], dict]):
         if period < 0:
             raise ValueError(f"TEST.EVAL_PERIOD must be >= 0 epochs (0: never evaluate), got {period}")
         self.period = period
@@ -80,13 +80,13 @@ class Checkpoints(HookBase):
         self.keep = keep
         self.metric_name = metric_name
         self.best_metric = -1.0
-        self._evaluated_at: Optional[int] = None
+        self._evaluated_at: int | None = None
         checkpointer.checkpointables["checkpoints"] = self
 
-    def state_dict(self) -> Dict:
+    def state_dict(self) -> dict:
         return {"best_metric": self.best_metric}
 
-    def load_state_dict(self, state: Dict) -> None:
+    def load_state_dict(self, state: dict) -> None:
         self.best_metric = state["best_metric"]
 
     def after_epoch(self):

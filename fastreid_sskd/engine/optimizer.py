@@ -1,11 +1,10 @@
 """The host's optimiser over one or several networks."""
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import nn
-
 from fastreid.config import CfgNode
 from fastreid.solver import build as host
+from torch import nn
 
 __all__ = ["build_optimizer", "reset_optimizer"]
 

@@ -1,9 +1,9 @@
 """One command for the whole method: pre-train the peers on the source, report direct transfer, adapt to the target."""
 import logging
 import os
-from typing import Dict, List
 
 from fastreid.config import CfgNode
+from torch import nn
 
 from ..data.items import test_items, training_items
 from ..data.samplers import check_batch
@@ -13,11 +13,11 @@ from ..modeling import load_source_weights
 from ..modeling.losses_config import build_losses
 from .adaptation import AdaptationTrainer
 from .checkpoint import Checkpointer
-from .setup import load_config, seed_everything
+from .setup import load_config, seed_everything, without_pretraining
 from .source import SourceTrainer
 from .trainer import Trainer
 
-__all__ = ["evaluate", "run", "source_config", "source_weights", "trainer_class"]
+__all__ = ["evaluate", "load_trained", "run", "source_config", "source_weights", "trainer_class"]
 
 logger = logging.getLogger("fastreid.sskd.pipeline")
 
@@ -33,24 +33,31 @@ def trainer_class(cfg: CfgNode) -> type:
     return _TRAINERS.get(cfg.MODEL.META_ARCHITECTURE, Trainer)
 
 
-def evaluate(cfg: CfgNode) -> Dict:
-    """``--eval-only``: load ``MODEL.WEIGHTS`` and evaluate on ``DATASETS.TESTS``; the results are logged too."""
+def load_trained(cfg: CfgNode) -> nn.Module:
+    """The model of a config with the weights of its checkpoint, ``MODEL.WEIGHTS``, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is the checkpoint of another model.
+    """
     if not os.path.isfile(cfg.MODEL.WEIGHTS):
-        raise FileNotFoundError(f"--eval-only needs MODEL.WEIGHTS, and {cfg.MODEL.WEIGHTS!r} is no file")
-    cls = trainer_class(cfg)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.BACKBONE.PRETRAIN = False
-    model = cls.build_model(cfg)
+        raise FileNotFoundError(f"a trained model is needed: MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, which is no file")
+    model = trainer_class(cfg).build_model(without_pretraining(cfg))
     Checkpointer(model).load(cfg.MODEL.WEIGHTS)
-    results = cls.test(cfg, model)
+    return model.eval()
+
+
+def evaluate(cfg: CfgNode) -> dict:
+    """``--eval-only``: load ``MODEL.WEIGHTS`` and evaluate on ``DATASETS.TESTS``; the results are logged too."""
+    cls = trainer_class(cfg)
+    results = cls.test(cfg, load_trained(cfg))
     if cls is AdaptationTrainer:  # the host logs its own
         rows = [((test, row), metrics) for test in results for row, metrics in results[test].items()]
         logger.info("%s:\n%s", cfg.MODEL.WEIGHTS, results_table(rows, ("test set", "teacher")))
     return results
 
 
-def run(cfg: CfgNode, resume: bool = False) -> Dict:
+def run(cfg: CfgNode, resume: bool = False) -> dict:
     """Train what the config describes; for ``SSKD`` both stages. Returns the last evaluation's results."""
     if cfg.MODEL.META_ARCHITECTURE != "SSKD":
         return _train(trainer_class(cfg)(cfg), resume)
@@ -91,7 +98,7 @@ def check_inputs(cfg: CfgNode) -> None:
             test_items(name)
 
 
-def _train(trainer: Trainer, resume: bool) -> Dict:
+def _train(trainer: Trainer, resume: bool) -> dict:
     trainer.resume_or_load(resume)
     return trainer.train()
 
@@ -112,7 +119,7 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
     return source
 
 
-def source_weights(cfg: CfgNode) -> List[str]:
+def source_weights(cfg: CfgNode) -> list[str]:
     """The files that the peers start from: those given, else pre-trained now; [] if ``MODEL.WEIGHTS`` is the start."""
     if cfg.SSKD.SOURCE.WEIGHTS or cfg.MODEL.WEIGHTS:
         return list(cfg.SSKD.SOURCE.WEIGHTS)
@@ -120,7 +127,7 @@ def source_weights(cfg: CfgNode) -> List[str]:
     return pretrain_peers(cfg)
 
 
-def pretrain_peers(cfg: CfgNode) -> List[str]:
+def pretrain_peers(cfg: CfgNode) -> list[str]:
     """Pre-train the K peers on the source, each with its own seed; finished ones in ``OUTPUT_DIR`` are reused.
 
     Returns:
@@ -144,7 +151,6 @@ def pretrain_peers(cfg: CfgNode) -> List[str]:
             logger.info("peer %d: reusing the finished source model in %s", k, source.OUTPUT_DIR)
         else:
             logger.info("peer %d: pre-training on %s", k, ", ".join(source.DATASETS.NAMES))
-            os.makedirs(source.OUTPUT_DIR, exist_ok=True)
             seed_everything(source.SEED)
             _train(SourceTrainer(source), resume=True)
         paths.append(best if os.path.isfile(best) else final)

@@ -1,7 +1,7 @@
 """What the evaluations of an adaptation have given so far: the last, the best, and what the best was chosen on."""
 import json
 import os
-from typing import Dict, List, Sequence
+from collections.abc import Sequence
 
 from ..evaluation.table import results_table
 
@@ -22,15 +22,15 @@ class Record:
 
     def __init__(self, tests: Sequence[str]):
         self.tests = list(tests)
-        self.evaluations: List[Dict] = []
+        self.evaluations: list[dict] = []
 
-    def state_dict(self) -> Dict:
+    def state_dict(self) -> dict:
         return {"evaluations": self.evaluations}
 
-    def load_state_dict(self, state: Dict) -> None:
+    def load_state_dict(self, state: dict) -> None:
         self.evaluations = state["evaluations"]
 
-    def add(self, epoch: int, results: Dict[str, Dict[str, Dict[str, float]]]) -> int:
+    def add(self, epoch: int, results: dict[str, dict[str, dict[str, float]]]) -> int:
         """Add an evaluation after ``epoch`` epochs (0: direct transfer); returns the best teacher so far."""
         plain = {
             name: {row: {k: float(v) for k, v in metrics.items()} for row, metrics in rows.items()}
@@ -40,7 +40,7 @@ class Record:
         return int(self.best[1][len("peer"):])
 
     @property
-    def last(self) -> Dict:
+    def last(self) -> dict:
         """The last evaluation: {"epoch", "results"}."""
         return self.evaluations[-1]
 
@@ -62,7 +62,7 @@ class Record:
         top = max(value for value, _, _ in candidates)
         return next((evaluation, row) for value, evaluation, row in candidates if value == top)
 
-    def _rows(self, evaluation: Dict) -> Dict[str, Dict[str, float]]:
+    def _rows(self, evaluation: dict) -> dict[str, dict[str, float]]:
         return evaluation["results"][self.tests[0]]
 
     def table(self, tablefmt: str = "pipe") -> str:
@@ -80,7 +80,7 @@ class Record:
         )
         return results_table(lines, ("test set", "when", "teacher"), tablefmt) + "\n\n" + note
 
-    def _shown(self) -> List[Dict]:
+    def _shown(self) -> list[dict]:
         first = [e for e in self.evaluations if e["epoch"] == 0]
         return first + [self.last] if self.last["epoch"] else first
 

@@ -1,10 +1,9 @@
 """The pseudo-label refresh before every epoch: cluster the target's features, relabel, start the epoch anew."""
 import logging
 import time
-from typing import Callable, Dict, List, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-
 from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
 
@@ -41,12 +40,12 @@ class PseudoLabelRefresh(HookBase):
         self.on_labels = on_labels
         self.eps = 0.0
         self.labels = None
-        self.history: List[Dict] = []
+        self.history: list[dict] = []
 
-    def state_dict(self) -> Dict:
+    def state_dict(self) -> dict:
         return {"eps": self.eps, "labels": self.labels, "history": self.history}
 
-    def load_state_dict(self, state: Dict) -> None:
+    def load_state_dict(self, state: dict) -> None:
         self.eps, self.labels, self.history = state["eps"], state["labels"], state["history"]
 
     def before_epoch(self):
@@ -67,7 +66,7 @@ class PseudoLabelRefresh(HookBase):
     def _previous(self):
         return None if self.labels is None else self.labels.numpy()
 
-    def _clustering_options(self) -> Dict:
+    def _clustering_options(self) -> dict:
         cluster = self.cfg.SSKD.CLUSTER
         if cluster.EPS or self.eps:
             radius = {"eps": cluster.EPS or self.eps}
@@ -80,7 +79,7 @@ class PseudoLabelRefresh(HookBase):
             min_samples=cluster.MIN_SAMPLES, device=self.model.device, **radius,
         )
 
-    def _report(self, result, seconds: Dict[str, float]) -> None:
+    def _report(self, result, seconds: dict[str, float]) -> None:
         report = result.report
         scalars = {
             "clusters": report.num_clusters, "noise_share": report.noise_share, "eps": self.eps,

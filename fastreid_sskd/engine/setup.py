@@ -1,18 +1,17 @@
 """From the command line to a frozen config, a log, and seeded generators."""
 import argparse
 import os
-from typing import List, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-
 from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import default_setup
 from fastreid.utils.env import seed_all_rng
 
 from ..config import add_sskd_config
 
-__all__ = ["load_config", "setup", "seed_everything"]
+__all__ = ["load_config", "resolve", "seed_everything", "setup", "without_pretraining"]
 
 
 def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
@@ -24,6 +23,7 @@ def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     Raises:
         FileNotFoundError: if there is no such file.
         KeyError: if a key is unknown, naming it.
+        ValueError: if a value is of another type than the default, or ``opts`` has an odd length.
     """
     cfg = get_cfg()
     add_sskd_config(cfg)
@@ -34,7 +34,10 @@ def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     source = cfg.SSKD.SOURCE.CONFIG
     if source and not os.path.isabs(source):
         cfg.SSKD.SOURCE.CONFIG = os.path.join(os.path.dirname(config_file), source)
-    cfg.merge_from_list(list(opts))
+    try:
+        cfg.merge_from_list(list(opts))
+    except AssertionError as error:  # yacs raises a KeyError for the same in a file
+        raise (KeyError if "Non-existent" in str(error) else ValueError)(str(error)) from None
     if cfg.SSKD.SOURCE.CONFIG:
         cfg.SSKD.SOURCE.CONFIG = os.path.abspath(cfg.SSKD.SOURCE.CONFIG)
     return cfg
@@ -46,6 +49,14 @@ def resolve(cfg: CfgNode) -> CfgNode:
         cfg.MODEL.DEVICE = "cpu"
     if cfg.SEED < 0:
         cfg.SEED = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+    return cfg
+
+
+def without_pretraining(cfg: CfgNode) -> CfgNode:
+    """A copy of the config for a network whose weights come from elsewhere: no ImageNet weights are looked for."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.PRETRAIN = False
     return cfg
 
 

@@ -1,10 +1,12 @@
 """Stage 1: pre-train one peer on the labelled source."""
-from typing import Iterable, Tuple
+from collections.abc import Iterable
 
 from fastreid.config import CfgNode
+from torch import nn
 
 from ..data import SourceLoader
 from ..modeling.weights import load_network, read_state_dict
+from .setup import without_pretraining
 from .trainer import Trainer
 
 __all__ = ["SourceTrainer"]
@@ -13,10 +15,15 @@ __all__ = ["SourceTrainer"]
 class SourceTrainer(Trainer):
     """Trains an ``SSKDSource``: identity batches of the source, and the target's images through batch norm."""
 
-    def prepare_data(self, cfg: CfgNode) -> Tuple[Iterable, int, int]:
+    def prepare_data(self, cfg: CfgNode) -> tuple[Iterable, int, int]:
         self._loader = SourceLoader(cfg, seed=cfg.SEED)
         # the workers start with the first epoch, when the epoch to start from is known
         return [], self._loader.num_classes, cfg.SSKD.ITERS_PER_EPOCH
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The network; ImageNet weights are not looked for where ``MODEL.WEIGHTS`` takes their place."""
+        return super().build_model(without_pretraining(cfg) if cfg.MODEL.WEIGHTS else cfg)
 
     def load_weights(self) -> None:
         """Start from ``MODEL.WEIGHTS``: any fast-reid checkpoint of the same backbone, or a bare backbone."""

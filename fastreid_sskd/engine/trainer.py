@@ -3,11 +3,10 @@ import logging
 import math
 import os
 import time
-from typing import Any, Dict, Iterable, List, Tuple
+from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
-
 from fastreid.config import CfgNode
 from fastreid.data import build_reid_train_loader
 from fastreid.engine import DefaultTrainer, hooks
@@ -16,6 +15,7 @@ from fastreid.evaluation import ReidEvaluator
 from fastreid.solver import build_lr_scheduler
 from fastreid.utils import comm
 from fastreid.utils.events import EventStorage
+from torch import nn
 
 from ..data.loaders import test_loader
 from ..data.seeding import derive_seed
@@ -82,6 +82,8 @@ class Trainer(DefaultTrainer):
         if comm.get_world_size() > 1:
             raise ValueError(f"this version trains in one process, got {comm.get_world_size()}: use --num-gpus 1")
         data_loader, num_classes, self.iters_per_epoch = self.prepare_data(cfg)
+        if cfg.OUTPUT_DIR:
+            os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)  # the host writes its config there without asking
         cfg = self.auto_scale_hyperparams(cfg, num_classes)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -99,22 +101,35 @@ class Trainer(DefaultTrainer):
         self.warmup_iters = cfg.SOLVER.WARMUP_ITERS
         self.delay_epochs = cfg.SOLVER.DELAY_EPOCHS
         self.cfg = cfg
-        self._last_eval_results: Dict[str, Any] = {}
+        self._last_eval_results: dict[str, Any] = {}
         self.register_hooks(self.build_hooks())
 
     # ---- what a stage may change --------------------------------------------------------------------------------
 
-    def prepare_data(self, cfg: CfgNode) -> Tuple[Iterable, int, int]:
+    def prepare_data(self, cfg: CfgNode) -> tuple[Iterable, int, int]:
         """The training loader (endless), the number of classes and the iterations of an epoch."""
         loader = self.build_train_loader(cfg)
         return loader, loader.dataset.num_classes, max(1, len(loader.dataset) // cfg.SOLVER.IMS_PER_BATCH)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """As the host, with an error that helps where it would download weights and cannot."""
+        try:
+            return super().build_model(cfg)
+        except ModuleNotFoundError as error:
+            if error.name != "gdown":
+                raise
+            raise FileNotFoundError(
+                "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it to a file on "
+                "disk, or install gdown so that fast-reid can download them, or set MODEL.BACKBONE.PRETRAIN to False"
+            ) from error
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, [model])
 
     @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer, iters_per_epoch: int) -> Dict:
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer, iters_per_epoch: int) -> dict:
         if cfg.SOLVER.SCHED not in ("MultiStepLR", "CosineAnnealingLR"):
             raise ValueError(f"SOLVER.SCHED must be MultiStepLR or CosineAnnealingLR, got {cfg.SOLVER.SCHED!r}")
         warmup = max(math.ceil(cfg.SOLVER.WARMUP_ITERS / iters_per_epoch), cfg.SOLVER.DELAY_EPOCHS)
@@ -140,12 +155,12 @@ class Trainer(DefaultTrainer):
         tests = self.cfg.DATASETS.TESTS
         return f"{tests[0]}/metric" if len(tests) > 1 else "metric"
 
-    def evaluate(self) -> Dict:
+    def evaluate(self) -> dict:
         """Evaluate on ``DATASETS.TESTS``; the host's nested dict of metrics in percent."""
         self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
-    def build_hooks(self) -> List[hooks.HookBase]:
+    def build_hooks(self) -> list[hooks.HookBase]:
         """Timer, learning rate, precise BN and freezing as in the host; then evaluation, checkpoints, writers."""
         cfg = self.cfg
         ret = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
@@ -161,8 +176,7 @@ class Trainer(DefaultTrainer):
             ret.append(hooks.PeriodicWriter(self.build_writers(), cfg.SSKD.LOG_PERIOD))
         return ret
 
-    def build_writers(self) -> List:
-        os.makedirs(self.cfg.OUTPUT_DIR or ".", exist_ok=True)
+    def build_writers(self) -> list:
         return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def _precise_bn(self) -> hooks.HookBase:
@@ -199,7 +213,7 @@ class Trainer(DefaultTrainer):
             raise FileNotFoundError(f"MODEL.WEIGHTS {path!r} not found")
         self.checkpointer.load(path, checkpointables=[])
 
-    def train(self) -> Dict:
+    def train(self) -> dict:
         """Run from ``start_epoch`` to ``max_epoch``; returns the last evaluation's results ({} without any).
 
         A run that was finished before and is resumed is evaluated again, unless ``TEST.EVAL_PERIOD`` is 0.
@@ -213,7 +227,8 @@ class Trainer(DefaultTrainer):
         with EventStorage(self.start_iter) as self.storage:
             self.before_train()
             try:
-                for self.epoch in range(self.start_epoch, self.max_epoch):
+                for epoch in range(self.start_epoch, self.max_epoch):
+                    self.epoch = epoch
                     self.before_epoch()
                     for _ in range(self.iters_per_epoch):
                         self.before_step()

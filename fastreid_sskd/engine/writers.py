@@ -1,9 +1,14 @@
 """Writers of a run's scalars: the log, metrics.json and TensorBoard, as in the host, without losing any."""
 import json
 import os
-from typing import Dict, List
 
-from fastreid.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+from fastreid.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
 
 __all__ = ["MetricsFile", "ProgressPrinter", "TensorBoard", "build_writers"]
 
@@ -33,11 +38,11 @@ class _Unwritten:
 
     def __init__(self, window_size: int):
         self.window_size = window_size
-        self.written: Dict[str, int] = {}
+        self.written: dict[str, int] = {}
 
-    def take(self) -> Dict[int, Dict[str, float]]:
+    def take(self) -> dict[int, dict[str, float]]:
         """{iteration: {name: value}}, in the order of the iterations; taken once."""
-        by_iteration: Dict[int, Dict[str, float]] = {}
+        by_iteration: dict[int, dict[str, float]] = {}
         for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self.window_size).items():
             if iteration > self.written.get(name, -1):
                 self.written[name] = iteration
@@ -74,9 +79,9 @@ class TensorBoard(TensorboardXWriter):
         super().write()
 
 
-def build_writers(output_dir: str, max_iter: int) -> List[EventWriter]:
+def build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
     """The writers of a run; only the log line without an output folder."""
-    writers: List[EventWriter] = [ProgressPrinter(max_iter)]
+    writers: list[EventWriter] = [ProgressPrinter(max_iter)]
     if output_dir:
         writers += [MetricsFile(os.path.join(output_dir, "metrics.json")), TensorBoard(output_dir)]
     return writers

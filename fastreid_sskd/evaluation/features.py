@@ -1,12 +1,11 @@
 """Features of every teacher for every image of a loader."""
 import logging
-from typing import Iterable, List
+from collections.abc import Iterable
 
 import torch
-from torch import nn
-
 from fastreid.evaluation.evaluator import inference_context
 from fastreid.utils.logger import log_every_n_seconds
+from torch import nn
 
 from ..modeling import SSKD
 
@@ -26,7 +25,7 @@ class TeacherFeatures(nn.Module):
 
 
 @torch.no_grad()
-def extract_features(model: SSKD, loader: Iterable[dict]) -> List[torch.Tensor]:
+def extract_features(model: SSKD, loader: Iterable[dict]) -> list[torch.Tensor]:
     """f_k(x_i) of each teacher in eval mode, in the loader's order; the model's mode is restored.
 
     Args:
@@ -39,7 +38,7 @@ def extract_features(model: SSKD, loader: Iterable[dict]) -> List[torch.Tensor]:
     Raises:
         FloatingPointError: if a feature is not finite.
     """
-    parts: List[List[torch.Tensor]] = [[] for _ in range(model.num_peers)]
+    parts: list[list[torch.Tensor]] = [[] for _ in range(model.num_peers)]
     with inference_context(model):
         for i, batch in enumerate(loader):
             for part, feature in zip(parts, model.teacher_features(batch)):

@@ -1,9 +1,7 @@
 """Evaluation of every teacher and of the ensemble in one pass over the images."""
 from collections import OrderedDict
-from typing import Dict
 
 import torch
-
 from fastreid.config import CfgNode
 from fastreid.evaluation import ReidEvaluator, inference_on_dataset
 from fastreid.evaluation.evaluator import DatasetEvaluator
@@ -31,17 +29,17 @@ class PeersEvaluator(DatasetEvaluator):
         for evaluator in self.evaluators.values():
             evaluator.reset()
 
-    def process(self, inputs: Dict, outputs: torch.Tensor) -> None:
+    def process(self, inputs: dict, outputs: torch.Tensor) -> None:
         features = list(outputs.unbind(dim=1))
         for name, evaluator in self.evaluators.items():
             feature = ensemble_feature(features) if name == "ensemble" else features[int(name[len("peer"):])]
             evaluator.process(inputs, feature)
 
-    def evaluate(self) -> Dict[str, Dict[str, float]]:
+    def evaluate(self) -> dict[str, dict[str, float]]:
         return OrderedDict((name, evaluator.evaluate()) for name, evaluator in self.evaluators.items())
 
 
-def evaluate_peers(cfg: CfgNode, model: SSKD) -> Dict[str, Dict[str, Dict[str, float]]]:
+def evaluate_peers(cfg: CfgNode, model: SSKD) -> dict[str, dict[str, dict[str, float]]]:
     """{data set: {peer or "ensemble": {"mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "metric"}}}, in percent."""
     results = OrderedDict()
     for name in cfg.DATASETS.TESTS:

@@ -1,5 +1,5 @@
 """Results as a table."""
-from typing import Dict, Iterable, Sequence, Tuple
+from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
@@ -8,7 +8,7 @@ __all__ = ["METRICS", "results_table"]
 METRICS = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP")
 
 
-def results_table(rows: Iterable[Tuple[Sequence[str], Dict[str, float]]], headers: Sequence[str],
+def results_table(rows: Iterable[tuple[Sequence[str], dict[str, float]]], headers: Sequence[str],
                   tablefmt: str = "pipe") -> str:
     """A table of (labels, metrics) rows, metrics in percent.
 

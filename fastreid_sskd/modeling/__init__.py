@@ -7,6 +7,13 @@ from .sskd import SSKD, ensemble_feature
 from .weights import load_source_weights
 
 __all__ = [
-    "SSKD", "SSKDSource", "Peer", "build_peer", "chunk_batch_norm", "ema_decay", "ensemble_feature",
-    "load_source_weights", "update_teacher",
+    "SSKD",
+    "Peer",
+    "SSKDSource",
+    "build_peer",
+    "chunk_batch_norm",
+    "ema_decay",
+    "ensemble_feature",
+    "load_source_weights",
+    "update_teacher",
 ]

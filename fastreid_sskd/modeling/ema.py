@@ -1,5 +1,5 @@
 """The mean teachers' moving average (method: after the optimiser step of every iteration)."""
-from typing import Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import nn

@@ -1,12 +1,10 @@
 """One peer network: a backbone and a head of the host, with a classifier that follows the number of clusters."""
-from typing import Dict, Optional, Union
 
 import torch
-from torch import nn
-
 from fastreid.config import CfgNode
 from fastreid.modeling.backbones import build_backbone
 from fastreid.modeling.heads import ClasHead, EmbeddingHead, build_heads
+from torch import nn
 
 from .bn_chunk import chunk_batch_norm
 
@@ -32,8 +30,8 @@ class Peer(nn.Module):
         self.heads = heads
 
     def forward(
-        self, images: torch.Tensor, targets: Optional[torch.Tensor] = None
-    ) -> Union[torch.Tensor, Dict[str, torch.Tensor]]:
+        self, images: torch.Tensor, targets: torch.Tensor | None = None
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
         maps = self.backbone(images)
         if isinstance(self.heads, ClasHead):
             return EmbeddingHead.forward(self.heads, maps, targets)
@@ -74,9 +72,9 @@ class Peer(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # A checkpoint of another epoch has another number of clusters: take its size, do not skip its rows.
         saved = state_dict.get(prefix + "heads.weight")
-        if saved is not None and saved.ndim == 2 and saved.shape[1] == self.heads.weight.shape[1]:
-            if saved.shape != self.heads.weight.shape:
-                self.reset_classifier(saved)
+        own = self.heads.weight
+        if saved is not None and saved.shape != own.shape and saved.shape[1:] == own.shape[1:]:
+            self.reset_classifier(saved)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

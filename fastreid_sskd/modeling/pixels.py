@@ -1,5 +1,5 @@
 """Pixel normalisation that leaves the caller's batch alone."""
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn

@@ -1,8 +1,6 @@
 """Source pre-training (stage 1): one network on labelled source images, with the target passing through batch norm."""
-from typing import Dict, Union
 
 import torch
-
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 
@@ -46,7 +44,7 @@ class SSKDSource(Peer):
 
     device = property(lambda self: self.pixels.mean.device, doc="Where the model is.")
 
-    def forward(self, batched_inputs: Dict) -> Union[Dict[str, torch.Tensor], torch.Tensor]:
+    def forward(self, batched_inputs: dict) -> dict[str, torch.Tensor] | torch.Tensor:
         images = self.pixels(batched_inputs["images"])
         if not self.training:
             return super().forward(images)

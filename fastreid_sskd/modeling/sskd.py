@@ -1,13 +1,12 @@
 """SSKD: K students that learn from pseudo-labels and from the mean teachers of each other (arXiv 2009.05972)."""
 import copy
-from typing import Dict, List, Sequence, Union
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
+from torch import nn
 
 from ..losses import LossSet, PeerBatch
 from .ema import ema_decay, update_teacher
@@ -98,14 +97,14 @@ class SSKD(nn.Module):
             raise ValueError(f"SSKD.EVAL_WITH must be one of {', '.join(names)}; got {eval_with!r}")
         return eval_with
 
-    def forward(self, batched_inputs: Dict) -> Union[Dict[str, torch.Tensor], torch.Tensor]:
+    def forward(self, batched_inputs: dict) -> dict[str, torch.Tensor] | torch.Tensor:
         if not self.training:
             return self.evaluation_feature(batched_inputs)
         return self.training_losses(batched_inputs)
 
     # ---- training ---------------------------------------------------------------------------------------------
 
-    def training_losses(self, batched_inputs: Dict) -> Dict[str, torch.Tensor]:
+    def training_losses(self, batched_inputs: dict) -> dict[str, torch.Tensor]:
         """The weighted losses of every peer; student k learns from teacher k+1 (cyclic) on view k+1."""
         images, labels = batched_inputs["images"], batched_inputs["targets"].to(self.device)
         if images.ndim != 5 or images.shape[1] != self.num_peers:
@@ -146,12 +145,12 @@ class SSKD(nn.Module):
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
-    def teacher_features(self, batched_inputs: Dict) -> List[torch.Tensor]:
+    def teacher_features(self, batched_inputs: dict) -> list[torch.Tensor]:
         """f_k of every teacher for images (B, 3, H, W): K tensors (B, d), not normalised."""
         images = self.pixels(batched_inputs["images"])
         return [teacher(images) for teacher in self.teachers]
 
-    def evaluation_feature(self, batched_inputs: Dict) -> torch.Tensor:
+    def evaluation_feature(self, batched_inputs: dict) -> torch.Tensor:
         """The feature (B, d) of what ``eval_with`` names; "best" is teacher 0 before the first evaluation."""
         if self.eval_with == "ensemble":
             return ensemble_feature(self.teacher_features(batched_inputs))

@@ -2,7 +2,8 @@
 import contextlib
 import logging
 import os
-from typing import ContextManager, Dict, Sequence
+from collections.abc import Sequence
+from typing import ContextManager
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ def _arrays_allowed() -> ContextManager:
     return torch.serialization.safe_globals([*names, np.ndarray, np.dtype, *types])
 
 
-def read_state_dict(path: str) -> Dict[str, torch.Tensor]:
+def read_state_dict(path: str) -> dict[str, torch.Tensor]:
     """Read the tensors of a checkpoint: a fast-reid one (under "model") or a plain state dict.
 
     Args:
@@ -44,16 +45,15 @@ def read_state_dict(path: str) -> Dict[str, torch.Tensor]:
             f"weights {path!r} not found: give existing files in SSKD.SOURCE.WEIGHTS or MODEL.WEIGHTS, "
             "or none to pre-train on the source"
         )
-    try:
-        with _arrays_allowed():
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # what a damaged pickle raises is anybody's guess: IndexError, KeyError, struct.error
-        raise ValueError(
-            f"{path!r} is not a checkpoint of plain tensors: it is damaged, or holds other objects too; then save "
-            f"the tensors alone with torch.save(state_dict, path) (torch: {type(error).__name__})"
-        ) from error
+    with open(path, "rb") as file:
+        try:
+            with _arrays_allowed():
+                saved = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # of a damaged file anything: UnpicklingError, KeyError, struct.error, OSError
+            raise ValueError(
+                f"{path!r} is not a checkpoint of plain tensors: it is damaged, or holds other objects too; then "
+                f"save the tensors alone with torch.save(state_dict, path) (torch: {type(error).__name__})"
+            ) from error
     for key in ("model", "state_dict"):
         if isinstance(saved, dict) and isinstance(saved.get(key), dict):
             saved = saved[key]
@@ -63,15 +63,15 @@ def read_state_dict(path: str) -> Dict[str, torch.Tensor]:
     state = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
     if not state:
         raise ValueError(f"{path!r} holds no named tensors: its keys begin with {list(saved)[:3]}")
-    return {k[len("module."):] if k.startswith("module.") else k: v for k, v in state.items()}
+    return {k.removeprefix("module."): v for k, v in state.items()}
 
 
-def is_sskd_state(state: Dict[str, torch.Tensor]) -> bool:
+def is_sskd_state(state: dict[str, torch.Tensor]) -> bool:
     """Whether a state dict is a whole SSKD model's, with students and teachers."""
     return any(key.startswith("teachers.") for key in state)
 
 
-def _peer_state(state: Dict[str, torch.Tensor], k: int) -> Dict[str, torch.Tensor]:
+def _peer_state(state: dict[str, torch.Tensor], k: int) -> dict[str, torch.Tensor]:
     """The part of a state dict that is peer k's network: of an SSKD checkpoint, teacher k's."""
     prefix = f"teachers.{k}."
     if is_sskd_state(state):
@@ -81,7 +81,7 @@ def _peer_state(state: Dict[str, torch.Tensor], k: int) -> Dict[str, torch.Tenso
     return {key: value for key, value in state.items() if key.startswith(("backbone.", "heads."))}
 
 
-def load_network(peer: Peer, state: Dict[str, torch.Tensor], path: str, k: int = 0) -> None:
+def load_network(peer: Peer, state: dict[str, torch.Tensor], path: str, k: int = 0) -> None:
     """Load backbone and BN-neck of one network; the classifier, which is of other identities, stays as it is.
 
     Args:

@@ -53,6 +53,7 @@ def test_lists_equal_a_full_sort(case, backend, tile, monkeypatch):
         np.testing.assert_allclose(found.similarities[:, 1:], expected[:, 1:], rtol=0, atol=1.2e-7)
         assert (found.similarities[:, 0] == 1).all()
         np.testing.assert_allclose(found.smallest, similarity.min(1), rtol=0, atol=1.2e-7)
+        assert (found.smallest <= found.similarities[:, -1]).all()
 
 
 def test_rows_left_in_doubt_are_searched_again(monkeypatch):
@@ -93,6 +94,22 @@ def test_error_bound_holds_for_every_pair():
         exact = torch.from_numpy(scaled).double()
         exact = exact / exact.norm(dim=1, keepdim=True)
         assert (product.double() - exact @ exact.T).abs().max() < candidates.product_error(rows)
+
+
+@pytest.mark.parametrize("precision, bits", [("high", 10), ("medium", 7)])
+def test_error_bound_holds_for_factors_cut_to_fewer_bits(precision, bits):
+    # what TF32 and bfloat16 units do to the factors, whether or not this machine has any
+    features = np.abs(crowd(seed=6, dim=300))  # of one sign, so that the errors add up
+    cut = (features.view(np.uint32) >> (23 - bits) << (23 - bits)).view(np.float32).astype(np.float64)
+    exact = features.astype(np.float64) @ features.T.astype(np.float64)
+    rows = UnitRows.from_features(features)
+    error = np.abs(cut @ cut.T - exact).max()
+    assert error > candidates.product_error(rows)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert error < candidates.product_error(rows)
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_a_backend_that_misses_neighbours_is_refused_with_a_warning(monkeypatch, caplog):

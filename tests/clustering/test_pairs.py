@@ -87,12 +87,12 @@ def test_a_distance_that_rounds_to_one_is_not_stored():
     # rows 0 and 1 share one part in 2^30, rows 0 and 2 a hundred
     total = 2**30
     encoding = Encoding(
-        np.array([0, 3, 5, 7]),
-        np.array([0, 1, 2, 1, 3, 2, 4], dtype=np.int32),
-        np.array([total - 101, 1, 100, 1, total - 1, 100, total - 100], dtype=np.int32),
+        np.array([0, 3, 5, 7, 8, 9]),
+        np.array([0, 1, 2, 1, 3, 2, 4, 3, 4], dtype=np.int32),
+        np.array([total - 101, 1, 100, 1, total - 1, 100, total - 100, total, total], dtype=np.int32),
         total,
     )
     found = pairs.pair_distances(encoding)
-    assert found.indptr.tolist() == [0, 1, 1, 1]
-    assert found.indices.tolist() == [2]
+    assert found.indptr.tolist() == [0, 1, 2, 3, 3, 3]
+    assert found.indices.tolist() == [2, 3, 4]
     assert found.data[0] == np.float32(1 - 100 / (2 * total - 100)) < 1

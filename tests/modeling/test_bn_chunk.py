@@ -158,18 +158,18 @@ def resnet18(cfg, chunk, with_ibn=False):
     return build_peer(cfg).double().train()
 
 
-@pytest.mark.parametrize("with_ibn", [False, True], ids=["plain", "IBN"])
-def test_resnet18_in_chunks_of_16_is_four_passes_of_16(cfg, with_ibn):
-    chunked, plain = resnet18(cfg, 16, with_ibn), resnet18(cfg, 0, with_ibn)
+@pytest.mark.parametrize("with_ibn, chunk, size", [(False, 16, (16, 16)), (True, 4, (32, 16))], ids=["plain", "IBN"])
+def test_four_chunks_through_resnet18_are_four_passes(cfg, with_ibn, chunk, size):
+    chunked, plain = resnet18(cfg, chunk, with_ibn), resnet18(cfg, 0, with_ibn)
     norms = [m for m in chunked.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert len(norms) == 21 and all(isinstance(m, ChunkedBatchNorm2d) and m.chunk == 16 for m in norms)
+    assert len(norms) == 21 and all(isinstance(m, ChunkedBatchNorm2d) and m.chunk == chunk for m in norms)
     assert chunked.heads.bottleneck[-1] is norms[-1]
 
-    images, labels = torch.randn(64, 3, 32, 16, dtype=torch.float64), torch.zeros(64, dtype=torch.int64)
+    images, labels = torch.randn(4 * chunk, 3, *size, dtype=torch.float64), torch.zeros(4 * chunk, dtype=torch.int64)
     with torch.no_grad():
         out = chunked(images, labels)
-        parts = [copy.deepcopy(plain)(part, labels[:16]) for part in images.split(16)]
-        plain(images[:16], labels[:16])
+        parts = [copy.deepcopy(plain)(part, labels[:chunk]) for part in images.split(chunk)]
+        plain(images[:chunk], labels[:chunk])
         whole = resnet18(cfg, 0, with_ibn)(images, labels)
     for name in ("features", "pred_class_logits"):
         torch.testing.assert_close(out[name], torch.cat([part[name] for part in parts]), rtol=1e-9, atol=1e-9)

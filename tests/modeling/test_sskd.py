@@ -1,19 +1,459 @@
 """The SSKD model: who learns what from whom, what teachers must not get, and what evaluation returns."""
 
 import copy
-import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fastreid.config import CfgNode
 from fastreid.modeling import build_model
 from torch import nn
+from yacs.config import CfgNode
 
 from fastreid_sskd.engine.optimizer import build_optimizer
 from fastreid_sskd.losses import build_loss_set
 from fastreid_sskd.modeling import SSKD, Peer, ensemble_feature
 
-from .conftest import METHOD
+GOLDEN = Path(__file__).parents[1] / "golden"
+SOFT = (("SoftCE", 1.0),)
+
+
+@pytest.fixture
+def outputs(normalised):
+    """What every student and every teacher makes of its own view, from copies of them: {"s": [...], "t": [...]}."""
+
+    def run(model, batch):
+        kinds = {"s": copy.deepcopy(model.students), "t": copy.deepcopy(model.teachers)}
+        views = [normalised(batch["images"][:, k]) for k in range(model.num_peers)]
+        return {
+            kind: [peer.train()(view, batch["targets"]) for peer, view in zip(peers, views)]
+            for kind, peers in kinds.items()
+        }
+
+    return run
+
+
+def cross_entropy_with(teacher_logits, logits):
+    return -(teacher_logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+
+
+# ---- the losses -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_peers", [1, 2, 3])
+def test_every_loss_of_every_peer_has_a_name(make_model, make_batch, num_peers):
+    losses = make_model(num_peers)(make_batch(num_peers))
+    expected = {f"loss_{name}_peer{k}" for name in ("id", "soft", "ms", "nn") for k in range(num_peers)}
+    assert set(losses) == expected
+    assert all(loss.shape == () and torch.isfinite(loss) and loss.requires_grad for loss in losses.values())
+
+
+def test_every_weighted_loss_by_hand(make_model, make_batch, outputs):
+    model, batch = make_model(), make_batch()
+    out = outputs(model, batch)
+    losses = model(batch)
+    for k in range(3):
+        logits, soft = out["s"][k]["cls_outputs"], F.one_hot(batch["targets"], 4) * 0.9 + 0.1 / 4
+        peer = out["t"][(k + 1) % 3]["pred_class_logits"]
+        expected = {
+            "id": 0.5 * -(soft * logits.log_softmax(1)).sum(1).mean(),
+            "soft": 0.5 * cross_entropy_with(peer, logits),
+            "nn": 1.5 * -torch.linalg.svdvals(logits.softmax(1)).sum() / 16,
+        }
+        for name, value in expected.items():
+            torch.testing.assert_close(losses[f"loss_{name}_peer{k}"], value, rtol=1e-5, atol=1e-6)
+        assert losses[f"loss_ms_peer{k}"] > 0
+
+
+@pytest.mark.parametrize("num_peers", [2, 3])
+def test_soft_labels_come_from_the_next_peers_teacher_on_the_next_view(
+    make_model, make_batch, outputs, normalised, num_peers
+):
+    model, batch = make_model(num_peers, SOFT), make_batch(num_peers)
+    out = outputs(model, batch)
+    losses = model(batch)
+    for k in range(num_peers):
+        logits = out["s"][k]["cls_outputs"]
+        taught_by = {j: cross_entropy_with(out["t"][j]["pred_class_logits"], logits) for j in range(num_peers)}
+        loss = losses[f"loss_soft_peer{k}"]
+        torch.testing.assert_close(loss, taught_by.pop((k + 1) % num_peers), rtol=1e-5, atol=0)
+        # neither the own teacher nor, of three, the previous peer's would give this value
+        assert all((loss - other).abs() > 0.01 for other in taught_by.values())
+        # nor the next peer's student, nor the next peer's teacher on the student's own view
+        next_student = out["s"][(k + 1) % num_peers]["pred_class_logits"]
+        assert (loss - cross_entropy_with(next_student, logits)).abs() > 0.01
+        teacher = copy.deepcopy(model.teachers[(k + 1) % num_peers])
+        on_own_view = teacher(normalised(batch["images"][:, k]), batch["targets"])["pred_class_logits"]
+        assert (loss - cross_entropy_with(on_own_view, logits)).abs() > 0.01
+
+
+def test_one_peer_learns_from_its_own_teacher(make_model, make_batch, outputs):
+    model, batch = make_model(1, SOFT), make_batch(1)
+    out = outputs(model, batch)
+    expected = cross_entropy_with(out["t"][0]["pred_class_logits"], out["s"][0]["cls_outputs"])
+    torch.testing.assert_close(model(batch)["loss_soft_peer0"], expected, rtol=1e-5, atol=0)
+
+
+def test_soft_triplet_losses_get_their_teachers(make_model, make_batch, outputs):
+    model, batch = make_model(losses=(("PeerSoftTriplet", 1.0), ("SoftTriplet", 1.0))), make_batch()
+    out = outputs(model, batch)
+    losses = model(batch)
+    labels = batch["targets"]
+    for k in range(3):
+        student, teacher = out["s"][k]["features"], out["t"][(k + 1) % 3]["features"]
+        distances, same = torch.cdist(student, student), labels[:, None] == labels
+        p, n = distances.masked_fill(~same, -1).argmax(1), distances.masked_fill(same, 1e9).argmin(1)
+        pairs = [torch.stack([(x - x[p]).norm(dim=1), (x - x[n]).norm(dim=1)], 1) for x in (student, teacher)]
+        expected = -(pairs[1].softmax(1) * pairs[0].log_softmax(1)).sum(1).mean()
+        torch.testing.assert_close(losses[f"loss_ptri_peer{k}"], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(losses[f"loss_tri_peer{k}"], -pairs[0].log_softmax(1)[:, 1].mean(), rtol=1e-4, atol=1e-5)
+
+
+class Recorded(nn.Module):
+    """A network that gives recorded outputs, whatever it sees, as parameters that gradients can reach."""
+
+    def __init__(self, features, logits):
+        super().__init__()
+        self.features, self.logits = nn.Parameter(features), nn.Parameter(logits)
+
+    def forward(self, images, targets=None):
+        return {"features": self.features, "cls_outputs": self.logits * 1, "pred_class_logits": self.logits}
+
+
+@pytest.mark.parametrize("name", ["step_a", "step_b"])
+def test_recorded_step_of_three_peers(name, make_model):
+    with np.load(GOLDEN / f"{name}.npz") as recorded:
+        golden = {key: torch.from_numpy(np.asarray(recorded[key])) for key in recorded.files}
+    w = golden["weight"].item()
+    specs = [
+        ("LabelSmoothCE", 1 - w, {}), ("SoftCE", w, {}),
+        ("MultiSimilarity", golden["weight_ms"].item(), {}), ("NuclearNorm", golden["weight_nuclear"].item(), {}),
+    ]  # fmt: skip
+    model = SSKD(
+        students=[Recorded(golden[f"features_{k}"], golden[f"logits_{k}"]) for k in range(3)],
+        losses=build_loss_set(specs), pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3,
+    ).train()  # fmt: skip
+    for k, teacher in enumerate(model.teachers):
+        teacher.logits.data.copy_(golden[f"teacher_logits_{k}"])
+    losses = model({"images": torch.zeros(64, 3, 3, 1, 1), "targets": golden["labels"]})
+    total = sum(losses.values())
+    total.backward()
+    assert total.item() == pytest.approx(golden["total"].item(), rel=1e-5)
+    for k, student in enumerate(model.students):
+        for kind in ("features", "logits"):
+            gradient, expected = getattr(student, kind).grad, golden[f"{kind}_grad_{k}"]
+            assert (gradient - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert model.teachers[k].logits.grad is None
+
+
+# ---- the views ------------------------------------------------------------------------------------------------------
+
+
+def test_a_view_reaches_its_own_student_and_teacher_only(make_model, make_batch, normalised):
+    model, batch = make_model(), make_batch()
+    seen = {}
+    for kind, peers in (("student", model.students), ("teacher", model.teachers)):
+        for k, peer in enumerate(peers):
+            peer.register_forward_pre_hook(
+                lambda module, args, key=(kind, k): seen.setdefault(key, []).append((args[0].clone(), module.training))
+            )
+    model(batch)
+    assert len(seen) == 6
+    for (_, k), calls in seen.items():
+        (view, training), = calls  # one pass a step
+        assert training
+        torch.testing.assert_close(view, normalised(batch["images"][:, k]))
+
+
+def test_another_view_changes_its_peers_losses_and_the_soft_labels_before_it(make_model, make_batch):
+    model, batch = make_model(), make_batch()
+    before = copy.deepcopy(model)(batch)
+    other = {**batch, "images": batch["images"].clone()}
+    other["images"][:, 1] = make_batch(seed=5)["images"][:, 1]
+    after = copy.deepcopy(model)(other)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"loss_id_peer1", "loss_ms_peer1", "loss_nn_peer1", "loss_soft_peer1", "loss_soft_peer0"}
+
+
+@pytest.mark.parametrize("shape", [(16, 2, 3, 12, 6), (16, 4, 3, 12, 6), (16, 3, 12, 6), (48, 3, 12, 6)])
+def test_a_wrong_number_of_views_is_refused(make_model, shape):
+    model = make_model()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"\(B, 3, 3, H, W\), one view a peer; got"):
+        model({"images": torch.zeros(shape), "targets": torch.zeros(shape[0], dtype=torch.int64)})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("label, message", [(-1, "labels must be >= 0, got -1"), (4, "below the number of classes 4")])
+def test_labels_without_a_class_are_refused(make_model, make_batch, label, message):
+    batch = make_batch()
+    batch["targets"][3] = label
+    with pytest.raises(ValueError, match=message):
+        make_model()(batch)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_callers_batch_is_left_alone(make_model, make_batch, training):
+    model = make_model().train(training)
+    batch = {**make_batch(), "camids": torch.zeros(16), "img_paths": ["a"] * 16}
+    if not training:
+        batch["images"] = batch["images"][:, 0].contiguous()
+    before = copy.deepcopy(batch)
+    model(batch)
+    assert batch.keys() == before.keys()
+    for key, value in before.items():
+        assert torch.equal(batch[key], value) if isinstance(value, torch.Tensor) else batch[key] == value
+
+
+def test_bytes_are_as_good_as_floats(make_model, make_batch):
+    model, batch = make_model(), make_batch()
+    as_bytes = {**batch, "images": batch["images"].to(torch.uint8)}
+    expected, got = copy.deepcopy(model)(batch), copy.deepcopy(model)(as_bytes)
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+    features = [m.eval()({"images": b["images"][:, 0]}) for m, b in ((model, batch), (model, as_bytes))]
+    assert torch.equal(*features)
+
+
+# ---- the teachers ---------------------------------------------------------------------------------------------------
+
+
+def test_teachers_start_as_copies_of_their_students(make_peer):
+    students = [make_peer(k) for k in range(3)]
+    model = SSKD(
+        students=students, losses=build_loss_set([("SoftCE", 1.0, {})]), pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3
+    )
+    for student, teacher in zip(students, model.teachers):
+        for (name, value), other in zip(student.state_dict().items(), teacher.state_dict().values()):
+            assert torch.equal(value, other) and value.data_ptr() != other.data_ptr(), name
+        assert not any(p.requires_grad for p in teacher.parameters())
+        assert any(p.requires_grad for p in student.parameters())
+
+
+def test_every_student_parameter_gets_a_gradient_and_no_teacher_does(make_model, make_batch):
+    model = make_model()
+    sum(model(make_batch()).values()).backward()
+    trained = [(name, p) for name, p in model.students.named_parameters() if p.requires_grad]
+    frozen = [name for name, p in model.students.named_parameters() if not p.requires_grad]
+    assert len(trained) == 3 * 8 and frozen == [f"{k}.heads.bottleneck.0.bias" for k in range(3)]  # as in the host
+    for name, parameter in trained:
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+    for name, parameter in model.teachers.named_parameters():
+        assert not parameter.requires_grad and parameter.grad is None, name
+
+
+def test_no_gradient_reaches_another_peer(make_model, make_batch):
+    model = make_model()
+    losses = model(make_batch())
+    sum(losses[f"loss_{name}_peer1"] for name in ("id", "soft", "ms", "nn")).backward()
+    assert all(p.grad is not None for p in model.students[1].parameters() if p.requires_grad)
+    assert all(p.grad is None for k in (0, 2) for p in model.students[k].parameters())
+
+
+def test_teachers_buffers_follow_their_own_passes(make_model, make_batch, normalised, copy_state):
+    model, batch = make_model(), make_batch()
+    before = copy_state(model)
+    model(batch)
+    for k in range(3):
+        view = normalised(batch["images"][:, k])
+        for kind in ("students", "teachers"):
+            peer, name = getattr(model, kind)[k], f"{kind}.{k}.backbone.bn1."
+            maps = F.conv2d(view, peer.backbone.conv1.weight, stride=2, padding=1)
+            mean, var = maps.mean(dim=(0, 2, 3)), maps.var(dim=(0, 2, 3))
+            bn = peer.backbone.bn1
+            torch.testing.assert_close(bn.running_mean, 0.9 * before[name + "running_mean"] + 0.1 * mean)
+            torch.testing.assert_close(bn.running_var, 0.9 * before[name + "running_var"] + 0.1 * var)
+            assert bn.num_batches_tracked == before[name + "num_batches_tracked"] + 1
+        own, students = model.teachers[k].backbone.bn1, model.students[k].backbone.bn1
+        assert not torch.allclose(own.running_mean, students.running_mean, atol=1e-3)
+
+
+def test_the_teachers_update_moves_parameters_and_no_buffer(make_model, make_batch, copy_state):
+    model = make_model()
+    model(make_batch())
+    before = copy_state(model)
+    assert model.update_teachers(3, 0.999) == 0.75
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, value in model.state_dict().items():
+        expected = before[name]
+        if name.startswith("teachers.") and name in parameters:
+            expected = 0.75 * expected + 0.25 * before[name.replace("teachers.", "students.")]
+            assert not torch.equal(value, before[name]) or not value.any(), name
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7)
+    assert model.update_teachers(0, 0.999) == 0.0
+    for student, teacher in zip(model.students, model.teachers):
+        assert all(torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters()))
+    with pytest.raises(ValueError, match="SSKD.EMA.MOMENTUM"):
+        model.update_teachers(0, 1.5)
+
+
+def test_a_step_of_adam_moves_every_student_and_no_teacher(make_model, make_batch, cfg, copy_state):
+    model = make_model()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    cfg.SOLVER.OPT = "Adam"
+    optimizer = build_optimizer(cfg, list(model.students))
+    in_groups = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert in_groups == {id(p) for p in model.parameters() if p.requires_grad}
+    sum(model(make_batch()).values()).backward()
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        moved = not torch.equal(parameter, before[name])
+        assert moved == parameter.requires_grad, name
+
+
+# ---- the classifiers ------------------------------------------------------------------------------------------------
+
+
+def test_centroids_become_the_classifier_of_all_six(make_model, make_batch):
+    model = make_model()
+    centroids = F.normalize(torch.randn(7, 8), dim=1)
+    parameters = [peer.heads.weight for peer in (*model.students, *model.teachers)]
+    model.reset_classifiers(centroids)
+    assert len({p.data_ptr() for p in parameters}) == 6
+    for peer, parameter in zip((*model.students, *model.teachers), parameters):
+        assert peer.heads.weight is parameter and torch.equal(parameter, centroids)
+    assert [p.requires_grad for p in parameters] == [True] * 3 + [False] * 3
+    batch = make_batch()
+    batch["targets"] = torch.arange(16) % 7
+    sum(model(batch).values()).backward()
+    assert all(p.grad.shape == (7, 8) for p in parameters[:3])
+    with pytest.raises(ValueError, match="got"):
+        model.reset_classifiers(torch.zeros(7, 9))
+
+
+def test_a_checkpoint_of_another_number_of_clusters_and_of_the_best_peer(make_model, make_batch):
+    saved, model = make_model(), make_model(num_classes=6)
+    assert model.best_peer == -1
+    saved.best_peer.fill_(2)
+    saved.reset_classifiers(torch.randn(9, 8))
+    saved.update_teachers(5, 0.999)
+    model.load_state_dict(saved.state_dict(), strict=True)
+    assert model.best_peer == 2 and model.students[0].num_classes == model.teachers[2].num_classes == 9
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in model.state_dict().items())
+    images = {"images": make_batch()["images"][:, 0]}
+    assert torch.equal(model.eval()(images), saved.eval()(images))
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_ensemble_feature_by_hand():
+    features = [torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[10.0, 0.0], [0.0, 1.0]])]
+    mean = torch.tensor([[(0.6 + 1.0) / 2, 0.8 / 2], [0.0, 1.0]])
+    expected = mean / mean.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(ensemble_feature(features), expected)
+    # every teacher counts the same, whatever the length of its features
+    torch.testing.assert_close(ensemble_feature([features[0] * 100, features[1]]), expected)
+    torch.testing.assert_close(ensemble_feature([f.half() for f in features]), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ensemble_feature(features[:1]), F.normalize(features[0]))
+    assert ensemble_feature([torch.zeros(0, 5)] * 3).shape == (0, 5)
+
+
+def test_evaluation_with_each_option(make_model, make_batch, normalised):
+    images = make_batch()["images"][:, 1]
+    model = make_model().eval()
+    with torch.no_grad():
+        teachers = [teacher(normalised(images)) for teacher in model.teachers]
+    assert all((teachers[0] - other).abs().max() > 0.1 for other in teachers[1:])
+    expected = {str(k): feature for k, feature in enumerate(teachers)}
+    expected["ensemble"] = F.normalize(sum(F.normalize(f) for f in teachers) / 3)
+    for eval_with, feature in expected.items():
+        model.eval_with = model.check_eval_with(eval_with)
+        torch.testing.assert_close(model({"images": images}), feature, rtol=1e-4, atol=1e-5)
+    model.eval_with = "best"
+    torch.testing.assert_close(model({"images": images}), teachers[0], rtol=1e-4, atol=1e-5)  # nothing evaluated yet
+    for k in range(3):
+        model.best_peer.fill_(k)
+        torch.testing.assert_close(model({"images": images}), teachers[k], rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(model.teacher_features({"images": images}), teachers):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_changes_nothing_and_does_not_ask_the_students(make_model, make_batch, copy_state):
+    model = make_model(eval_with="ensemble").eval()
+    images = {"images": make_batch()["images"][:, 0]}
+    before = copy_state(model)
+    feature = model(images)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for parameter in model.students.parameters():
+        nn.init.constant_(parameter, float("nan"))
+    assert torch.equal(model(images), feature)
+
+
+@pytest.mark.parametrize("eval_with", ["worst", "3", "-1", "", "Best"])
+def test_an_unknown_choice_is_refused_with_the_known_ones(make_model, eval_with):
+    with pytest.raises(ValueError, match="SSKD.EVAL_WITH must be one of best, ensemble, 0, 1, 2"):
+        make_model(eval_with=eval_with)
+
+
+def test_a_peers_number_may_be_a_number(make_model):
+    assert make_model(eval_with=1).eval_with == "1"
+
+
+def test_no_peers_are_refused():
+    with pytest.raises(ValueError, match="SSKD.NUM_PEERS must be at least 1"):
+        SSKD(students=[], losses=build_loss_set([("SoftCE", 1.0, {})]), pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)
+
+
+# ---- from a config --------------------------------------------------------------------------------------------------
+
+
+def test_a_model_from_the_config(cfg, make_batch):
+    cfg.SSKD.NUM_PEERS = 2
+    cfg.SSKD.BN_CHUNK = 4
+    cfg.SSKD.EVAL_WITH = "1"
+    cfg.SSKD.LOSSES.NuclearNorm.WEIGHT = 0.0
+    cfg.SSKD.LOSSES.LabelSmoothCE.EPSILON = 0.3
+    model = build_model(cfg)
+    assert isinstance(model, SSKD) and model.num_peers == 2 and model.eval_with == "1"
+    assert all(isinstance(peer, Peer) and peer.backbone.bn1.chunk == 4 for peer in (*model.students, *model.teachers))
+    first = [student.backbone.conv1.weight for student in model.students]
+    assert not torch.equal(*first)
+    losses = model.train()(make_batch(2))
+    assert set(losses) == {f"loss_{name}_peer{k}" for name in ("id", "soft", "ms") for k in range(2)}
+    assert dict((type(loss).__name__, loss) for _, loss in model.losses.active)["LabelSmoothCE"].epsilon == 0.3
+
+
+@pytest.mark.parametrize(
+    "node, message",
+    [
+        (CfgNode({"SLOPE": 1.0}), "SSKD.LOSSES.Mine must be a node with a WEIGHT"),
+        (0.5, "SSKD.LOSSES.Mine must be a node with a WEIGHT.*got 0.5"),
+        (CfgNode({"WEIGHT": 1.0}), "no loss is registered as 'Mine'"),
+    ],
+)
+def test_losses_that_a_config_names_wrongly(cfg, node, message):
+    cfg.SSKD.LOSSES.Mine = node
+    with pytest.raises(ValueError, match=message):
+        build_model(cfg)
+
+
+BACKBONES = {
+    "resnet": ("build_resnet_backbone", "18x", 512, {}),
+    "osnet": ("build_osnet_backbone", "x0_25", 128, {}),
+    "mobilenetv2": ("build_mobilenetv2_backbone", "1.0x", 1280, {}),
+    "shufflenet": ("build_shufflenetv2_backbone", "0.5x", 1024, {}),
+    "ClasHead, CosSoftmax": ("build_resnet_backbone", "18x", 512, {"NAME": "ClasHead", "CLS_LAYER": "CosSoftmax"}),
+    "embedding, ArcSoftmax": ("build_resnet_backbone", "18x", 512, {"EMBEDDING_DIM": 16, "CLS_LAYER": "ArcSoftmax"}),
+}
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_backbones_and_heads_of_the_host(cfg, name):
+    backbone, depth, feat_dim, head = BACKBONES[name]
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH, cfg.MODEL.BACKBONE.FEAT_DIM = backbone, depth, feat_dim
+    for key, value in head.items():
+        cfg.MODEL.HEADS[key] = value
+    cfg.SSKD.NUM_PEERS = 2
+    cfg.SSKD.BN_CHUNK = 4
+    model = build_model(cfg).train()
+    d = head.get("EMBEDDING_DIM", feat_dim)
+    model.reset_classifiers(F.normalize(torch.randn(3, d), dim=1))
+    images = torch.randint(0, 256, (8, 2, 3, 64, 32)).float()
+    losses = model({"images": images, "targets": torch.tensor([0, 0, 1, 1, 2, 2, 0, 1])})
+    sum(losses.values()).backward()
+    for parameter_name, parameter in model.students.named_parameters():
+        assert not parameter.requires_grad or torch.isfinite(parameter.grad).all(), parameter_name
+    with torch.no_grad():
+        assert model.eval()({"images": images[:, 0]}).shape == (8, d)

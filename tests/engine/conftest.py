@@ -1,0 +1,88 @@
+"""The tiny data sets, one finished run of the whole pipeline, and trainers that start from its source models."""
+
+import json
+import logging
+import types
+
+import pytest
+import torch
+from tiny_reid import tiny_adaptation, write_world
+
+from fastreid_sskd.engine import AdaptationTrainer, run
+from fastreid_sskd.engine.setup import seed_everything
+from fastreid_sskd.modeling import load_source_weights
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Folder of the tiny data sets."""
+    return write_world(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(autouse=True)
+def data_sets(world, monkeypatch):
+    """FASTREID_DATASETS names the tiny data sets."""
+    monkeypatch.setenv("FASTREID_DATASETS", str(world))
+    return world
+
+
+def load(path):
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@pytest.fixture(scope="session")
+def finished(world, tmp_path_factory):
+    """A run from nothing to its end: two source models, then two epochs of three iterations on the target."""
+    output = tmp_path_factory.mktemp("finished")
+    cfg = tiny_adaptation(output)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTREID_DATASETS", str(world))
+        results = run(cfg)
+    lines = (output / "metrics.json").read_text().splitlines()
+    return types.SimpleNamespace(
+        cfg=cfg,
+        output=output,
+        results=results,
+        final=load(output / "model_final.pth"),
+        metrics=[json.loads(line) for line in lines],
+        record=json.loads((output / "results.json").read_text()),
+        # as pretrain_peers names them: the better on the source's test set
+        sources=[str(output / "source" / f"peer{k}" / "model_best.pth") for k in range(2)],
+    )
+
+
+@pytest.fixture
+def adaptation(finished, tmp_path):
+    """Makes configs that start from the finished source models, in a folder of the test's own."""
+
+    def make(*opts, output=None):
+        return tiny_adaptation(output or tmp_path / "out", "SSKD.SOURCE.WEIGHTS", str(finished.sources), *opts)
+
+    return make
+
+
+@pytest.fixture
+def trainer(adaptation):
+    """A trainer ready to start, as `run` prepares it; keyword `hooks` are registered last."""
+
+    def make(*opts, hooks=(), weights=None):
+        cfg = adaptation(*opts)
+        seed_everything(cfg.SEED)
+        made = AdaptationTrainer(cfg)
+        load_source_weights(made.model, weights or list(cfg.SSKD.SOURCE.WEIGHTS))
+        made.register_hooks(hooks)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def host_logging():
+    """Undoes what the host's `setup_logger` does to the logger of all tests; the log goes to pytest meanwhile."""
+    logger = logging.getLogger("fastreid")
+    before = logger.propagate, logger.level, list(logger.handlers)
+    yield
+    for handler in logger.handlers:
+        if handler not in before[2]:
+            handler.close()
+    logger.propagate, logger.level, logger.handlers[:] = before

@@ -1,0 +1,316 @@
+"""Stage 2 on tiny data: what moves, what is replaced, what is drawn, and what is written down."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastreid.engine.train_loop import HookBase
+from fastreid_sskd.clustering import pseudo_labels
+from fastreid_sskd.data import extraction_loader
+from fastreid_sskd.engine.refresh import PseudoLabelRefresh
+from fastreid_sskd.evaluation.features import extract_features
+from fastreid_sskd.modeling import ensemble_feature
+
+LOSSES = ("id", "soft", "ms", "nn")
+
+
+def refresh_of(trainer) -> PseudoLabelRefresh:
+    return next(hook for hook in trainer._hooks if isinstance(hook, PseudoLabelRefresh))
+
+
+def copy_of(module):
+    return copy.deepcopy(module.state_dict())
+
+
+class Spy(HookBase):
+    """Calls functions of the trainer's events; registered last, so after everything else happened."""
+
+    def __init__(self, **events):
+        for name, function in events.items():
+            setattr(self, name, function)
+
+
+class Seen:
+    """What reached the model in training: the batches of every epoch."""
+
+    def __init__(self, trainer):
+        self.epochs = []
+        trainer.register_hooks([Spy(before_epoch=lambda: self.epochs.append([]))])
+        trainer.model.register_forward_pre_hook(self._note)
+
+    def _note(self, model, args):
+        if model.training:
+            self.epochs[-1].append({key: copy.deepcopy(value) for key, value in args[0].items()})
+
+
+# ---- what moves -------------------------------------------------------------------------------------------------
+
+
+def test_students_and_teachers_move(trainer):
+    made = trainer()
+    students, teachers = copy_of(made.model.students), copy_of(made.model.teachers)
+    made.train()
+    for name, parameter in made.model.students.named_parameters():
+        assert not torch.equal(parameter, students[name]), name
+        assert torch.isfinite(parameter).all()
+    for name, parameter in made.model.teachers.named_parameters():
+        if parameter.shape == teachers[name].shape:
+            assert not torch.equal(parameter, teachers[name]), name
+        assert not parameter.requires_grad and parameter.grad is None
+
+
+def test_teachers_lag_behind_and_have_their_own_statistics(trainer):
+    made = trainer()
+    made.train()
+    for student, teacher in zip(made.model.students, made.model.teachers):
+        assert all(not torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters()))
+        students, teachers = student.state_dict(), teacher.state_dict()
+        buffers = [name for name in students if "running_" in name]
+        assert buffers
+        for name in buffers:
+            assert not torch.equal(students[name], teachers[name]), name
+
+
+def test_teachers_follow_the_schedule_at_every_step(trainer):
+    """teacher <- alpha teacher + (1 - alpha) student after the step, alpha = min(1 - 1/(t+1), MOMENTUM)."""
+    before, alphas = {}, []
+
+    def note():
+        before.update({name: p.detach().clone() for name, p in made.model.teachers.named_parameters()})
+
+    def compare():
+        t = made.iter
+        alpha = min(1 - 1 / (t + 1), 0.7)
+        for (name, teacher), student in zip(
+            made.model.teachers.named_parameters(), made.model.students.parameters()
+        ):
+            expected = alpha * before[name] + (1 - alpha) * student
+            assert torch.allclose(teacher, expected, rtol=1e-5, atol=1e-7), (t, name)
+        alphas.append((alpha, made.storage.latest()["ema_decay"][0]))
+
+    made = trainer("SSKD.EMA.MOMENTUM", "0.7", hooks=[Spy(before_step=note, after_step=compare)])
+    made.train()
+    expected, logged = zip(*alphas)
+    assert expected == pytest.approx([0, 0.5, 2 / 3, 0.7, 0.7, 0.7])  # the second epoch goes on counting
+    assert logged == pytest.approx(expected)
+
+
+def test_peers_stay_different(trainer):
+    made = trainer()
+    made.train()
+    one, other = made.model.students
+    assert not torch.equal(one.backbone[0].weight, other.backbone[0].weight)
+
+
+# ---- the refresh ------------------------------------------------------------------------------------------------
+
+
+def test_classifiers_are_the_centroids_after_a_refresh(trainer):
+    """Row j of every student and teacher: the normalised mean of F over cluster j, from loops."""
+    checked = []
+
+    def compare():
+        features = ensemble_feature(extract_features(made.model, extraction_loader(made.cfg, made.items)))
+        labels = refresh_of(made).labels
+        clusters = int(labels.max()) + 1
+        assert clusters > 1 and (labels == -1).any()
+        rows = [F.normalize(features[labels == j].mean(0), dim=0) for j in range(clusters)]
+        for peer in (*made.model.students, *made.model.teachers):
+            assert peer.heads.weight.shape == (clusters, 16)
+            for j, row in enumerate(rows):
+                assert torch.allclose(peer.heads.weight[j], row, atol=1e-5)
+        checked.append(clusters)
+
+    made = trainer(hooks=[Spy(before_epoch=compare)])
+    made.train()
+    assert len(checked) == 2
+
+
+def test_classifiers_are_trained_after_the_refresh(trainer):
+    """The rows are parameters, not a table of centroids."""
+    start = []
+    made = trainer(hooks=[Spy(before_epoch=lambda: start.append(made.model.students[0].heads.weight.detach().clone()))])
+    made.train()
+    assert not torch.equal(made.model.students[0].heads.weight, start[-1])
+
+
+def test_eps_is_estimated_once(trainer):
+    own = []
+
+    def estimate():
+        features = ensemble_feature(extract_features(made.model, extraction_loader(made.cfg, made.items)))
+        own.append(pseudo_labels(features, k1=6, k2=2, pairs_per_image=2.0).eps)
+
+    # a large rate, so that the second epoch's own eps would clearly be another
+    made = trainer("SOLVER.BASE_LR", "0.05", hooks=[Spy(before_epoch=estimate)])
+    made.train()
+    history = refresh_of(made).history
+    assert [entry["epoch"] for entry in history] == [0, 1]
+    assert history[0]["eps"] == history[1]["eps"] == refresh_of(made).eps == pytest.approx(own[0], rel=1e-6)
+    assert abs(own[1] - own[0]) > 1e-3
+
+
+def test_given_eps_is_used(trainer):
+    made = trainer("SSKD.CLUSTER.EPS", "0.35")
+    made.train()
+    assert [entry["eps"] for entry in refresh_of(made).history] == [0.35, 0.35]
+
+
+def test_rho_is_used_where_it_is_the_only_one(trainer):
+    made = trainer("SSKD.CLUSTER.PAIRS_PER_IMAGE", "0.0", "SSKD.CLUSTER.RHO", "0.06")
+    made.train()
+    features_at_start = made.cfg.SSKD.CLUSTER.RHO * 47 / 2  # pairs per image
+    same = trainer("SSKD.CLUSTER.PAIRS_PER_IMAGE", str(features_at_start))
+    same.train()
+    assert refresh_of(made).eps == refresh_of(same).eps
+
+
+def test_optimiser_starts_afresh_and_stays_the_same_object(trainer):
+    steps, objects = [], []
+
+    def note():
+        objects.append(made.optimizer)
+        steps.append((len(made.optimizer.state), made.epoch))
+
+    made = trainer(hooks=[Spy(before_epoch=note)])
+    held = made.optimizer
+    made.train()
+    assert steps == [(0, 0), (0, 1)]
+    assert all(one is held for one in objects) and made.checkpointer.checkpointables["optimizer"] is held
+    assert {int(state["step"]) for state in held.state.values()} == {3}  # the last epoch's, not six
+    assert len(held.state) == len(list(made.model.students.parameters()))
+
+
+def test_optimiser_holds_the_students_only(trainer):
+    made = trainer()
+    held = [p for group in made.optimizer.param_groups for p in group["params"]]
+    students = list(made.model.students.parameters())
+    assert len(held) == len({id(p) for p in held}) == len(students)
+    assert {id(p) for p in held} == {id(p) for p in students}
+    assert {group["weight_decay"] for group in made.optimizer.param_groups} == {5e-4}
+    assert {group["lr"] for group in made.optimizer.param_groups} == {3.5e-4}
+
+
+def test_rate_is_constant(finished):
+    assert {line["lr"] for line in finished.metrics if "lr" in line} == {3.5e-4}
+
+
+# ---- the batches ------------------------------------------------------------------------------------------------
+
+
+def test_batches_hold_pseudo_labelled_images_only(trainer):
+    labels = []
+    made = trainer(hooks=[Spy(before_epoch=lambda: labels.append(refresh_of(made).labels.clone()))])
+    seen = Seen(made)
+    made.train()
+    assert len(seen.epochs) == 2
+    for of_epoch, batches in zip(labels, seen.epochs):
+        assert (of_epoch == -1).sum() > 4  # else this test would show nothing
+        assert len(batches) == 3
+        for batch in batches:
+            assert batch["images"].shape == (8, 2, 3, 32, 16)
+            assert (batch["targets"] >= 0).all()
+            assert torch.equal(batch["targets"], of_epoch[batch["indices"]])
+            assert sorted(np.unique(batch["targets"], return_counts=True)[1]) == [4, 4]
+
+
+def test_views_differ(trainer):
+    made = trainer()
+    seen = Seen(made)
+    made.train()
+    views = torch.cat([batch["images"] for batches in seen.epochs for batch in batches])
+    different = (views[:, 0] != views[:, 1]).flatten(1).any(1)
+    assert different.float().mean() > 0.9
+
+
+def test_batches_are_drawn_anew_every_epoch(trainer):
+    made = trainer()
+    seen = Seen(made)
+    made.train()
+    first, second = ([batch["img_paths"] for batch in batches] for batches in seen.epochs)
+    assert first != second
+
+
+@pytest.mark.parametrize("iters", [1, 5])
+def test_length_of_an_epoch(trainer, iters):
+    made = trainer("SSKD.ITERS_PER_EPOCH", str(iters), "TEST.EVAL_PERIOD", "0")
+    seen = Seen(made)
+    made.train()
+    assert [len(batches) for batches in seen.epochs] == [iters, iters]
+    assert made.iter == 2 * iters
+
+
+def test_loader_workers_change_nothing(finished, trainer):
+    made = trainer("DATALOADER.NUM_WORKERS", "1")
+    made.train()
+    assert_equal_states(made.model.state_dict(), finished.final["model"], but=("best_peer",))
+
+
+# ---- what is written down ---------------------------------------------------------------------------------------
+
+
+def test_metrics_hold_every_loss_of_every_peer(finished):
+    steps = [line for line in finished.metrics if "total_loss" in line]
+    assert [line["iteration"] for line in steps] == list(range(6))
+    names = {f"loss_{loss}_peer{k}" for loss in LOSSES for k in range(2)}
+    for line in steps:
+        assert {key for key in line if key.startswith("loss_")} == names
+        assert {"ema_decay", "lr", "data_time"} <= set(line)
+    first = steps[0]
+    assert first["total_loss"] == pytest.approx(sum(first[name] for name in names), rel=1e-5)
+    assert [line["ema_decay"] for line in steps] == pytest.approx([1 - 1 / (t + 1) for t in range(6)])
+
+
+def test_metrics_hold_every_refresh(finished):
+    refreshes = [line for line in finished.metrics if "refresh/clusters" in line]
+    assert [line["iteration"] for line in refreshes] == [0, 3]  # the first step of each epoch
+    for line in refreshes:
+        assert {
+            "refresh/clusters", "refresh/noise_share", "refresh/eps", "refresh/largest_cluster",
+            "refresh/median_cluster", "refresh/seconds_features", "refresh/seconds_knn", "refresh/seconds_jaccard",
+            "refresh/seconds_eps", "refresh/seconds_dbscan", "refresh/seconds_centroids",
+        } <= set(line)  # fmt: skip
+        assert {f"diagnostics/{name}" for name in ("NMI", "AMI", "ARI", "BCubed F")} <= set(line)
+    assert "refresh/changed_share" not in refreshes[0] and 0 <= refreshes[1]["refresh/changed_share"] <= 1
+    assert refreshes[0]["refresh/eps"] == refreshes[1]["refresh/eps"]
+
+
+def test_metrics_hold_every_evaluation(finished):
+    evaluations = [line for line in finished.metrics if "metric" in line]
+    assert [line["iteration"] for line in evaluations] == [2, 5]
+    for line, entry in zip(evaluations, finished.record["evaluations"][1:]):
+        for row in ("peer0", "peer1", "ensemble"):
+            assert line[f"Market1501/{row}/mAP"] == pytest.approx(entry["results"]["Market1501"][row]["mAP"])
+
+
+def test_diagnostics_are_left_out_where_there_are_no_identities(trainer):
+    made = trainer("TEST.EVAL_PERIOD", "0")
+    made.items[:] = [(path, "unknown", camera) for path, _, camera in made.items]
+    made.train()
+    assert not any(key.startswith("diagnostics/") for key in made.storage.latest())
+    assert "NMI" not in refresh_of(made).history[0]
+
+
+def test_identities_of_the_target_change_nothing(finished, trainer):
+    """Every image a person of its own: the diagnostics differ, the training does not."""
+    made = trainer()
+    made.items[:] = [(path, k, camera) for k, (path, _, camera) in enumerate(made.items)]
+    made.train()
+    assert_equal_states(made.model.state_dict(), finished.final["model"], but=("best_peer",))
+
+
+def test_mixed_precision_trains(trainer):
+    made = trainer("SOLVER.AMP.ENABLED", "True")
+    before = copy_of(made.model.students)
+    made.train()
+    assert all(not torch.equal(p, before[name]) for name, p in made.model.students.named_parameters())
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in made.model.parameters())
+
+
+def assert_equal_states(one, other, but=()):
+    assert set(one) == set(other)
+    for name in one:
+        assert name in but or torch.equal(one[name], other[name]), name

@@ -1,0 +1,29 @@
+"""The tiny data sets and a tiny model, for the tests of the evaluation."""
+
+import pytest
+import torch
+from tiny_reid import tiny_adaptation, write_world
+
+from fastreid.modeling import build_model
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Folder of the tiny data sets."""
+    return write_world(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture
+def cfg(world, monkeypatch, tmp_path):
+    """A tiny adaptation with two peers; may be changed."""
+    monkeypatch.setenv("FASTREID_DATASETS", str(world))
+    cfg = tiny_adaptation(tmp_path / "out")
+    cfg.defrost()
+    return cfg
+
+
+@pytest.fixture
+def model(cfg):
+    """Two peers that differ, with random weights, in training mode."""
+    torch.manual_seed(0)
+    return build_model(cfg)

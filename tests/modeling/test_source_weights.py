@@ -1,0 +1,327 @@
+"""Source weights: every form they come in, and what happens with those that do not fit."""
+
+import io
+import logging
+from collections import Counter, OrderedDict
+
+import pytest
+import torch
+from fastreid.modeling import build_model
+from torch import nn
+
+from fastreid_sskd.modeling import load_source_weights
+from fastreid_sskd.modeling.weights import is_sskd_state, load_network, read_state_dict
+
+needs_safe_globals = pytest.mark.skipif(
+    torch.__version__ < (2, 6), reason="weights_only refuses numpy arrays before torch 2.6"
+)
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Save an object under a new name and return its path."""
+    count = iter(range(100))
+
+    def write(content, **kwargs) -> str:
+        path = tmp_path / f"{next(count)}.pth"
+        torch.save(content, path, **kwargs)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def warnings():
+    """Messages of the warnings so far; pytest's own caplog misses them once the host has set its logger up."""
+    messages = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("fastreid.sskd.weights")
+    logger.addHandler(handler)
+    yield lambda: messages
+    logger.removeHandler(handler)
+
+
+def holds(peer, state, classifier):
+    """The peer has the state's backbone and neck, and its own classifier."""
+    own = peer.state_dict()
+    same = [torch.equal(own[name], torch.as_tensor(value)) for name, value in state.items() if name != "heads.weight"]
+    return len(same) == len(own) - 1 and all(same) and torch.equal(own["heads.weight"], classifier)
+
+
+def check(model, states, classifiers):
+    for k, (student, teacher) in enumerate(zip(model.students, model.teachers)):
+        assert holds(student, states[k], classifiers[k]), k
+        for (name, value), other in zip(student.state_dict().items(), teacher.state_dict().values()):
+            assert torch.equal(value, other) and value.data_ptr() != other.data_ptr(), name
+        assert not any(p.requires_grad for p in teacher.parameters())
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model(3)
+
+
+@pytest.fixture
+def classifiers(model):
+    return [student.heads.weight.detach().clone() for student in model.students]
+
+
+# ---- what is accepted -----------------------------------------------------------------------------------------------
+
+
+def test_a_file_a_peer(model, classifiers, make_peer, save, warnings):
+    states = [make_peer(10 + k, num_classes=7).state_dict() for k in range(3)]
+    load_source_weights(model, [save({"model": state}) for state in states])
+    check(model, states, classifiers)
+    assert not warnings()
+
+
+def test_one_file_for_three_peers_warns_that_they_start_equal(model, classifiers, make_peer, save, warnings):
+    state = make_peer(10, num_classes=7).state_dict()
+    path = save({"model": state})
+    load_source_weights(model, [path])
+    check(model, [state] * 3, classifiers)
+    message, = warnings()
+    assert "all 3 peers" in message and "start equal" in message and path in message
+
+
+def test_the_same_file_three_times_warns_too(model, make_peer, save, warnings):
+    path = save(make_peer(10).state_dict())
+    load_source_weights(model, [path] * 3)
+    assert "start equal" in warnings()[0]
+
+
+def test_one_file_for_one_peer_does_not_warn(make_model, make_peer, save, warnings):
+    load_source_weights(make_model(1), [save(make_peer(10).state_dict())])
+    assert not warnings()
+
+
+def test_an_sskd_checkpoint_gives_each_peer_its_teacher(model, classifiers, make_model, save, warnings):
+    saved = make_model(3, num_classes=9)
+    saved.best_peer.fill_(1)
+    load_source_weights(model, [save({"model": saved.state_dict(), "epoch": 3})])
+    check(model, [teacher.state_dict() for teacher in saved.teachers], classifiers)
+    assert not torch.equal(model.students[0].backbone.conv1.weight, saved.students[0].backbone.conv1.weight)
+    assert not warnings() and model.best_peer == -1
+
+
+def test_a_plain_state_dict(model, classifiers, make_peer, save):
+    states = [make_peer(10 + k).state_dict() for k in range(3)]
+    load_source_weights(model, [save(state) for state in states])
+    check(model, states, classifiers)
+
+
+def test_a_checkpoint_of_the_hosts_baseline(model, classifiers, cfg, save):
+    cfg.MODEL.META_ARCHITECTURE = "Baseline"
+    states = []
+    for k in range(3):
+        torch.manual_seed(20 + k)
+        states.append(build_model(cfg).state_dict())
+    extra = {"epoch": 7, "metric": 51.2, "scheduler": {"milestones": Counter([40, 70])}, "optimizer": {"state": {}}}
+    # as the host's older versions wrote it
+    older = {"pixel_mean": torch.zeros(1, 3, 1, 1), "pixel_std": torch.ones(1, 3, 1, 1)}
+    load_source_weights(model, [save({"model": OrderedDict({**state, **older}), **extra}) for state in states])
+    check(model, states, classifiers)
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict"])
+def test_a_wrapped_model(model, classifiers, make_peer, save, key):
+    states = [make_peer(10 + k).state_dict() for k in range(3)]
+    paths = [save({key: {f"module.{name}": value for name, value in state.items()}}) for state in states]
+    load_source_weights(model, paths)
+    check(model, states, classifiers)
+
+
+def test_a_wrapped_sskd_model(model, classifiers, make_model, save):
+    saved = make_model(3)
+    load_source_weights(model, [save({f"module.{name}": value for name, value in saved.state_dict().items()})])
+    check(model, [teacher.state_dict() for teacher in saved.teachers], classifiers)
+
+
+@needs_safe_globals
+@pytest.mark.parametrize("numpy_module", [None, b"numpy.core.", b"numpy._core."], ids=["own", "numpy 1", "numpy 2"])
+def test_numpy_arrays(model, classifiers, make_peer, save, numpy_module):
+    state = make_peer(10).state_dict()
+    path = save({"model": {name: value.numpy() for name, value in state.items()}}, _use_new_zipfile_serialization=False)
+    if numpy_module:
+        with open(path, "rb+") as file:
+            content = file.read()
+            assert b"numpy.core." in content or b"numpy._core." in content
+            content = content.replace(b"numpy._core.", b"numpy.core.").replace(b"numpy.core.", numpy_module)
+            file.seek(0)
+            file.truncate()
+            file.write(content)
+    load_source_weights(model, [path])
+    check(model, [state] * 3, classifiers)
+
+
+def test_a_bare_backbone_leaves_the_neck_alone_and_says_so(model, classifiers, make_peer, save, warnings):
+    necks = [s.heads.state_dict()["bottleneck.0.running_mean"].clone() for s in model.students]
+    backbones = [make_peer(10 + k).backbone.state_dict() for k in range(3)]
+    load_source_weights(model, [save(state) for state in backbones])
+    for student, state, neck, classifier in zip(model.students, backbones, necks, classifiers):
+        assert all(torch.equal(student.backbone.state_dict()[name], value) for name, value in state.items())
+        assert torch.equal(student.heads.bottleneck[0].running_mean, neck)
+        assert torch.equal(student.heads.weight, classifier)
+    assert len(warnings()) == 3
+    assert all("heads.bottleneck.0.weight" in text and "keep their initial values" in text for text in warnings())
+
+
+@pytest.mark.parametrize("classifier", ["fc", "classifier"])
+def test_a_bare_backbone_may_bring_its_classifier(make_peer, save, classifier):
+    state = make_peer(10).backbone.state_dict()
+    extra = {f"{classifier}.{name}": value for name, value in nn.Linear(8, 1000).state_dict().items()}
+    peer = make_peer(0)
+    load_network(peer, read_state_dict(save({**state, **extra})), "somewhere")
+    assert all(torch.equal(peer.backbone.state_dict()[name], value) for name, value in state.items())
+
+
+def test_counters_of_batches_may_be_missing(make_peer, save):
+    state = {k: v for k, v in make_peer(10).state_dict().items() if "num_batches_tracked" not in k}
+    peer = make_peer(0)
+    load_network(peer, state, "somewhere")
+    assert torch.equal(peer.backbone.conv2.weight, state["backbone.conv2.weight"])
+
+
+def test_a_source_model_is_filled_too(cfg, make_model):
+    cfg.MODEL.META_ARCHITECTURE = "SSKDSource"
+    cfg.SSKD.LOSSES.SoftCE.WEIGHT = 0.0
+    source, saved = build_model(cfg), make_model(2)
+    load_network(source, saved.state_dict(), "somewhere", 1)
+    assert torch.equal(source.backbone.conv1.weight, saved.teachers[1].backbone.conv1.weight)
+
+
+def test_a_later_change_of_the_model_does_not_reach_the_next_peer(model, make_peer, save):
+    load_source_weights(model, [save(make_peer(10).state_dict())])
+    with torch.no_grad():
+        model.students[0].backbone.conv1.weight.zero_()
+    assert all(peer.backbone.conv1.weight.any() for peer in (*model.students[1:], *model.teachers))
+
+
+def test_what_is_an_sskd_state(make_model, make_peer):
+    assert is_sskd_state(make_model(1).state_dict())
+    assert not is_sskd_state(make_peer().state_dict()) and not is_sskd_state({})
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_a_wrong_number_of_files(model, make_peer, save, count):
+    path = save(make_peer().state_dict())
+    with pytest.raises(ValueError, match=f"SSKD.SOURCE.WEIGHTS takes 1 or SSKD.NUM_PEERS = 3 files, got {count}"):
+        load_source_weights(model, [path] * count)
+
+
+def test_a_missing_file_changes_nothing(model, make_peer, save, tmp_path, copy_state, assert_same_state):
+    before = copy_state(model)
+    good, missing = save(make_peer(10).state_dict()), str(tmp_path / "no.pth")
+    with pytest.raises(FileNotFoundError, match="no.pth.*SSKD.SOURCE.WEIGHTS"):
+        load_source_weights(model, [good, good, missing])
+    assert_same_state(model.state_dict(), before)
+    with pytest.raises(FileNotFoundError):
+        read_state_dict(str(tmp_path))  # a folder
+
+
+class Wider(nn.Module):
+    """The tiny backbone's names with more channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 7, 3, bias=False), nn.BatchNorm2d(7)
+        self.conv2, self.bn2 = nn.Conv2d(7, 8, 3, bias=False), nn.BatchNorm2d(8)
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_another_width(model, save, bare):
+    state = Wider().state_dict()
+    path = save(state if bare else {"model": {f"backbone.{name}": value for name, value in state.items()}})
+    with pytest.raises(ValueError, match=r"MODEL.BACKBONE.*6 of another shape \(first: backbone.conv1.weight\)") as error:
+        load_source_weights(model, [path])
+    assert path in str(error.value)
+
+
+def test_a_smaller_a_bigger_and_another_backbone(model, make_peer, save):
+    state = make_peer(10).state_dict()
+    smaller = {name: value for name, value in state.items() if ".conv2." not in name}
+    bigger = {**state, "backbone.conv3.weight": torch.zeros(2), "backbone.conv3.bias": torch.zeros(2)}
+    other = nn.Sequential(nn.Conv2d(3, 4, 1)).state_dict()
+    for content, message in (
+        (smaller, r"1 missing \(first: backbone.conv2.weight\)"),
+        (bigger, r"2 unknown \(first: backbone.conv3.weight\)"),
+        (other, r"10 missing \(first: backbone.conv1.weight\), 2 unknown \(first: backbone.0.weight\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_source_weights(model, [save(content)])
+
+
+def test_another_neck(model, make_peer, save):
+    state = {**make_peer(10).state_dict(), "heads.bottleneck.0.weight": torch.ones(9)}
+    with pytest.raises(ValueError, match=r"MODEL.HEADS.*1 of another shape \(first: heads.bottleneck.0.weight\)"):
+        load_source_weights(model, [save(state)])
+
+
+def test_a_network_that_does_not_fit_leaves_its_peer_alone(make_peer, copy_state, assert_same_state):
+    peer = make_peer(0)
+    before = copy_state(peer)
+    state = {**make_peer(10).state_dict(), "backbone.bn2.weight": torch.ones(9)}
+    with pytest.raises(ValueError):
+        load_network(peer, state, "somewhere")
+    assert_same_state(peer.state_dict(), before)
+
+
+def test_an_sskd_checkpoint_of_fewer_peers(model, make_model, save):
+    with pytest.raises(ValueError, match="no network for peer 2: lower SSKD.NUM_PEERS"):
+        load_source_weights(model, [save(make_model(2).state_dict())])
+
+
+def damaged(state) -> dict:
+    """Contents that torch.load fails on in different ways."""
+    new, old = io.BytesIO(), io.BytesIO()
+    torch.save(state, new)
+    torch.save(state, old, _use_new_zipfile_serialization=False)
+    new, old = new.getvalue(), old.getvalue()
+    return {
+        "empty": b"", "text": b"version https://git-lfs.github.com/spec/v1\n", "page": b"<!DOCTYPE html>",
+        "zeros": bytes(1000), "half": new[: len(new) // 2], "without its end": new[:-30],
+        "old format, early": old[:200], "old format, late": old[:-50], "wrong pickle": b"\x80\x02" + b"h\xff.",
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", list(damaged({})))
+def test_damaged_files(kind, make_peer, tmp_path):
+    path = tmp_path / "damaged.pth"
+    path.write_bytes(damaged(make_peer().state_dict())[kind])
+    with pytest.raises(ValueError, match="damaged.pth' is not a checkpoint of plain tensors: it is damaged"):
+        read_state_dict(str(path))
+
+
+class Evil:
+    """Would leave a file behind if it were unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("at", ["beside the model", "in the model"])
+def test_nothing_but_tensors_is_unpickled(make_peer, save, tmp_path, at):
+    trace = str(tmp_path / "trace")
+    state = make_peer().state_dict()
+    content = {"model": state, "hook": Evil(trace)} if at == "beside the model" else {"model": {**state, "x": Evil(trace)}}
+    with pytest.raises(ValueError, match="plain tensors.*torch.save"):
+        read_state_dict(save(content))
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [[torch.zeros(3)], torch.zeros(3), {}, {0: torch.zeros(3)}, {"lr": 0.1}, {"model": {"epoch": 3}}],
+    ids=["list", "tensor", "empty", "numbered", "no tensors", "no tensors in the model"],
+)  # fmt: skip
+def test_files_without_a_state_dict(save, content):
+    with pytest.raises(ValueError, match="holds no (state dict|named tensors)"):
+        read_state_dict(save(content))

@@ -1,0 +1,274 @@
+"""The SSKD node: read everywhere, the method's numbers as defaults, and every config that ships with the package."""
+
+import ast
+import inspect
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from fastreid.config import get_cfg
+from fastreid.engine.hooks import LRScheduler
+from fastreid.utils.events import EventStorage
+from tiny_reid import CONFIGS
+from yacs.config import CfgNode
+
+import fastreid_sskd
+from fastreid_sskd import add_sskd_config
+from fastreid_sskd.engine import Trainer, load_config, source_config
+from fastreid_sskd.losses import SSKD_LOSS_REGISTRY
+from fastreid_sskd.modeling.losses_config import build_losses
+
+ALL = sorted(path.name for path in CONFIGS.glob("*.yml"))
+FULL = [
+    "sskd_m2d.yml", "sskd_d2m.yml", "sskd_m2msmt.yml", "sskd_d2msmt.yml", "sskd_msmt2m.yml", "sskd_m2d_bn16.yml",
+]  # fmt: skip
+SOURCES = ["source_m2d.yml", "source_d2m.yml", "source_m2msmt.yml", "source_d2msmt.yml", "source_msmt2m.yml"]
+
+
+def new_config():
+    cfg = get_cfg()
+    add_sskd_config(cfg)
+    return cfg
+
+
+def load(name, *opts):
+    return load_config(str(CONFIGS / name), opts)
+
+
+def leaves(node, prefix=""):
+    """{dotted key: value} of a node."""
+    found = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            found.update(leaves(value, f"{prefix}{key}."))
+        else:
+            found[prefix + key] = value
+    return found
+
+
+# ---- what the node holds and who reads it -----------------------------------------------------------------------
+
+
+def keys_read(path):
+    """Dotted names that a source file reads, with `name = a.b.c` followed, and keys that it spells in strings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    aliases = {
+        node.targets[0].id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Attribute)
+    }  # fmt: skip
+
+    def dotted(node, followed=()):
+        if isinstance(node, ast.Attribute):
+            return f"{dotted(node.value, followed)}.{node.attr}"
+        if isinstance(node, ast.Name) and node.id in aliases and node.id not in followed:
+            return dotted(aliases[node.id], (*followed, node.id))
+        return node.id if isinstance(node, ast.Name) else "?"
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            yield dotted(node)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("SSKD."):
+            yield node.value
+
+
+def test_every_key_is_read():
+    package = Path(fastreid_sskd.__file__).parent
+    sources = [path for path in package.rglob("*.py") if path.name != "config.py"]
+    read = [name for path in sources for name in keys_read(path)]
+    cfg = new_config()
+    wanted = ["SEED", *(f"SSKD.{key}" for key in leaves(cfg.SSKD) if not key.startswith("LOSSES."))]
+    unread = [key for key in wanted if not any(name.endswith(f".{key}") or name == key for name in read)]
+    assert not unread, f"nothing reads {unread}"
+
+
+def test_reading_is_found_where_it_is(tmp_path):
+    """The search itself: a chain, an alias, and neither an assignment nor another node's key of the same name."""
+    path = tmp_path / "code.py"
+    path.write_text("cfg.SSKD.WRITTEN = 1\nnode = self.cfg.SSKD.CLUSTER\nnode.K1 + cfg.SSKD.PLAIN + cfg.OTHER.K2\n")
+    found = set(keys_read(path))
+    assert {"self.cfg.SSKD.CLUSTER.K1", "cfg.SSKD.PLAIN", "cfg.OTHER.K2"} <= found
+    assert not any(name.endswith(("WRITTEN", "CLUSTER.K2")) for name in found)
+
+
+def test_every_loss_parameter_is_one():
+    for name, node in new_config().SSKD.LOSSES.items():
+        taken = set(inspect.signature(SSKD_LOSS_REGISTRY.get(name)).parameters)
+        assert {key.lower() for key in node} - {"weight"} == taken, name
+
+
+def test_every_loss_weight_is_used():
+    cfg = new_config()
+    names = list(cfg.SSKD.LOSSES)
+    for name in names:
+        for other in names:
+            cfg.SSKD.LOSSES[other].WEIGHT = 0.25 if other == name else 0.0
+        ((weight, loss),) = build_losses(cfg).active
+        assert weight == 0.25 and type(loss).__name__ == name
+
+
+def test_defaults_are_the_methods():
+    cfg = new_config()
+    assert cfg.SEED == -1
+    assert leaves(cfg.SSKD) == {
+        "NUM_PEERS": 3, "ITERS_PER_EPOCH": 400, "BN_CHUNK": 0, "EVAL_WITH": "best", "LOG_PERIOD": 50,
+        "KEEP_CHECKPOINTS": 2, "EMA.MOMENTUM": 0.999,
+        "LOSSES.LabelSmoothCE.WEIGHT": 0.5, "LOSSES.LabelSmoothCE.EPSILON": 0.1, "LOSSES.SoftCE.WEIGHT": 0.5,
+        "LOSSES.MultiSimilarity.WEIGHT": 3.0, "LOSSES.MultiSimilarity.ALPHA": 2.0,
+        "LOSSES.MultiSimilarity.BETA": 40.0, "LOSSES.MultiSimilarity.BASE": 0.5,
+        "LOSSES.MultiSimilarity.MARGIN": 0.1, "LOSSES.NuclearNorm.WEIGHT": 1.5,
+        "LOSSES.SoftTriplet.WEIGHT": 0.0, "LOSSES.SoftTriplet.MARGIN": 0.0, "LOSSES.PeerSoftTriplet.WEIGHT": 0.0,
+        "ERASING.AREA": (0.02, 0.4), "ERASING.ASPECT": (0.3, 3.3),
+        "CLUSTER.K1": 20, "CLUSTER.K2": 6, "CLUSTER.VARIANT": "sskd", "CLUSTER.KNN": "auto",
+        "CLUSTER.METHOD": "dbscan", "CLUSTER.EPS": 0.0, "CLUSTER.PAIRS_PER_IMAGE": 0.0, "CLUSTER.RHO": 1.6e-3,
+        "CLUSTER.MIN_SAMPLES": 4,
+        "SOURCE.WEIGHTS": [], "SOURCE.CONFIG": "", "SOURCE.OPTS": [], "SOURCE.BN_DATASETS": (),
+    }  # fmt: skip
+
+
+def test_every_key_has_a_comment():
+    lines = (Path(fastreid_sskd.__file__).parent / "config.py").read_text(encoding="utf-8").splitlines()
+    assigned = [i for i, line in enumerate(lines) if line.strip().startswith("_C.") and "node()" not in line]
+    assert len(assigned) > 25
+    for i in assigned:
+        before = next(line.strip() for line in reversed(lines[:i]) if not line.strip().startswith("_C."))
+        assert before.startswith("#"), lines[i]
+
+
+def test_host_keys_are_left_alone():
+    host, ours = get_cfg(), new_config()
+    del ours["SSKD"], ours["SEED"]
+    assert ours == host
+
+
+@pytest.mark.parametrize("key", ["SSKD.PEERS", "SSKD.CLUSTER.RHOO", "SSKD.LOSSES.Nothing.WEIGHT", "SOLVER.SPEED"])
+def test_unknown_keys(key, tmp_path):
+    with pytest.raises(KeyError, match=key.split(".")[1]):
+        load_config("", [key, "1"])
+    path = tmp_path / "wrong.yml"
+    *nodes, leaf = key.split(".")
+    path.write_text("".join(f"{'  ' * i}{node}:\n" for i, node in enumerate(nodes)) + f"{'  ' * len(nodes)}{leaf}: 1\n")
+    with pytest.raises(KeyError, match=key.split(".")[1]):
+        load_config(str(path))
+
+
+def test_wrong_overrides():
+    with pytest.raises(ValueError, match="SSKD.CLUSTER.EPS"):
+        load_config("", ["SSKD.CLUSTER.EPS", "small"])
+    with pytest.raises(ValueError, match="odd length"):
+        load_config("", ["SSKD.CLUSTER.EPS"])
+
+
+def test_missing_file():
+    with pytest.raises(FileNotFoundError, match="no_such.yml"):
+        load_config("no_such.yml")
+
+
+# ---- the configs ------------------------------------------------------------------------------------------------
+
+
+def test_configs_that_are_promised_exist():
+    assert set(FULL) | set(SOURCES) | {"base_network.yml", "base_sskd.yml", "base_source.yml"} <= set(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_config_loads(name):
+    cfg = load(name, "SEED", "5", "SSKD.CLUSTER.EPS", "0.5")
+    assert cfg.SEED == 5 and cfg.SSKD.CLUSTER.EPS == 0.5
+    assert cfg.SOLVER.IMS_PER_BATCH % cfg.DATALOADER.NUM_INSTANCE == 0
+    build_losses(cfg)
+    assert "SSKD" in cfg.dump()
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if load(name).SSKD.SOURCE.CONFIG])
+def test_adaptation_and_its_source_fit(name):
+    cfg = load(name, "OUTPUT_DIR", "somewhere")
+    source = source_config(cfg, 0)
+    assert cfg.MODEL.META_ARCHITECTURE == "SSKD" and source.MODEL.META_ARCHITECTURE == "SSKDSource"
+    assert not set(source.DATASETS.NAMES) & set(cfg.DATASETS.NAMES)
+    assert tuple(source.SSKD.SOURCE.BN_DATASETS) == tuple(cfg.DATASETS.NAMES)
+    assert source.DATASETS.TESTS == source.DATASETS.NAMES  # model_best is chosen on the source
+    assert source.MODEL.BACKBONE == cfg.MODEL.BACKBONE and source.MODEL.HEADS == cfg.MODEL.HEADS
+    assert source.SSKD.LOSSES.SoftCE.WEIGHT == 0 and source.SSKD.LOSSES.PeerSoftTriplet.WEIGHT == 0
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_full_adaptation_is_the_methods(name):
+    cfg = load(name)
+    defaults = leaves(new_config().SSKD)
+    changed = {key for key, value in leaves(cfg.SSKD).items() if value != defaults[key]}
+    assert changed == {"SOURCE.CONFIG"} | ({"BN_CHUNK"} if "bn16" in name else set())
+    assert cfg.SSKD.BN_CHUNK == (16 if "bn16" in name else 0)
+    assert cfg.SOLVER.MAX_EPOCH == 20 and cfg.SOLVER.WARMUP_ITERS == 0
+    assert not [step for step in cfg.SOLVER.STEPS if step <= 20]  # constant rate
+    assert cfg.INPUT.REA.ENABLED and cfg.INPUT.REA.PROB == 0.5
+    assert cfg.TEST.EVAL_PERIOD == 1
+
+
+@pytest.mark.parametrize("name", FULL + SOURCES)
+def test_full_network_and_batches_are_the_methods(name):
+    cfg = load(name)
+    backbone, heads, solver = cfg.MODEL.BACKBONE, cfg.MODEL.HEADS, cfg.SOLVER
+    assert (backbone.NAME, backbone.DEPTH, backbone.LAST_STRIDE) == ("build_resnet_backbone", "50x", 1)
+    assert backbone.PRETRAIN and not (backbone.WITH_IBN or backbone.WITH_NL or backbone.WITH_SE)
+    assert (heads.POOL_LAYER, heads.WITH_BNNECK, heads.NECK_FEAT, heads.CLS_LAYER, heads.EMBEDDING_DIM) == (
+        "GlobalAvgPool", True, "before", "Linear", 0,
+    )  # fmt: skip
+    assert (solver.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE) == (64, 4)
+    assert (solver.OPT, solver.BASE_LR) == ("Adam", 3.5e-4)
+    assert {solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS} == {5e-4}
+    assert (solver.HEADS_LR_FACTOR, solver.BIAS_LR_FACTOR, solver.AMP.ENABLED) == (1.0, 1.0, False)
+    assert cfg.INPUT.SIZE_TRAIN == cfg.INPUT.SIZE_TEST == [256, 128]
+    assert cfg.INPUT.FLIP.ENABLED and cfg.INPUT.FLIP.PROB == 0.5
+    assert cfg.INPUT.PADDING.ENABLED and cfg.INPUT.PADDING.SIZE == 10
+    others = ("CJ", "CROP", "AUTOAUG", "AUGMIX", "AFFINE", "RPT")
+    assert not any(cfg.INPUT[name].ENABLED for name in others)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_full_source_training_is_the_methods(name):
+    cfg = load(name)
+    weights = {loss: node.WEIGHT for loss, node in cfg.SSKD.LOSSES.items() if node.WEIGHT}
+    assert weights == {"LabelSmoothCE": 1.0, "MultiSimilarity": 1.0, "NuclearNorm": 2.0}
+    assert (cfg.SOLVER.MAX_EPOCH, cfg.SSKD.ITERS_PER_EPOCH) == (80, 100)
+    assert not cfg.INPUT.REA.ENABLED
+    assert cfg.TEST.EVAL_PERIOD == 40  # the better of epochs 40 and 80
+
+
+def learning_rates(cfg):
+    """Rate of every step, as the trainer's scheduler and hook set it, without training."""
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    iters = cfg.SSKD.ITERS_PER_EPOCH
+    hook = LRScheduler(optimizer, Trainer.build_lr_scheduler(cfg, optimizer, iters))
+    found = []
+    with EventStorage(0) as storage:
+        hook.trainer = trainer = types.SimpleNamespace(
+            iter=0, epoch=0, storage=storage, grad_scaler=None,
+            warmup_iters=cfg.SOLVER.WARMUP_ITERS, delay_epochs=cfg.SOLVER.DELAY_EPOCHS,
+        )  # fmt: skip
+        for trainer.epoch in range(cfg.SOLVER.MAX_EPOCH):
+            for _ in range(iters):
+                hook.before_step()
+                found.append(optimizer.param_groups[0]["lr"])
+                optimizer.step()
+                hook.after_step()
+                trainer.iter += 1
+            hook.after_epoch()
+    return found
+
+
+@pytest.mark.parametrize("name", SOURCES[:1])
+def test_source_learning_rate(name):
+    """Linear from 0.01 over 10 epochs, x 0.1 at epochs 40 and 70."""
+    expected = []
+    for step in range(80 * 100):
+        warm = min(1.0, 0.01 + (1 - 0.01) * step / 1000)
+        expected.append(3.5e-4 * warm * 0.1 ** ((step >= 4000) + (step >= 7000)))
+    assert learning_rates(load(name)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_adaptation_learning_rate_is_constant():
+    cfg = load("sskd_m2d.yml", "SSKD.ITERS_PER_EPOCH", "40")
+    assert set(learning_rates(cfg)) == {3.5e-4}
