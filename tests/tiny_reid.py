@@ -4,15 +4,18 @@ The data sets lie on disk as Market-1501 and DukeMTMC-reID do, so that the host'
 two colours (upper and lower half of a 32 x 16 image); cameras differ in brightness and every image in its noise.
 """
 
+import fastreid_sskd  # noqa: F401  first of all: it mends the host before anything else imports it
+
+# isort: split
 from pathlib import Path
 
 import numpy as np
+import torch
 from fastreid.config import CfgNode
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from PIL import Image
 from torch import nn
 
-import fastreid_sskd  # noqa: F401  mends and completes the host before it is imported
 from fastreid_sskd.engine import load_config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -61,6 +64,11 @@ def write_world(root: Path) -> Path:
     write_data_set(root / MARKET, seed=1)
     write_data_set(root / DUKE, seed=2)
     return root
+
+
+def load_checkpoint(path) -> dict:
+    """A checkpoint of tensors and plain values."""
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 # The overrides that make any config of this package tiny.

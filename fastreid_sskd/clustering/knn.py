@@ -23,6 +23,7 @@ CPU_TILE = (1024, 8192)
 DEVICE_TILE = 16384
 #: rows on which any backend but torch on the CPU is compared with an exact search
 SELF_CHECK_ROWS = 32
+SELF_CHECK_TOLERANCE = 2.0**-22
 #: share of rows searched twice from which the log says so: the features are almost equal, or the backend errs
 NOTABLE_SHARE_SEARCHED_TWICE = 0.1
 
@@ -143,8 +144,10 @@ def exact_knn(
     size = min(k - 1 + CANDIDATE_MARGIN, count - 1)
     candidates = KNN_BACKENDS[name](rows, size, need_farthest=need_smallest, progress=progress)
     indices, similarities, redone = rescore(rows, candidates, k)
+    smallest = pair_cosines(rows, np.arange(count), candidates.farthest) if need_smallest else None
+    found = Neighbors(indices, similarities, smallest)
     own_and_here = name == "torch" and rows.tensor.device.type == "cpu"
-    if not own_and_here and not _agrees_with_exact(rows, indices, similarities):
+    if not own_and_here and not _agrees_with_exact(rows, found):
         logger.warning(
             "k-NN backend %r on %s disagrees with an exact search on a sample: searching with torch on the CPU",
             name,
@@ -156,17 +159,16 @@ def exact_knn(
         logger.log(
             level, "k-NN: %d of %d rows have too many near-ties and were searched twice", redone, count
         )
-    smallest = None
-    if need_smallest:
-        smallest = pair_cosines(rows, np.arange(count), candidates.farthest)
-        # a float32 product may miss the minimum by its rounding; a listed neighbour below it would divide by more
-        smallest = np.minimum(smallest, similarities[:, -1])
-    return Neighbors(indices, similarities, smallest)
+    return found
 
 
-def _agrees_with_exact(rows: UnitRows, indices: np.ndarray, similarities: np.ndarray) -> bool:
+def _agrees_with_exact(rows: UnitRows, found: Neighbors) -> bool:
     """Compare rows spread over the data with an exact search; multi-GPU faiss is known to err silently."""
     sample = np.unique(np.linspace(0, len(rows) - 1, min(SELF_CHECK_ROWS, len(rows))).astype(np.int64))
-    exact_index, exact_similarity = indices.copy(), similarities.copy()
-    search_rows_exactly(rows, sample, exact_index, exact_similarity)
-    return np.allclose(exact_similarity[sample], similarities[sample], rtol=0, atol=2.0**-22)
+    index, similarity = found.indices.copy(), found.similarities.copy()
+    smallest = search_rows_exactly(rows, sample, index, similarity)
+    agrees = np.abs(similarity[sample] - found.similarities[sample]).max() <= SELF_CHECK_TOLERANCE
+    if found.smallest is not None:
+        # that of float32 products, which may take another row within their error for the least similar
+        agrees &= np.abs(smallest - found.smallest[sample]).max() <= product_error(rows)
+    return bool(agrees)

@@ -138,13 +138,17 @@ def _best_of_block(block, row_numbers, col_start, lengths, out_index, out_simila
 
 def search_rows_exactly(
     rows: UnitRows, which: np.ndarray, out_index: np.ndarray, out_similarity: np.ndarray, *, tile: int = 1024
-) -> None:
+) -> np.ndarray:
     """Write the exact lists of the rows `which`, by float64 products with all rows; the slow and certain way.
 
     Args:
         out_index, out_similarity: (N, k) arrays whose rows `which` are written, self first.
+
+    Returns:
+        (len(which),) float32, the smallest similarity of each of these rows.
     """
     scale = torch.from_numpy(rows.inverse_norms).to(rows.tensor.device)
+    smallest = np.ones(len(which), dtype=np.float32)
     for start in range(0, len(which), tile):
         numbers = which[start : start + tile]
         chosen = torch.from_numpy(numbers).to(rows.tensor.device)
@@ -152,12 +156,12 @@ def search_rows_exactly(
         lengths = np.zeros(len(numbers), dtype=np.int64)
         out_index[numbers, 0] = numbers
         out_similarity[numbers, 0] = 1.0
-        for col_start in range(0, len(rows), tile):
-            right = (
-                rows.tensor[col_start : col_start + tile].double() * scale[col_start : col_start + tile, None]
-            )
+        for first in range(0, len(rows), tile):
+            right = rows.tensor[first : first + tile].double() * scale[first : first + tile, None]
             block = (left @ right.T).cpu().numpy()
-            _best_of_block(block, numbers, col_start, lengths, out_index, out_similarity)
+            _best_of_block(block, numbers, first, lengths, out_index, out_similarity)
+            smallest[start : start + tile] = np.minimum(smallest[start : start + tile], block.min(1))
+    return smallest
 
 
 def rescore(rows: UnitRows, candidates: Candidates, k: int) -> tuple[np.ndarray, np.ndarray, int]:

@@ -18,7 +18,7 @@ class Precision:
         self.device_type = torch.device(cfg.MODEL.DEVICE).type
         self.dtype = torch.float16 if self.device_type == "cuda" else torch.bfloat16
         # torch >= 2.3 has torch.amp.GradScaler; before, only torch.cuda.amp's
-        scaler = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)
+        scaler = torch.amp.GradScaler if hasattr(torch.amp, "GradScaler") else torch.cuda.amp.GradScaler
         self.scaler: object | None = scaler() if self.enabled and self.device_type == "cuda" else None
 
     def autocast(self) -> contextlib.AbstractContextManager:

@@ -53,7 +53,6 @@ def test_lists_equal_a_full_sort(case, backend, tile, monkeypatch):
         np.testing.assert_allclose(found.similarities[:, 1:], expected[:, 1:], rtol=0, atol=1.2e-7)
         assert (found.similarities[:, 0] == 1).all()
         np.testing.assert_allclose(found.smallest, similarity.min(1), rtol=0, atol=1.2e-7)
-        assert (found.smallest <= found.similarities[:, -1]).all()
 
 
 def test_rows_left_in_doubt_are_searched_again(monkeypatch):
@@ -124,6 +123,24 @@ def test_a_backend_that_misses_neighbours_is_refused_with_a_warning(monkeypatch,
         found = exact_knn(CASES["crowd"], 8, backend="blind")
     assert "'blind' on cpu disagrees with an exact search" in caplog.text
     assert np.array_equal(found.indices, exact_knn(CASES["crowd"], 8).indices)
+
+
+def test_a_backend_that_misses_the_least_similar_row_is_refused(monkeypatch, caplog):
+    def short_sighted(rows, size, *, need_farthest, progress):
+        found = KNN_BACKENDS["torch"](rows, size, need_farthest=need_farthest, progress=progress)
+        if need_farthest:
+            found.farthest = (found.farthest + 1) % len(rows)
+        return found
+
+    monkeypatch.setitem(KNN_BACKENDS, "short-sighted", short_sighted)
+    expected = exact_knn(CASES["crowd"], 8, need_smallest=True)
+    with caplog.at_level(logging.WARNING, logger="fastreid"):
+        found = exact_knn(CASES["crowd"], 8, backend="short-sighted", need_smallest=True)
+        assert "'short-sighted' on cpu disagrees" in caplog.text
+        assert np.array_equal(found.smallest, expected.smallest)
+        caplog.clear()
+        exact_knn(CASES["crowd"], 8, backend="short-sighted")
+        assert not caplog.records  # who does not ask for it cannot be misled
 
 
 def test_a_backend_that_mixes_rows_up_is_mended_row_by_row(monkeypatch, caplog):

@@ -1,5 +1,6 @@
 """K views of an image: independent, reproducible from the draw alone, decoded once, blind to identities."""
 
+import itertools
 import random
 from collections import Counter
 
@@ -68,7 +69,7 @@ def test_views_are_independent(items):
 def test_draws_are_independent(items):
     """Neighbouring seeds do not give neighbouring augmentations."""
     first = [flipped[0] for flipped in flips(400, 1, items)]
-    changes = sum(a != b for a, b in zip(first, first[1:]))
+    changes = sum(a != b for a, b in itertools.pairwise(first))
     assert 140 < sum(first) < 260 and 140 < changes < 260
 
 

@@ -5,8 +5,7 @@ import logging
 import types
 
 import pytest
-import torch
-from tiny_reid import tiny_adaptation, write_world
+from tiny_reid import load_checkpoint, tiny_adaptation, write_world
 
 from fastreid_sskd.engine import AdaptationTrainer, run
 from fastreid_sskd.engine.setup import seed_everything
@@ -26,10 +25,6 @@ def data_sets(world, monkeypatch):
     return world
 
 
-def load(path):
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
 @pytest.fixture(scope="session")
 def finished(world, tmp_path_factory):
     """A run from nothing to its end: two source models, then two epochs of three iterations on the target."""
@@ -43,7 +38,7 @@ def finished(world, tmp_path_factory):
         cfg=cfg,
         output=output,
         results=results,
-        final=load(output / "model_final.pth"),
+        final=load_checkpoint(output / "model_final.pth"),
         metrics=[json.loads(line) for line in lines],
         record=json.loads((output / "results.json").read_text()),
         # as pretrain_peers names them: the better on the source's test set

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from tiny_reid import tiny_adaptation, write_world
-
 from fastreid.modeling import build_model
+from tiny_reid import tiny_adaptation, write_world
 
 
 @pytest.fixture(scope="session")

@@ -37,9 +37,17 @@ def build_tiny_backbone_of_the_tests(cfg):
 
 def _head(num_classes: int, cls_type: str, kind: str, neck_feat: str) -> nn.Module:
     return HEADS[kind](
-        feat_dim=8, embedding_dim=0, num_classes=num_classes, neck_feat=neck_feat, pool_type="GlobalAvgPool",
-        cls_type=cls_type, scale=1, margin=0.0, with_bnneck=True, norm_type="BN",
-    )  # fmt: skip
+        feat_dim=8,
+        embedding_dim=0,
+        num_classes=num_classes,
+        neck_feat=neck_feat,
+        pool_type="GlobalAvgPool",
+        cls_type=cls_type,
+        scale=1,
+        margin=0.0,
+        with_bnneck=True,
+        norm_type="BN",
+    )
 
 
 @pytest.fixture
@@ -67,8 +75,10 @@ def make_model(make_peer):
         model = SSKD(
             students=[make_peer(k, num_classes) for k in range(num_peers)],
             losses=build_loss_set([(name, weight, {}) for name, weight in losses]),
-            pixel_mean=MEAN, pixel_std=STD, eval_with=eval_with,
-        )  # fmt: skip
+            pixel_mean=MEAN,
+            pixel_std=STD,
+            eval_with=eval_with,
+        )
         with torch.no_grad():
             for parameter in model.teachers.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
@@ -127,7 +137,9 @@ def assert_same_state():
         assert list(state) == list(expected)
         for name, value in expected.items():
             if tolerance:
-                torch.testing.assert_close(state[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+                torch.testing.assert_close(
+                    state[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}"
+                )
             else:
                 assert torch.equal(state[name], value), name
 

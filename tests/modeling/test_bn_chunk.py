@@ -113,7 +113,9 @@ def test_two_steps_follow_the_first_chunks():
 
 
 def test_a_model_is_changed_once_and_a_copy_stays_changed():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4), nn.GroupNorm(2, 4)))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4), nn.GroupNorm(2, 4))
+    )
     assert chunk_batch_norm(model, 2) == 2
     assert chunk_batch_norm(model, 2) == 0
     assert type(model[1]) is ChunkedBatchNorm2d and type(model[2][1]) is nn.GroupNorm
@@ -133,7 +135,12 @@ def test_impossible_chunks(chunk):
 
 @pytest.mark.parametrize(
     "layer",
-    [lambda: get_norm("GhostBN", 4), lambda: nn.SyncBatchNorm(4), lambda: get_norm("syncBN", 4), lambda: nn.BatchNorm3d(4)],
+    [
+        lambda: get_norm("GhostBN", 4),
+        lambda: nn.SyncBatchNorm(4),
+        lambda: get_norm("syncBN", 4),
+        lambda: nn.BatchNorm3d(4),
+    ],
     ids=["GhostBN", "SyncBatchNorm", "host's syncBN", "BatchNorm3d"],
 )
 def test_other_norms_are_refused_and_nothing_is_changed(layer):
@@ -158,14 +165,19 @@ def resnet18(cfg, chunk, with_ibn=False):
     return build_peer(cfg).double().train()
 
 
-@pytest.mark.parametrize("with_ibn, chunk, size", [(False, 16, (16, 16)), (True, 4, (32, 16))], ids=["plain", "IBN"])
+@pytest.mark.parametrize(
+    "with_ibn, chunk, size", [(False, 16, (16, 16)), (True, 4, (32, 16))], ids=["plain", "IBN"]
+)
 def test_four_chunks_through_resnet18_are_four_passes(cfg, with_ibn, chunk, size):
     chunked, plain = resnet18(cfg, chunk, with_ibn), resnet18(cfg, 0, with_ibn)
     norms = [m for m in chunked.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 21 and all(isinstance(m, ChunkedBatchNorm2d) and m.chunk == chunk for m in norms)
     assert chunked.heads.bottleneck[-1] is norms[-1]
 
-    images, labels = torch.randn(4 * chunk, 3, *size, dtype=torch.float64), torch.zeros(4 * chunk, dtype=torch.int64)
+    images, labels = (
+        torch.randn(4 * chunk, 3, *size, dtype=torch.float64),
+        torch.zeros(4 * chunk, dtype=torch.int64),
+    )
     with torch.no_grad():
         out = chunked(images, labels)
         parts = [copy.deepcopy(plain)(part, labels[:chunk]) for part in images.split(chunk)]

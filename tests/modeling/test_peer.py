@@ -25,7 +25,7 @@ def step(peer, optimizer, images, labels=None):
     return loss
 
 
-# ---- outputs --------------------------------------------------------------------------------------------------------
+# ---- outputs -------------------------------------------------------------------------------------
 
 
 def test_training_outputs_by_hand(make_peer, images):
@@ -78,11 +78,12 @@ def test_margins_are_in_the_students_logits_only(make_peer, images, cls_type):
             F.normalize(peer.heads.bottleneck(out["features"][:, :, None, None])[:, :, 0, 0]),
             F.normalize(peer.heads.weight),
         ),
-        rtol=1e-4, atol=1e-5,
-    )  # fmt: skip
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
-# ---- the classifier -------------------------------------------------------------------------------------------------
+# ---- the classifier ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 9])
@@ -155,7 +156,7 @@ def test_wrong_centroids_change_nothing(make_peer, shape):
     assert torch.equal(peer.heads.weight, before) and peer.num_classes == 4
 
 
-# ---- state dicts of another number of clusters ----------------------------------------------------------------------
+# ---- state dicts of another number of clusters ---------------------------------------------------
 
 
 @pytest.mark.parametrize("saved_classes", [2, 4, 11])
@@ -196,7 +197,7 @@ def test_a_state_dict_without_a_classifier(make_peer):
     assert peer.load_state_dict(state, strict=False).missing_keys == ["heads.weight"]
 
 
-# ---- from a config --------------------------------------------------------------------------------------------------
+# ---- from a config -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("classes, expected", [(0, 1), (1, 1), (6, 6)])

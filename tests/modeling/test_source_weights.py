@@ -32,7 +32,7 @@ def save(tmp_path):
 
 @pytest.fixture
 def warnings():
-    """Messages of the warnings so far; pytest's own caplog misses them once the host has set its logger up."""
+    """Messages of the warnings so far; caplog misses them once the host has set its logger up."""
     messages = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())
@@ -45,7 +45,11 @@ def warnings():
 def holds(peer, state, classifier):
     """The peer has the state's backbone and neck, and its own classifier."""
     own = peer.state_dict()
-    same = [torch.equal(own[name], torch.as_tensor(value)) for name, value in state.items() if name != "heads.weight"]
+    same = [
+        torch.equal(own[name], torch.as_tensor(value))
+        for name, value in state.items()
+        if name != "heads.weight"
+    ]
     return len(same) == len(own) - 1 and all(same) and torch.equal(own["heads.weight"], classifier)
 
 
@@ -67,7 +71,7 @@ def classifiers(model):
     return [student.heads.weight.detach().clone() for student in model.students]
 
 
-# ---- what is accepted -----------------------------------------------------------------------------------------------
+# ---- what is accepted ----------------------------------------------------------------------------
 
 
 def test_a_file_a_peer(model, classifiers, make_peer, save, warnings):
@@ -82,7 +86,7 @@ def test_one_file_for_three_peers_warns_that_they_start_equal(model, classifiers
     path = save({"model": state})
     load_source_weights(model, [path])
     check(model, [state] * 3, classifiers)
-    message, = warnings()
+    (message,) = warnings()
     assert "all 3 peers" in message and "start equal" in message and path in message
 
 
@@ -118,10 +122,17 @@ def test_a_checkpoint_of_the_hosts_baseline(model, classifiers, cfg, save):
     for k in range(3):
         torch.manual_seed(20 + k)
         states.append(build_model(cfg).state_dict())
-    extra = {"epoch": 7, "metric": 51.2, "scheduler": {"milestones": Counter([40, 70])}, "optimizer": {"state": {}}}
+    extra = {
+        "epoch": 7,
+        "metric": 51.2,
+        "scheduler": {"milestones": Counter([40, 70])},
+        "optimizer": {"state": {}},
+    }
     # as the host's older versions wrote it
     older = {"pixel_mean": torch.zeros(1, 3, 1, 1), "pixel_std": torch.ones(1, 3, 1, 1)}
-    load_source_weights(model, [save({"model": OrderedDict({**state, **older}), **extra}) for state in states])
+    load_source_weights(
+        model, [save({"model": OrderedDict({**state, **older}), **extra}) for state in states]
+    )
     check(model, states, classifiers)
 
 
@@ -135,15 +146,22 @@ def test_a_wrapped_model(model, classifiers, make_peer, save, key):
 
 def test_a_wrapped_sskd_model(model, classifiers, make_model, save):
     saved = make_model(3)
-    load_source_weights(model, [save({f"module.{name}": value for name, value in saved.state_dict().items()})])
+    load_source_weights(
+        model, [save({f"module.{name}": value for name, value in saved.state_dict().items()})]
+    )
     check(model, [teacher.state_dict() for teacher in saved.teachers], classifiers)
 
 
 @needs_safe_globals
-@pytest.mark.parametrize("numpy_module", [None, b"numpy.core.", b"numpy._core."], ids=["own", "numpy 1", "numpy 2"])
+@pytest.mark.parametrize(
+    "numpy_module", [None, b"numpy.core.", b"numpy._core."], ids=["own", "numpy 1", "numpy 2"]
+)
 def test_numpy_arrays(model, classifiers, make_peer, save, numpy_module):
     state = make_peer(10).state_dict()
-    path = save({"model": {name: value.numpy() for name, value in state.items()}}, _use_new_zipfile_serialization=False)
+    path = save(
+        {"model": {name: value.numpy() for name, value in state.items()}},
+        _use_new_zipfile_serialization=False,
+    )
     if numpy_module:
         with open(path, "rb+") as file:
             content = file.read()
@@ -165,7 +183,9 @@ def test_a_bare_backbone_leaves_the_neck_alone_and_says_so(model, classifiers, m
         assert torch.equal(student.heads.bottleneck[0].running_mean, neck)
         assert torch.equal(student.heads.weight, classifier)
     assert len(warnings()) == 3
-    assert all("heads.bottleneck.0.weight" in text and "keep their initial values" in text for text in warnings())
+    assert all(
+        "heads.bottleneck.0.weight" in text and "keep their initial values" in text for text in warnings()
+    )
 
 
 @pytest.mark.parametrize("classifier", ["fc", "classifier"])
@@ -204,13 +224,15 @@ def test_what_is_an_sskd_state(make_model, make_peer):
     assert not is_sskd_state(make_peer().state_dict()) and not is_sskd_state({})
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [0, 2, 4])
 def test_a_wrong_number_of_files(model, make_peer, save, count):
     path = save(make_peer().state_dict())
-    with pytest.raises(ValueError, match=f"SSKD.SOURCE.WEIGHTS takes 1 or SSKD.NUM_PEERS = 3 files, got {count}"):
+    with pytest.raises(
+        ValueError, match=f"SSKD.SOURCE.WEIGHTS takes 1 or SSKD.NUM_PEERS = 3 files, got {count}"
+    ):
         load_source_weights(model, [path] * count)
 
 
@@ -237,7 +259,9 @@ class Wider(nn.Module):
 def test_another_width(model, save, bare):
     state = Wider().state_dict()
     path = save(state if bare else {"model": {f"backbone.{name}": value for name, value in state.items()}})
-    with pytest.raises(ValueError, match=r"MODEL.BACKBONE.*6 of another shape \(first: backbone.conv1.weight\)") as error:
+    with pytest.raises(
+        ValueError, match=r"MODEL.BACKBONE.*6 of another shape \(first: backbone.conv1.weight\)"
+    ) as error:
         load_source_weights(model, [path])
     assert path in str(error.value)
 
@@ -258,7 +282,9 @@ def test_a_smaller_a_bigger_and_another_backbone(model, make_peer, save):
 
 def test_another_neck(model, make_peer, save):
     state = {**make_peer(10).state_dict(), "heads.bottleneck.0.weight": torch.ones(9)}
-    with pytest.raises(ValueError, match=r"MODEL.HEADS.*1 of another shape \(first: heads.bottleneck.0.weight\)"):
+    with pytest.raises(
+        ValueError, match=r"MODEL.HEADS.*1 of another shape \(first: heads.bottleneck.0.weight\)"
+    ):
         load_source_weights(model, [save(state)])
 
 
@@ -283,10 +309,16 @@ def damaged(state) -> dict:
     torch.save(state, old, _use_new_zipfile_serialization=False)
     new, old = new.getvalue(), old.getvalue()
     return {
-        "empty": b"", "text": b"version https://git-lfs.github.com/spec/v1\n", "page": b"<!DOCTYPE html>",
-        "zeros": bytes(1000), "half": new[: len(new) // 2], "without its end": new[:-30],
-        "old format, early": old[:200], "old format, late": old[:-50], "wrong pickle": b"\x80\x02" + b"h\xff.",
-    }  # fmt: skip
+        "empty": b"",
+        "text": b"version https://git-lfs.github.com/spec/v1\n",
+        "page": b"<!DOCTYPE html>",
+        "zeros": bytes(1000),
+        "half": new[: len(new) // 2],
+        "without its end": new[:-30],
+        "old format, early": old[:200],
+        "old format, late": old[:-50],
+        "wrong pickle": b"\x80\x02" + b"h\xff.",
+    }
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -312,16 +344,21 @@ class Evil:
 def test_nothing_but_tensors_is_unpickled(make_peer, save, tmp_path, at):
     trace = str(tmp_path / "trace")
     state = make_peer().state_dict()
-    content = {"model": state, "hook": Evil(trace)} if at == "beside the model" else {"model": {**state, "x": Evil(trace)}}
+    content = (
+        {"model": state, "hook": Evil(trace)}
+        if at == "beside the model"
+        else {"model": {**state, "x": Evil(trace)}}
+    )
     with pytest.raises(ValueError, match="plain tensors.*torch.save"):
         read_state_dict(save(content))
     assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.parametrize(
-    "content", [[torch.zeros(3)], torch.zeros(3), {}, {0: torch.zeros(3)}, {"lr": 0.1}, {"model": {"epoch": 3}}],
+    "content",
+    [[torch.zeros(3)], torch.zeros(3), {}, {0: torch.zeros(3)}, {"lr": 0.1}, {"model": {"epoch": 3}}],
     ids=["list", "tensor", "empty", "numbered", "no tensors", "no tensors in the model"],
-)  # fmt: skip
+)
 def test_files_without_a_state_dict(save, content):
     with pytest.raises(ValueError, match="holds no (state dict|named tensors)"):
         read_state_dict(save(content))

@@ -21,7 +21,7 @@ SOFT = (("SoftCE", 1.0),)
 
 @pytest.fixture
 def outputs(normalised):
-    """What every student and every teacher makes of its own view, from copies of them: {"s": [...], "t": [...]}."""
+    """What copies of all students and teachers make of their views: {"s": [...], "t": [...]}."""
 
     def run(model, batch):
         kinds = {"s": copy.deepcopy(model.students), "t": copy.deepcopy(model.teachers)}
@@ -38,7 +38,7 @@ def cross_entropy_with(teacher_logits, logits):
     return -(teacher_logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
 
 
-# ---- the losses -----------------------------------------------------------------------------------------------------
+# ---- the losses ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_peers", [1, 2, 3])
@@ -75,7 +75,9 @@ def test_soft_labels_come_from_the_next_peers_teacher_on_the_next_view(
     losses = model(batch)
     for k in range(num_peers):
         logits = out["s"][k]["cls_outputs"]
-        taught_by = {j: cross_entropy_with(out["t"][j]["pred_class_logits"], logits) for j in range(num_peers)}
+        taught_by = {
+            j: cross_entropy_with(out["t"][j]["pred_class_logits"], logits) for j in range(num_peers)
+        }
         loss = losses[f"loss_soft_peer{k}"]
         torch.testing.assert_close(loss, taught_by.pop((k + 1) % num_peers), rtol=1e-5, atol=0)
         # neither the own teacher nor, of three, the previous peer's would give this value
@@ -107,7 +109,9 @@ def test_soft_triplet_losses_get_their_teachers(make_model, make_batch, outputs)
         pairs = [torch.stack([(x - x[p]).norm(dim=1), (x - x[n]).norm(dim=1)], 1) for x in (student, teacher)]
         expected = -(pairs[1].softmax(1) * pairs[0].log_softmax(1)).sum(1).mean()
         torch.testing.assert_close(losses[f"loss_ptri_peer{k}"], expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(losses[f"loss_tri_peer{k}"], -pairs[0].log_softmax(1)[:, 1].mean(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            losses[f"loss_tri_peer{k}"], -pairs[0].log_softmax(1)[:, 1].mean(), rtol=1e-4, atol=1e-5
+        )
 
 
 class Recorded(nn.Module):
@@ -127,13 +131,17 @@ def test_recorded_step_of_three_peers(name, make_model):
         golden = {key: torch.from_numpy(np.asarray(recorded[key])) for key in recorded.files}
     w = golden["weight"].item()
     specs = [
-        ("LabelSmoothCE", 1 - w, {}), ("SoftCE", w, {}),
-        ("MultiSimilarity", golden["weight_ms"].item(), {}), ("NuclearNorm", golden["weight_nuclear"].item(), {}),
-    ]  # fmt: skip
+        ("LabelSmoothCE", 1 - w, {}),
+        ("SoftCE", w, {}),
+        ("MultiSimilarity", golden["weight_ms"].item(), {}),
+        ("NuclearNorm", golden["weight_nuclear"].item(), {}),
+    ]
     model = SSKD(
         students=[Recorded(golden[f"features_{k}"], golden[f"logits_{k}"]) for k in range(3)],
-        losses=build_loss_set(specs), pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3,
-    ).train()  # fmt: skip
+        losses=build_loss_set(specs),
+        pixel_mean=[0.0] * 3,
+        pixel_std=[1.0] * 3,
+    ).train()
     for k, teacher in enumerate(model.teachers):
         teacher.logits.data.copy_(golden[f"teacher_logits_{k}"])
     losses = model({"images": torch.zeros(64, 3, 3, 1, 1), "targets": golden["labels"]})
@@ -147,7 +155,7 @@ def test_recorded_step_of_three_peers(name, make_model):
         assert model.teachers[k].logits.grad is None
 
 
-# ---- the views ------------------------------------------------------------------------------------------------------
+# ---- the views -----------------------------------------------------------------------------------
 
 
 def test_a_view_reaches_its_own_student_and_teacher_only(make_model, make_batch, normalised):
@@ -156,12 +164,14 @@ def test_a_view_reaches_its_own_student_and_teacher_only(make_model, make_batch,
     for kind, peers in (("student", model.students), ("teacher", model.teachers)):
         for k, peer in enumerate(peers):
             peer.register_forward_pre_hook(
-                lambda module, args, key=(kind, k): seen.setdefault(key, []).append((args[0].clone(), module.training))
+                lambda module, args, key=(kind, k): seen.setdefault(key, []).append(
+                    (args[0].clone(), module.training)
+                )
             )
     model(batch)
     assert len(seen) == 6
     for (_, k), calls in seen.items():
-        (view, training), = calls  # one pass a step
+        ((view, training),) = calls  # one pass a step
         assert training
         torch.testing.assert_close(view, normalised(batch["images"][:, k]))
 
@@ -173,7 +183,13 @@ def test_another_view_changes_its_peers_losses_and_the_soft_labels_before_it(mak
     other["images"][:, 1] = make_batch(seed=5)["images"][:, 1]
     after = copy.deepcopy(model)(other)
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"loss_id_peer1", "loss_ms_peer1", "loss_nn_peer1", "loss_soft_peer1", "loss_soft_peer0"}
+    assert changed == {
+        "loss_id_peer1",
+        "loss_ms_peer1",
+        "loss_nn_peer1",
+        "loss_soft_peer1",
+        "loss_soft_peer0",
+    }
 
 
 @pytest.mark.parametrize("shape", [(16, 2, 3, 12, 6), (16, 4, 3, 12, 6), (16, 3, 12, 6), (48, 3, 12, 6)])
@@ -185,7 +201,9 @@ def test_a_wrong_number_of_views_is_refused(make_model, shape):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("label, message", [(-1, "labels must be >= 0, got -1"), (4, "below the number of classes 4")])
+@pytest.mark.parametrize(
+    "label, message", [(-1, "labels must be >= 0, got -1"), (4, "below the number of classes 4")]
+)
 def test_labels_without_a_class_are_refused(make_model, make_batch, label, message):
     batch = make_batch()
     batch["targets"][3] = label
@@ -215,13 +233,16 @@ def test_bytes_are_as_good_as_floats(make_model, make_batch):
     assert torch.equal(*features)
 
 
-# ---- the teachers ---------------------------------------------------------------------------------------------------
+# ---- the teachers --------------------------------------------------------------------------------
 
 
 def test_teachers_start_as_copies_of_their_students(make_peer):
     students = [make_peer(k) for k in range(3)]
     model = SSKD(
-        students=students, losses=build_loss_set([("SoftCE", 1.0, {})]), pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3
+        students=students,
+        losses=build_loss_set([("SoftCE", 1.0, {})]),
+        pixel_mean=[0.0] * 3,
+        pixel_std=[1.0] * 3,
     )
     for student, teacher in zip(students, model.teachers):
         for (name, value), other in zip(student.state_dict().items(), teacher.state_dict().values()):
@@ -235,7 +256,9 @@ def test_every_student_parameter_gets_a_gradient_and_no_teacher_does(make_model,
     sum(model(make_batch()).values()).backward()
     trained = [(name, p) for name, p in model.students.named_parameters() if p.requires_grad]
     frozen = [name for name, p in model.students.named_parameters() if not p.requires_grad]
-    assert len(trained) == 3 * 8 and frozen == [f"{k}.heads.bottleneck.0.bias" for k in range(3)]  # as in the host
+    assert len(trained) == 3 * 8 and frozen == [
+        f"{k}.heads.bottleneck.0.bias" for k in range(3)
+    ]  # as in the host
     for name, parameter in trained:
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.abs().max() > 0, name
@@ -302,7 +325,7 @@ def test_a_step_of_adam_moves_every_student_and_no_teacher(make_model, make_batc
         assert moved == parameter.requires_grad, name
 
 
-# ---- the classifiers ------------------------------------------------------------------------------------------------
+# ---- the classifiers -----------------------------------------------------------------------------
 
 
 def test_centroids_become_the_classifier_of_all_six(make_model, make_batch):
@@ -335,7 +358,7 @@ def test_a_checkpoint_of_another_number_of_clusters_and_of_the_best_peer(make_mo
     assert torch.equal(model.eval()(images), saved.eval()(images))
 
 
-# ---- evaluation -----------------------------------------------------------------------------------------------------
+# ---- evaluation ----------------------------------------------------------------------------------
 
 
 def test_ensemble_feature_by_hand():
@@ -362,7 +385,9 @@ def test_evaluation_with_each_option(make_model, make_batch, normalised):
         model.eval_with = model.check_eval_with(eval_with)
         torch.testing.assert_close(model({"images": images}), feature, rtol=1e-4, atol=1e-5)
     model.eval_with = "best"
-    torch.testing.assert_close(model({"images": images}), teachers[0], rtol=1e-4, atol=1e-5)  # nothing evaluated yet
+    torch.testing.assert_close(
+        model({"images": images}), teachers[0], rtol=1e-4, atol=1e-5
+    )  # nothing evaluated yet
     for k in range(3):
         model.best_peer.fill_(k)
         torch.testing.assert_close(model({"images": images}), teachers[k], rtol=1e-4, atol=1e-5)
@@ -393,10 +418,15 @@ def test_a_peers_number_may_be_a_number(make_model):
 
 def test_no_peers_are_refused():
     with pytest.raises(ValueError, match="SSKD.NUM_PEERS must be at least 1"):
-        SSKD(students=[], losses=build_loss_set([("SoftCE", 1.0, {})]), pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)
+        SSKD(
+            students=[],
+            losses=build_loss_set([("SoftCE", 1.0, {})]),
+            pixel_mean=[0.0] * 3,
+            pixel_std=[1.0] * 3,
+        )
 
 
-# ---- from a config --------------------------------------------------------------------------------------------------
+# ---- from a config -------------------------------------------------------------------------------
 
 
 def test_a_model_from_the_config(cfg, make_batch):
@@ -407,12 +437,15 @@ def test_a_model_from_the_config(cfg, make_batch):
     cfg.SSKD.LOSSES.LabelSmoothCE.EPSILON = 0.3
     model = build_model(cfg)
     assert isinstance(model, SSKD) and model.num_peers == 2 and model.eval_with == "1"
-    assert all(isinstance(peer, Peer) and peer.backbone.bn1.chunk == 4 for peer in (*model.students, *model.teachers))
+    assert all(
+        isinstance(peer, Peer) and peer.backbone.bn1.chunk == 4 for peer in (*model.students, *model.teachers)
+    )
     first = [student.backbone.conv1.weight for student in model.students]
     assert not torch.equal(*first)
     losses = model.train()(make_batch(2))
     assert set(losses) == {f"loss_{name}_peer{k}" for name in ("id", "soft", "ms") for k in range(2)}
-    assert dict((type(loss).__name__, loss) for _, loss in model.losses.active)["LabelSmoothCE"].epsilon == 0.3
+    by_name = {type(loss).__name__: loss for _, loss in model.losses.active}
+    assert by_name["LabelSmoothCE"].epsilon == 0.3
 
 
 @pytest.mark.parametrize(
@@ -434,8 +467,18 @@ BACKBONES = {
     "osnet": ("build_osnet_backbone", "x0_25", 128, {}),
     "mobilenetv2": ("build_mobilenetv2_backbone", "1.0x", 1280, {}),
     "shufflenet": ("build_shufflenetv2_backbone", "0.5x", 1024, {}),
-    "ClasHead, CosSoftmax": ("build_resnet_backbone", "18x", 512, {"NAME": "ClasHead", "CLS_LAYER": "CosSoftmax"}),
-    "embedding, ArcSoftmax": ("build_resnet_backbone", "18x", 512, {"EMBEDDING_DIM": 16, "CLS_LAYER": "ArcSoftmax"}),
+    "ClasHead, CosSoftmax": (
+        "build_resnet_backbone",
+        "18x",
+        512,
+        {"NAME": "ClasHead", "CLS_LAYER": "CosSoftmax"},
+    ),
+    "embedding, ArcSoftmax": (
+        "build_resnet_backbone",
+        "18x",
+        512,
+        {"EMBEDDING_DIM": 16, "CLS_LAYER": "ArcSoftmax"},
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Source pre-training: its losses by hand, the target's pass through batch norm, and its checkpoints in the host."""
+"""Source pre-training: losses by hand, the target's pass through batch norm, checkpoints in the host."""
 
 import copy
 
@@ -17,9 +17,11 @@ METHOD = [("LabelSmoothCE", 1.0, {}), ("MultiSimilarity", 1.0, {}), ("NuclearNor
 def make_source(make_peer):
     def make(seed=0, losses=METHOD, **peer) -> SSKDSource:
         return SSKDSource(
-            peer=make_peer(seed, **peer), losses=build_loss_set(losses),
-            pixel_mean=(120.0, 115.0, 105.0), pixel_std=(58.0, 57.0, 56.0),
-        ).train()  # fmt: skip
+            peer=make_peer(seed, **peer),
+            losses=build_loss_set(losses),
+            pixel_mean=(120.0, 115.0, 105.0),
+            pixel_std=(58.0, 57.0, 56.0),
+        ).train()
 
     return make
 
@@ -44,7 +46,9 @@ def test_losses_by_hand(make_source, batch):
     losses = model(batch)
     assert set(losses) == {"loss_id", "loss_ms", "loss_nn"}
     logits, soft = out["cls_outputs"], F.one_hot(batch["targets"], 4) * 0.9 + 0.1 / 4
-    torch.testing.assert_close(losses["loss_id"], -(soft * logits.log_softmax(1)).sum(1).mean(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        losses["loss_id"], -(soft * logits.log_softmax(1)).sum(1).mean(), rtol=1e-5, atol=1e-6
+    )
     nuclear = torch.linalg.svdvals(logits.softmax(1)).sum()
     torch.testing.assert_close(losses["loss_nn"], -2 * nuclear / 16, rtol=1e-5, atol=1e-6)
     assert losses["loss_ms"] > 0
@@ -53,7 +57,9 @@ def test_losses_by_hand(make_source, batch):
         assert not parameter.requires_grad or parameter.grad.abs().max() > 0, name
 
 
-def test_the_targets_pass_moves_running_statistics_after_the_sources(make_source, batch, bn_images, assert_same_state):
+def test_the_targets_pass_moves_running_statistics_after_the_sources(
+    make_source, batch, bn_images, assert_same_state
+):
     model, by_hand = make_source(), make_source()
     model({**batch, "bn_images": bn_images})
     with torch.no_grad():
@@ -103,7 +109,9 @@ def test_bytes_floats_and_the_callers_batch(make_source, batch, bn_images):
     assert all(torch.equal(as_bytes[name], value) for name, value in expected.items())
 
 
-def test_evaluation_ignores_the_target_and_changes_nothing(make_source, batch, bn_images, copy_state, assert_same_state):
+def test_evaluation_ignores_the_target_and_changes_nothing(
+    make_source, batch, bn_images, copy_state, assert_same_state
+):
     model = make_source().eval()
     before = copy_state(model)
     feature = model({**batch, "bn_images": bn_images})
