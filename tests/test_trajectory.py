@@ -1,8 +1,8 @@
 """Five steps, a refresh and five more steps of three tiny peers, against a loop written from the method.
 
-The plain loop shares no code with the package: networks are dicts of tensors; losses, distances, clusters, Adam,
-the teachers' average and batch norm are formulas and Python loops. Only convolution and gradients
-are torch's.
+The plain loop shares no code with the package: networks are dicts of tensors; losses, distances, clusters,
+Adam, the teachers' average and batch norm are formulas and Python loops. Only convolution and gradients are
+torch's.
 """
 
 import copy

@@ -22,8 +22,9 @@ def _loader(cfg: CfgNode, dataset: Dataset, **kwargs) -> DataLoader:
 
 
 def extraction_loader(cfg: CfgNode, items: Sequence[Item]) -> DataLoader:
-    """Every image once, in order, with the test transforms: for the features that are clustered."""
-    dataset = CommDataset(list(items), build_transforms(cfg, is_train=False), relabel=True)
+    """Every image once, in order, with the test transforms: for the features that are clustered, blind to identities."""
+    blind = [(item[0], 0, 0) for item in items]
+    dataset = CommDataset(blind, build_transforms(cfg, is_train=False), relabel=False)
     return _loader(cfg, dataset, batch_size=cfg.TEST.IMS_PER_BATCH)
 
 

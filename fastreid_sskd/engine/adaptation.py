@@ -80,7 +80,7 @@ class AdaptationTrainer(Trainer):
             return
         state = read_state_dict(path)
         if is_sskd_state(state):
-            self.model.load_state_dict(state)
+            self.checkpointer.load(path, checkpointables=[])
         else:
             load_source_weights(self.model, [path])
 

@@ -63,6 +63,8 @@ class Checkpointer(HostCheckpointer):
 
         The oldest by the time they were written: a folder may still hold later epochs of an earlier run.
         """
+        if not self.save_dir:
+            return []
         names = sorted(name for name in os.listdir(self.save_dir) if re.fullmatch(r"model_\d+\.pth", name))
         paths = [os.path.join(self.save_dir, name) for name in names]
         gone = sorted(paths, key=lambda path: os.stat(path).st_mtime_ns)[:-keep]

@@ -3,14 +3,15 @@ import logging
 import os
 
 from fastreid.config import CfgNode
+from fastreid.modeling import build_model
 from torch import nn
 
+from ..clustering import CLUSTERING_METHODS, KNN_BACKENDS, VARIANTS
 from ..data.items import test_items, training_items
 from ..data.samplers import check_batch
 from ..data.seeding import derive_seed
 from ..evaluation.table import results_table
-from ..modeling import load_source_weights
-from ..modeling.losses_config import build_losses
+from ..modeling import ema_decay, load_source_weights
 from .adaptation import AdaptationTrainer
 from .checkpoint import Checkpointer
 from .setup import load_config, seed_everything, without_pretraining
@@ -82,14 +83,20 @@ def run(cfg: CfgNode, resume: bool = False) -> dict:
 
 
 def check_inputs(cfg: CfgNode) -> None:
-    """What would only be found out after the source models have been trained for hours: batch, losses, target.
+    """What would only be found out after the source models have been trained for hours: settings, model, target.
 
     Raises:
-        ValueError: if a batch cannot hold P x K, a loss is not what the config says, or a test set is empty.
+        ValueError: if a batch cannot hold P x K, a setting is not one of those known, or a data set is empty.
         FileNotFoundError: if images are not where they should be.
     """
     check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
-    build_losses(cfg)
+    ema_decay(0, cfg.SSKD.EMA.MOMENTUM)
+    for key, known in (("METHOD", CLUSTERING_METHODS), ("VARIANT", VARIANTS), ("KNN", ("auto", *KNN_BACKENDS))):
+        if cfg.SSKD.CLUSTER[key] not in known:
+            raise ValueError(f"SSKD.CLUSTER.{key} must be one of {', '.join(known)}; got {cfg.SSKD.CLUSTER[key]!r}")
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        raise ValueError("TEST.PRECISE_BN is for plain fast-reid models, whose batches have no views: set it to False")
+    build_model(without_pretraining(cfg))  # and its losses
     training_items(cfg.DATASETS.NAMES)
     if cfg.TEST.EVAL_PERIOD:
         if not cfg.DATASETS.TESTS:

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import transforms as T
 
 from fastreid_sskd.data import Draw, MultiViewDataset, multi_view
-from fastreid_sskd.data.loaders import adaptation_loader
+from fastreid_sskd.data.loaders import adaptation_loader, extraction_loader
 from fastreid_sskd.data.transforms import build_view_transforms
 
 
@@ -123,6 +123,11 @@ def test_adaptation_loader_never_uses_the_identity(items, cfg):
     blind = [NoIdentity(item) for item in items]
     for batch in adaptation_loader(cfg, blind, [1, 0], seed=5):
         assert torch.equal(batch["targets"], 1 - batch["indices"])
+
+
+def test_extraction_loader_never_uses_the_identity(items, cfg):
+    (batch,) = extraction_loader(cfg, [NoIdentity(item) for item in items])
+    assert batch["img_paths"] == [item[0] for item in items]
 
 
 def test_workers_change_nothing(items, cfg):

@@ -291,6 +291,12 @@ def test_mistakes_are_found_before_the_source_models_are_trained(tmp_path, no_tr
         run(tiny_adaptation(tmp_path, "SOLVER.IMS_PER_BATCH", "6"))
     with pytest.raises(ValueError, match="epsilon"):
         run(tiny_adaptation(tmp_path, "SSKD.LOSSES.LabelSmoothCE.EPSILON", "2.0"))
+    for key, value in (
+        ("SSKD.CLUSTER.METHOD", "kmeans"), ("SSKD.CLUSTER.VARIANT", "mmt"), ("SSKD.CLUSTER.KNN", "annoy"),
+        ("SSKD.EMA.MOMENTUM", "1.5"), ("SSKD.EVAL_WITH", "2"), ("TEST.PRECISE_BN.ENABLED", "True"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=key.removesuffix(".ENABLED")):
+            run(tiny_adaptation(tmp_path, key, value))
     with pytest.raises(ValueError, match="DATASETS.TESTS is empty"):
         run(tiny_adaptation(tmp_path, "DATASETS.TESTS", "()"))
     with pytest.raises(FileNotFoundError, match="MSMT17"):
@@ -318,6 +324,12 @@ def test_wrong_number_of_weights(adaptation):
 def test_weights_of_another_backbone(adaptation):
     with pytest.raises(ValueError, match="model_best.pth.*another network"):
         run(adaptation("MODEL.BACKBONE.FEAT_DIM", "24"))
+
+
+def test_whole_sskd_model_of_another_backbone(finished, tmp_path):
+    weights = ("MODEL.WEIGHTS", str(finished.output / "model_final.pth"))
+    with pytest.raises(ValueError, match="another model"):
+        run(tiny_adaptation(tmp_path, "MODEL.BACKBONE.FEAT_DIM", "24", *weights))
 
 
 def test_imagenet_weights_are_not_looked_for_when_others_are_given(adaptation, tmp_path, finished):
@@ -351,9 +363,11 @@ def test_batch_too_large_for_the_clusters_still_trains(adaptation):
 # ---- clusters that cannot be trained on -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("eps, message", [("1e-9", "0 clusters.*SSKD.CLUSTER"), ("0.999", "1 cluster .*SSKD.CLUSTER")])
-def test_unusable_clusters_stop_the_run(adaptation, eps, message):
-    cfg = adaptation("SSKD.CLUSTER.EPS", eps, "SSKD.CLUSTER.K1", "20", "SSKD.CLUSTER.K2", "6")
+@pytest.mark.parametrize(
+    "eps, k1, k2, message", [("1e-9", "6", "2", "0 clusters.*SSKD.CLUSTER"), ("0.999", "20", "6", "1 cluster .*SSKD.CLUSTER")]
+)
+def test_unusable_clusters_stop_the_run(adaptation, eps, k1, k2, message):
+    cfg = adaptation("SSKD.CLUSTER.EPS", eps, "SSKD.CLUSTER.K1", k1, "SSKD.CLUSTER.K2", k2)
     with pytest.raises(PseudoLabelError, match=message):
         run(cfg)
     assert not os.path.exists(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))

@@ -71,9 +71,9 @@ def make_peer():
 def make_model(make_peer):
     """Build an SSKD model in train mode, its teachers moved away from their students, without the config."""
 
-    def make(num_peers=3, losses=METHOD, eval_with="best", num_classes=4) -> SSKD:
+    def make(num_peers=3, losses=METHOD, eval_with="best", num_classes=4, cls_type="Linear") -> SSKD:
         model = SSKD(
-            students=[make_peer(k, num_classes) for k in range(num_peers)],
+            students=[make_peer(k, num_classes, cls_type) for k in range(num_peers)],
             losses=build_loss_set([(name, weight, {}) for name, weight in losses]),
             pixel_mean=MEAN,
             pixel_std=STD,

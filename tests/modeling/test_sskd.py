@@ -97,6 +97,25 @@ def test_one_peer_learns_from_its_own_teacher(make_model, make_batch, outputs):
     torch.testing.assert_close(model(batch)["loss_soft_peer0"], expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("cls_type", ["CosSoftmax", "ArcSoftmax"])
+def test_margins_are_for_students_and_not_in_the_soft_labels(make_model, make_batch, outputs, cls_type):
+    model, batch = make_model(losses=(("LabelSmoothCE", 1.0), *SOFT), cls_type=cls_type), make_batch()
+    for peer in (*model.students, *model.teachers):
+        peer.heads.cls_layer.m, peer.heads.cls_layer.s = 0.3, 4
+    out = outputs(model, batch)
+    losses = model(batch)
+    for k in range(3):
+        logits, taught = out["s"][k]["cls_outputs"], out["t"][(k + 1) % 3]
+        smooth = F.one_hot(batch["targets"], 4) * 0.9 + 0.1 / 4
+        expected = cross_entropy_with(taught["pred_class_logits"], logits)
+        torch.testing.assert_close(losses[f"loss_soft_peer{k}"], expected, rtol=1e-5, atol=0)
+        assert (expected - cross_entropy_with(taught["cls_outputs"], logits)).abs() > 1e-3
+        expected = -(smooth * logits.log_softmax(1)).sum(1).mean()
+        torch.testing.assert_close(losses[f"loss_id_peer{k}"], expected, rtol=1e-5, atol=0)
+        without = -(smooth * out["s"][k]["pred_class_logits"].log_softmax(1)).sum(1).mean()
+        assert (expected - without).abs() > 1e-3
+
+
 def test_soft_triplet_losses_get_their_teachers(make_model, make_batch, outputs):
     model, batch = make_model(losses=(("PeerSoftTriplet", 1.0), ("SoftTriplet", 1.0))), make_batch()
     out = outputs(model, batch)

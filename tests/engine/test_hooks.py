@@ -1,0 +1,146 @@
+"""When the hooks act, and what they remember."""
+
+import types
+
+import pytest
+import torch
+from fastreid.utils.events import EventStorage
+from torch import nn
+
+from fastreid_sskd.engine.hooks import Checkpoints, PeerEMA, PeriodicEvaluation
+
+
+class Recorder:
+    """A checkpointer that only notes."""
+
+    def __init__(self):
+        self.saved, self.kept, self.checkpointables = [], [], {}
+
+    def save(self, name, **extra):
+        self.saved.append((name, extra["epoch"]))
+
+    def remove_all_but(self, keep):
+        self.kept.append(keep)
+
+
+def epochs(hook, count, before=lambda epoch, storage: None, start=0):
+    """Run a hook through the ends of epochs."""
+    with EventStorage(start) as storage:
+        hook.trainer = types.SimpleNamespace(storage=storage, max_epoch=count)
+        for epoch in range(start, count):
+            storage.iter = hook.trainer.iter = hook.trainer.epoch = epoch
+            before(epoch, storage)
+            hook.after_epoch()
+
+
+def evaluations(period, count):
+    found = []
+    hook = PeriodicEvaluation(period, lambda: found.append(hook.trainer.epoch + 1) or {"set": {"mAP": 1.0}, "metric": 2})
+    epochs(hook, count)
+    return found, hook.trainer.storage.latest()
+
+
+@pytest.mark.parametrize(
+    "period, count, expected",
+    [(1, 3, [1, 2, 3]), (2, 5, [2, 4, 5]), (2, 4, [2, 4]), (10, 3, [3]), (0, 3, []), (1, 0, [])],
+)
+def test_evaluation_period(period, count, expected):
+    assert evaluations(period, count)[0] == expected
+
+
+def test_evaluation_goes_to_the_storage():
+    _, latest = evaluations(1, 2)
+    assert latest == {"set/mAP": (1.0, 1), "metric": (2.0, 1)}
+
+
+def test_evaluation_period_below_zero():
+    with pytest.raises(ValueError, match="TEST.EVAL_PERIOD must be >= 0"):
+        PeriodicEvaluation(-1, dict)
+
+
+def test_checkpoint_period():
+    recorder = Recorder()
+    epochs(Checkpoints(recorder, period=2, keep=3), 5)
+    assert recorder.saved == [("model_0001", 1), ("model_0003", 3), ("model_final", 4)]
+    assert recorder.kept == [3, 3]
+
+
+def test_only_the_final_checkpoint():
+    recorder = Recorder()
+    epochs(Checkpoints(recorder, period=100, keep=1), 2)
+    assert recorder.saved == [("model_final", 1)]
+
+
+def test_best_checkpoint():
+    recorder = Recorder()
+    hook = Checkpoints(recorder, period=10, keep=1)
+    values = [30.0, 50.0, 50.0, 40.0, 60.0]
+    epochs(hook, 5, lambda epoch, storage: storage.put_scalar("metric", values[epoch]))
+    assert recorder.saved == [("model_best", 0), ("model_best", 1), ("model_best", 4), ("model_final", 4)]
+    assert hook.best_metric == 60.0
+
+
+def test_best_checkpoint_between_the_periodic_ones_and_without_an_evaluation():
+    """An old value is not taken for a new one; the periodic file comes last, so that it is what a resume finds."""
+    recorder = Recorder()
+    values = {1: 30.0, 3: 20.0}
+    epochs(
+        Checkpoints(recorder, period=2, keep=1), 5,
+        lambda epoch, storage: epoch in values and storage.put_scalar("metric", values[epoch]),
+    )  # fmt: skip
+    assert recorder.saved == [("model_best", 1), ("model_0001", 1), ("model_0003", 3), ("model_final", 4)]
+
+
+def test_metric_by_another_name():
+    recorder = Recorder()
+    hook = Checkpoints(recorder, period=10, keep=1, metric_name="First/metric")
+    epochs(hook, 1, lambda epoch, storage: storage.put_scalars(**{"metric": 1.0, "First/metric": 2.0}))
+    assert hook.best_metric == 2.0
+
+
+def test_best_metric_survives_a_resume():
+    first, second = Recorder(), Recorder()
+    before = Checkpoints(first, period=1, keep=1)
+    epochs(before, 1, lambda epoch, storage: storage.put_scalar("metric", 50.0))
+    after = Checkpoints(second, period=1, keep=1)
+    assert second.checkpointables["checkpoints"] is after
+    after.load_state_dict(before.state_dict())
+    epochs(after, 3, lambda epoch, storage: storage.put_scalar("metric", 40.0), start=1)
+    assert second.saved == [("model_0001", 1), ("model_final", 2)]
+
+
+@pytest.mark.parametrize("period, keep", [(0, 1), (1, 0), (-1, 2)])
+def test_periods_below_one(period, keep):
+    with pytest.raises(ValueError, match=f"must be >= 1, got {period} and {keep}"):
+        Checkpoints(Recorder(), period=period, keep=keep)
+
+
+def test_peer_ema_uses_the_global_step():
+    calls = []
+    model = types.SimpleNamespace(update_teachers=lambda step, momentum: calls.append((step, momentum)) or 0.25)
+    hook = PeerEMA(model, 0.9)
+    with EventStorage(0) as storage:
+        hook.trainer = types.SimpleNamespace(storage=storage, iter=41)
+        hook.before_step()
+        assert calls == []
+        hook.after_step()
+        assert calls == [(41, 0.9)]
+        assert storage.latest()["ema_decay"] == (0.25, 0)
+
+
+def test_hooks_of_an_adaptation_run_in_this_order(trainer):
+    """Refresh before anything looks at the epoch; EMA before evaluation, evaluation before checkpoints and writers."""
+    names = [type(hook).__name__ for hook in trainer()._hooks]
+    assert names == [
+        "PseudoLabelRefresh", "PeerEMA", "IterationTimer", "LRScheduler", "PeriodicEvaluation", "Checkpoints",
+        "PeriodicWriter",
+    ]  # fmt: skip
+
+
+def test_checkpoints_come_after_the_last_ema(trainer):
+    """The file holds the teachers as the last step left them."""
+    made = trainer("SOLVER.MAX_EPOCH", "1", "SSKD.ITERS_PER_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
+    made.train()
+    saved = torch.load(made.checkpointer.get_checkpoint_file(), weights_only=True)["model"]
+    assert all(torch.equal(value, saved[name]) for name, value in made.model.state_dict().items())
+    assert isinstance(made.model, nn.Module)

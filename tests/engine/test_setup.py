@@ -1,0 +1,83 @@
+"""From the command line to a frozen config, and seeds."""
+
+import argparse
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny_reid import CONFIGS, TINY_TARGET
+
+from fastreid_sskd.engine import load_config, resolve, seed_everything, setup
+from fastreid_sskd.engine.setup import without_pretraining
+
+
+def arguments(config_file="", *opts):
+    return argparse.Namespace(config_file=config_file, opts=list(opts), eval_only=False)
+
+
+def test_source_config_is_relative_to_the_file_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = str(CONFIGS / "source_m2d.yml")
+    assert load_config(str(CONFIGS / "sskd_m2d.yml")).SSKD.SOURCE.CONFIG == expected
+    monkeypatch.chdir(CONFIGS)
+    assert load_config("sskd_m2d.yml").SSKD.SOURCE.CONFIG == expected
+
+
+def test_source_config_on_the_command_line_is_relative_to_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(str(CONFIGS / "sskd_m2d.yml"), ["SSKD.SOURCE.CONFIG", "own.yml"])
+    assert cfg.SSKD.SOURCE.CONFIG == str(tmp_path / "own.yml")
+
+
+def test_no_source_config():
+    assert load_config("").SSKD.SOURCE.CONFIG == ""
+
+
+def test_setup(tmp_path, host_logging):
+    cfg = setup(arguments(str(CONFIGS / "sskd_d2m.yml"), *TINY_TARGET, "OUTPUT_DIR", str(tmp_path / "out")))
+    assert cfg.is_frozen()
+    assert torch.initial_seed() == 1 == cfg.SEED
+    assert {"config.yaml", "log.txt"} <= set(os.listdir(tmp_path / "out"))
+
+
+def test_run_can_be_repeated_from_the_config_it_wrote(tmp_path, host_logging, monkeypatch):
+    cfg = setup(arguments(str(CONFIGS / "sskd_d2m.yml"), *TINY_TARGET, "OUTPUT_DIR", str(tmp_path / "out")))
+    monkeypatch.chdir(tmp_path)
+    again = load_config(str(tmp_path / "out" / "config.yaml"))
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+    assert os.path.isfile(again.SSKD.SOURCE.CONFIG)
+
+
+def test_seed_that_is_not_given_is_drawn_and_written_down(tmp_path, host_logging):
+    opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)]
+    cfg, other = setup(arguments("", *opts)), setup(arguments("", *opts))
+    assert cfg.SEED >= 0 and cfg.SEED != other.SEED
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["SEED"] == other.SEED
+    assert torch.initial_seed() == other.SEED
+
+
+def test_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = load_config("", ["MODEL.DEVICE", "cuda:0", "SEED", "3"])
+    assert resolve(cfg).MODEL.DEVICE == "cpu" and cfg.SEED == 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve(load_config("", ["MODEL.DEVICE", "cuda:0"])).MODEL.DEVICE == "cuda:0"
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**31 - 1])
+def test_all_generators_are_seeded(seed):
+    found = []
+    for _ in range(2):
+        seed_everything(seed)
+        found.append((random.random(), np.random.rand(), float(torch.rand(()))))
+    assert found[0] == found[1]
+
+
+def test_without_pretraining():
+    cfg = load_config("", ["MODEL.BACKBONE.PRETRAIN", "True"])
+    cfg.freeze()
+    assert without_pretraining(cfg).MODEL.BACKBONE.PRETRAIN is False
+    assert cfg.MODEL.BACKBONE.PRETRAIN is True and cfg.is_frozen()

@@ -1,0 +1,69 @@
+"""Stage 1 on tiny data."""
+
+import json
+
+import pytest
+import torch
+from tiny_reid import load_checkpoint, tiny_source
+
+from fastreid_sskd.engine import SourceTrainer, evaluate, run, seed_everything
+
+
+def test_training(tmp_path):
+    cfg = tiny_source(tmp_path, "SOLVER.MAX_EPOCH", "1")
+    seed_everything(1)
+    made = SourceTrainer(cfg)
+    assert made.model.num_classes == 6 and made.iters_per_epoch == 2
+    before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
+    results = made.train()
+    for name, parameter in made.model.named_parameters():
+        if name != "heads.bottleneck.0.bias":  # frozen by the host
+            assert not torch.equal(parameter, before[name]), name
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    losses = {key for line in lines for key in line if key.startswith("loss_")}
+    assert losses == {"loss_id", "loss_ms", "loss_nn"}
+    assert results["mAP"] == pytest.approx(evaluate_file(cfg, tmp_path / "model_final.pth")["mAP"])
+
+
+def evaluate_file(cfg, path):
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(path)
+    return evaluate(cfg)
+
+
+def test_best_on_the_source_is_kept(tmp_path, monkeypatch):
+    values = iter([3.0, 9.0, 5.0])
+    monkeypatch.setattr(SourceTrainer, "test", classmethod(lambda cls, cfg, model: {"mAP": 0.0, "metric": next(values)}))
+    run(tiny_source(tmp_path, "SOLVER.MAX_EPOCH", "3"))
+    assert load_checkpoint(tmp_path / "model_best.pth")["epoch"] == 1
+    assert load_checkpoint(tmp_path / "model_final.pth")["epoch"] == 2
+
+
+def test_target_images_move_the_statistics_only(tmp_path):
+    """With and without them: after one step the same gradients have acted, the running statistics differ."""
+    opts = ("SOLVER.MAX_EPOCH", "1", "SSKD.ITERS_PER_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
+    models = []
+    for name, more in (("with", ()), ("without", ("SSKD.SOURCE.BN_DATASETS", "()"))):
+        seed_everything(1)
+        made = SourceTrainer(tiny_source(tmp_path / name, *opts, *more))
+        made.train()
+        models.append(made.model.state_dict())
+    one, other = models
+    for name, value in one.items():
+        assert torch.equal(value, other[name]) == ("running_" not in name and "num_batches" not in name), name
+
+
+def test_start_from_weights_of_other_identities(tmp_path, finished):
+    cfg = tiny_source(tmp_path, "MODEL.WEIGHTS", finished.sources[0], "DATASETS.NAMES", "('DukeMTMC', 'Market1501')")
+    made = SourceTrainer(cfg)
+    made.resume_or_load(resume=False)
+    saved = load_checkpoint(finished.sources[0])["model"]
+    assert torch.equal(made.model.backbone[0].weight, saved["backbone.0.weight"])
+    assert made.model.num_classes == 12 and made.start_epoch == 0
+
+
+def test_batch_that_cannot_hold_p_by_k(tmp_path):
+    made = SourceTrainer(tiny_source(tmp_path, "SOLVER.IMS_PER_BATCH", "6"))
+    with pytest.raises(ValueError, match="SOLVER.IMS_PER_BATCH = 6"):
+        made.train()

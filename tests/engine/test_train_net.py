@@ -1,0 +1,80 @@
+"""The command line: tools/train_net.py."""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from tiny_reid import CONFIGS, TINY_SOURCE, TINY_TARGET
+
+from fastreid_sskd.engine import evaluate
+
+TOOL = CONFIGS.parent / "tools" / "train_net.py"
+
+
+@pytest.fixture(scope="module")
+def main():
+    """The tool's main(args), in this process."""
+    spec = importlib.util.spec_from_file_location("train_net", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def arguments(output, *opts, **flags):
+    known = {"eval_only": False, "resume": False, "predict": None, "features": "features.npz", "num_gpus": 1, "num_machines": 1}
+    overrides = [*TINY_TARGET, "OUTPUT_DIR", str(output), *opts]
+    return argparse.Namespace(config_file=str(CONFIGS / "sskd_d2m.yml"), opts=overrides, **{**known, **flags})
+
+
+def test_adaptation_and_evaluation(main, finished, tmp_path, host_logging, capsys):
+    start = ["SSKD.SOURCE.WEIGHTS", str(finished.sources)]
+    assert main(arguments(tmp_path, *start)) == 0
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert record == finished.record
+    assert main(arguments(tmp_path, *start, resume=True)) == 0
+    assert main(arguments(tmp_path / "eval", "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"), eval_only=True)) == 0
+    log = (tmp_path / "log.txt").read_text()
+    assert "direct transfer" in log and "nothing left to train" in log and "Running with full config" in log
+    table = (tmp_path / "eval" / "log.txt").read_text()
+    value = record["evaluations"][-1]["results"]["Market1501"]["ensemble"]["mAP"]
+    assert f"| Market1501 | ensemble  |  {value:.1f} |" in table
+
+
+def test_unusable_clusters_exit_with_3(main, finished, tmp_path, host_logging, capsys):
+    start = ["SSKD.SOURCE.WEIGHTS", str(finished.sources), "SSKD.CLUSTER.EPS", "1e-9"]
+    assert main(arguments(tmp_path, *start)) == 3
+    message = capsys.readouterr().err
+    assert "0 clusters" in message and "SSKD.CLUSTER" in message and str(tmp_path) in message
+
+
+@pytest.mark.slow
+def test_as_a_command(tmp_path, world):
+    """A ResNet-18 from nothing to the end, in processes of their own; then the numbers again by --eval-only."""
+    resnet = ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", "512"]
+    opts = [*TINY_TARGET, *resnet, "SSKD.NUM_PEERS", "1", "SOLVER.MAX_EPOCH", "1", "OUTPUT_DIR", str(tmp_path)]
+    source = str([*TINY_SOURCE[-6:], "SSKD.ITERS_PER_EPOCH", "1", "SOLVER.MAX_EPOCH", "1", "SOLVER.IMS_PER_BATCH", "8"])
+    command = [sys.executable, str(TOOL), "--config-file", str(CONFIGS / "sskd_d2m.yml")]
+    env = {**os.environ, "FASTREID_DATASETS": str(world)}
+
+    def call(*arguments):
+        done = subprocess.run(
+            [*command, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+    call(*opts, "SSKD.SOURCE.OPTS", source)
+    assert (tmp_path / "source" / "peer0" / "model_final.pth").is_file()
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert [entry["epoch"] for entry in record["evaluations"]] == [0, 1]
+    call("--eval-only", *opts, "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "eval"))
+    value = record["evaluations"][-1]["results"]["Market1501"]["peer0"]["mAP"]
+    assert f"| Market1501 | peer0     |  {value:.1f} |" in (tmp_path / "eval" / "log.txt").read_text()
+
+
+def test_evaluation_of_nothing(finished):
+    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS"):
+        evaluate(finished.cfg)

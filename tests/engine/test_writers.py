@@ -1,0 +1,109 @@
+"""Every scalar reaches metrics.json and TensorBoard, once."""
+
+import json
+import logging
+
+from fastreid.utils.events import EventStorage
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fastreid_sskd.engine.writers import MetricsFile, ProgressPrinter, TensorBoard, build_writers
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_scalars_put_after_a_write_at_the_same_iteration_are_written(tmp_path):
+    """As an evaluation is, at the end of an epoch whose last losses were just written."""
+    writer = MetricsFile(str(tmp_path / "metrics.json"))
+    with EventStorage(0) as storage:
+        storage.put_scalar("loss", 1.0)
+        writer.write()
+        storage.put_scalar("mAP", 50.0)
+        writer.write()
+        storage.iter = 1
+        storage.put_scalar("loss", 2.0)
+        writer.write()
+    writer.close()
+    assert lines(tmp_path / "metrics.json") == [
+        {"iteration": 0, "loss": 1.0}, {"iteration": 0, "mAP": 50.0}, {"iteration": 1, "loss": 1.5},
+    ]  # fmt: skip
+
+
+def test_scalars_are_written_once_under_their_own_iteration(tmp_path):
+    writer = MetricsFile(str(tmp_path / "metrics.json"))
+    with EventStorage(3) as storage:
+        storage.put_scalar("early", 1.0)
+        storage.iter = 5
+        storage.put_scalar("late", 2.0)
+        writer.write()
+        writer.write()
+    writer.close()
+    assert lines(tmp_path / "metrics.json") == [{"iteration": 3, "early": 1.0}, {"iteration": 5, "late": 2.0}]
+
+
+def test_losses_are_smoothed_and_evaluations_are_not(tmp_path):
+    writer = MetricsFile(str(tmp_path / "metrics.json"))
+    with EventStorage(0) as storage:
+        for iteration, value in enumerate((1.0, 2.0, 9.0)):
+            storage.iter = iteration
+            storage.put_scalar("loss", value)
+            storage.put_scalar("mAP", value, smoothing_hint=False)
+        writer.write()
+    writer.close()
+    assert lines(tmp_path / "metrics.json") == [{"iteration": 2, "loss": 2.0, "mAP": 9.0}]
+
+
+def test_file_is_appended_to(tmp_path):
+    for _ in range(2):
+        writer = MetricsFile(str(tmp_path / "metrics.json"))
+        with EventStorage(0) as storage:
+            storage.put_scalar("loss", 1.0)
+            writer.write()
+        writer.close()
+    assert len(lines(tmp_path / "metrics.json")) == 2
+
+
+def test_tensorboard_has_them_too(tmp_path):
+    writer = TensorBoard(str(tmp_path))
+    with EventStorage(0) as storage:
+        storage.put_scalar("loss", 1.0)
+        writer.write()
+        storage.put_scalar("mAP", 50.0)
+        writer.write()
+        writer.write()
+    writer.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(0, 1.0)]
+    assert [(e.step, e.value) for e in events.Scalars("mAP")] == [(0, 50.0)]
+
+
+def test_tensorboard_takes_images(tmp_path):
+    import numpy as np
+
+    writer = TensorBoard(str(tmp_path))
+    with EventStorage(0) as storage:
+        storage.put_image("image", np.zeros((3, 4, 4), dtype=np.uint8))
+        writer.write()
+    writer.close()
+    assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"] == ["image"]
+
+
+def test_progress_line_once_an_iteration(caplog):
+    printer = ProgressPrinter(max_iter=10)
+    with caplog.at_level(logging.INFO), EventStorage(0) as storage:
+        storage.epoch = 0
+        for iteration in (0, 1):
+            storage.iter = iteration
+            storage.put_scalar("total_loss", 1.0)
+            printer.write()
+            printer.write()  # after the epoch: the host divides by zero here
+    assert sum("total_loss" in record.message for record in caplog.records) == 2
+
+
+def test_writers_of_a_run(tmp_path):
+    writers = build_writers(str(tmp_path), 10)
+    assert [type(writer) for writer in writers] == [ProgressPrinter, MetricsFile, TensorBoard]
+    for writer in writers:
+        writer.close()
+    assert [type(writer) for writer in build_writers("", 10)] == [ProgressPrinter]
