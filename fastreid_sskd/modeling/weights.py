@@ -3,7 +3,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Sequence
-from typing import ContextManager
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ logger = logging.getLogger("fastreid.sskd.weights")
 _CLASSIFIERS = ("backbone.fc.", "backbone.classifier.")
 
 
-def _arrays_allowed() -> ContextManager:
+def _arrays_allowed() -> AbstractContextManager:
     """Lets ``weights_only`` read numpy's arrays too, from torch 2.6 on; before, it refuses such a file."""
     if torch.__version__ < (2, 6):
         return contextlib.nullcontext()
