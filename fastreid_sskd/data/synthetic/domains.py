@@ -87,7 +87,6 @@ DOMAINS = {domain.name: domain for domain in (SOURCE, TARGET)}
 
 _FACINGS = {"front": 0.0, "right": 90.0, "back": 180.0, "left": 270.0}
 _SUPERSAMPLING = 2
-_SHOTS_A_PASSAGE = 2
 
 
 def person_of(domain: Domain, *, seed: int, identity: int) -> Person:
@@ -123,7 +122,7 @@ def render(
         )
     lens = domain.cameras[camera]
     height, width = size[0] * _SUPERSAMPLING, size[1] * _SUPERSAMPLING
-    passage = Dice(seed, domain.name, "passage", identity, camera, shot // _SHOTS_A_PASSAGE)
+    passage = Dice(seed, domain.name, "passage", identity, camera)
     dice = Dice(seed, domain.name, "shot", identity, camera, shot)
 
     image = _background(domain, seed, camera, height, width, passage, dice)
