@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from .backends import KNN_BACKENDS, ApproximateOptions
 from .diagnostics import cluster_agreement
+from .guards import PseudoLabelError, check_usable
 from .jaccard import VARIANTS
-from .knn import KNN_BACKENDS
 from .methods import CLUSTERING_METHODS
-from .refresh import PseudoLabelError, check_usable, pseudo_labels
+from .refresh import find_method, pseudo_labels
 
 logger = logging.getLogger("fastreid.sskd.clustering")
 
@@ -35,12 +36,26 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     radius.add_argument("--eps", type=float, help="DBSCAN's radius itself")
     radius.add_argument("--rho", type=float, help="or the share of pairs it averages (1.6e-3 unless given)")
     radius.add_argument("--pairs-per-image", type=float, help="or the number of pairs per image it averages")
+    parser.add_argument("--eps-min", type=float, default=0.0, help="bounds of an estimated radius; 0: none")
+    parser.add_argument("--eps-max", type=float, default=0.0)
     parser.add_argument("--min-samples", type=int, default=4)
     parser.add_argument("--method", choices=list(CLUSTERING_METHODS), default="dbscan")
+    parser.add_argument("--num-clusters", type=int, default=0, help="for kmeans")
+    parser.add_argument("--seed", type=int, default=0, help="for methods that draw")
     parser.add_argument("--knn", choices=["auto", *KNN_BACKENDS], default="auto")
+    parser.add_argument(
+        "--reduced-dim", type=int, default=0, help="length for the k-NN 'reduced'; 0: half, at most 256"
+    )
+    parser.add_argument("--ivf-lists", type=int, default=0, help="cells of the k-NN 'ivf'; 0: 4 sqrt(N)")
+    parser.add_argument("--ivf-probes", type=int, default=0, help="cells searched; 0: enough for --min-recall")
+    parser.add_argument("--min-recall", type=float, default=ApproximateOptions.min_recall)
     parser.add_argument("--device", help="where the k-NN search runs, e.g. cuda; the CPU unless given")
     options = parser.parse_args(arguments)
-    if options.eps is options.rho is options.pairs_per_image is None:
+    given = [options.eps, options.rho, options.pairs_per_image]
+    if find_method(options.method).uses != "radius":
+        if any(value is not None for value in given):
+            parser.error(f"--method {options.method} has no radius: leave out --eps, --rho and --pairs-per-image")
+    elif all(value is None for value in given):
         options.rho = 1.6e-3
     return options
 
@@ -57,9 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         eps=options.eps,
         rho=options.rho,
         pairs_per_image=options.pairs_per_image,
+        eps_min=options.eps_min,
+        eps_max=options.eps_max,
         min_samples=options.min_samples,
         method=options.method,
+        num_clusters=options.num_clusters,
+        seed=options.seed,
         knn=options.knn,
+        approximate=ApproximateOptions(
+            options.reduced_dim, options.ivf_lists, options.ivf_probes, options.min_recall
+        ),
         device=options.device,
     )
     np.save(options.out, result.labels)
@@ -71,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         agreement = cluster_agreement(result.labels, np.load(options.identities))
         logger.info("agreement: %s", ", ".join(f"{name} {value:.3f}" for name, value in agreement.items()))
     try:
-        check_usable(result)
+        check_usable(result.report)
     except PseudoLabelError as error:
         logger.error("%s", error)
         return 1

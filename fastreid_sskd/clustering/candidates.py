@@ -17,8 +17,9 @@ from .parallel import in_threads, num_threads, split
 #: torch.get_float32_matmul_precision(); cutting, since not all hardware rounds
 _MATMUL_INPUT_ROUNDING = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
 
-#: values compared at once before any of them is looked at
-CHUNK = 16
+#: values compared at once before any of them is looked at, and again of those that hold something; measured best
+CHUNK = 64
+PART = 16
 #: values of a row between two looks at its threshold; a multiple of CHUNK
 SEGMENT = 512
 
@@ -30,14 +31,19 @@ class Candidates:
     Attributes:
         indices: (N, M) int32; -1 where a backend found fewer.
         approximate: (N, M) float32 similarities, each within `error` of the true one; -inf beside a -1.
-        error: bound on |approximate - true| of *every* pair, also of those not listed.
+        error: bound on |approximate - true| of *every* pair, also of those not listed; None for an approximate search,
+            which says nothing about those.
         farthest: (N,) int64, the least similar row of each row, or None if not asked for.
+        lowest: (N,) float32, its approximate similarity; inf where this share of a search saw no other row.
+        backend: name of the search.
     """
 
     indices: np.ndarray
     approximate: np.ndarray
-    error: float
-    farthest: np.ndarray | None
+    error: float | None
+    farthest: np.ndarray | None = None
+    lowest: np.ndarray | None = None
+    backend: str = ""
 
 
 def product_error(rows: UnitRows) -> float:
@@ -84,13 +90,21 @@ def _merge_rows(tile, first_row, first_col, values, indices, lowest, farthest, s
             threshold = own_values[0]
             found = 0
             for chunk in range(first, min(first + SEGMENT, whole), CHUNK):
-                hit = False
-                for j in range(CHUNK):  # no branch and a fixed length: compiles to one vector comparison
-                    hit |= (line[chunk + j] > threshold) | (line[chunk + j] < low)
-                if hit:
-                    for j in range(chunk, chunk + CHUNK):
-                        hits[found] = j
-                        found += (line[j] > threshold) | (line[j] < low)
+                hit = np.int32(0)
+                values_here = line[chunk : chunk + CHUNK]
+                for j in range(CHUNK):  # no branch, a fixed length, whole numbers: compiles to vector comparisons
+                    hit |= np.int32((values_here[j] > threshold) | (values_here[j] < low))
+                if not hit:
+                    continue
+                for part in range(chunk, chunk + CHUNK, PART):
+                    hit = np.int32(0)
+                    values_here = line[part : part + PART]
+                    for j in range(PART):
+                        hit |= np.int32((values_here[j] > threshold) | (values_here[j] < low))
+                    if hit:
+                        for j in range(part, part + PART):
+                            hits[found] = j
+                            found += (line[j] > threshold) | (line[j] < low)
             if first + SEGMENT > whole:
                 for j in range(whole, width):
                     hits[found] = j
@@ -118,13 +132,25 @@ def _merge_columns(tile, first_row, first_col, values, indices, threshold, lowes
         line = tile[i]
         found = 0
         for chunk in range(start, whole, CHUNK):
-            hit = False
+            hit = np.int32(0)
+            values_here, bound_here, low_here = (
+                line[chunk : chunk + CHUNK], bound[chunk : chunk + CHUNK], low[chunk : chunk + CHUNK]
+            )  # fmt: skip
             for j in range(CHUNK):
-                hit |= (line[chunk + j] > bound[chunk + j]) | (line[chunk + j] < low[chunk + j])
-            if hit:
-                for j in range(chunk, chunk + CHUNK):
-                    hits[found] = j
-                    found += (line[j] > bound[j]) | (line[j] < low[j])
+                hit |= np.int32((values_here[j] > bound_here[j]) | (values_here[j] < low_here[j]))
+            if not hit:
+                continue
+            for part in range(chunk, chunk + CHUNK, PART):
+                hit = np.int32(0)
+                values_here, bound_here, low_here = (
+                    line[part : part + PART], bound[part : part + PART], low[part : part + PART]
+                )  # fmt: skip
+                for j in range(PART):
+                    hit |= np.int32((values_here[j] > bound_here[j]) | (values_here[j] < low_here[j]))
+                if hit:
+                    for j in range(part, part + PART):
+                        hits[found] = j
+                        found += (line[j] > bound[j]) | (line[j] < low[j])
         for j in range(whole, stop):
             hits[found] = j
             found += (line[j] > bound[j]) | (line[j] < low[j])
@@ -146,11 +172,13 @@ def symmetric_tiles(
     need_farthest: bool,
     tile: tuple[int, int],
     progress: Callable[[int, int], None],
+    deal: Callable[[list[int]], list[int]] = lambda work: list(range(len(work))),
 ) -> Candidates:
     """Candidates on the CPU: tiles on and above the diagonal only, each merged into its rows and its columns.
 
     Args:
         size: M, candidates per row, at most N - 1.
+        deal: which of the strips of tiles are done here, from the work in each; all of them unless given.
         tile: rows and columns of a tile; the one N-independent buffer holds their product. Few rows waste little
             below the diagonal, many columns keep the product fast.
     """
@@ -163,7 +191,12 @@ def symmetric_tiles(
     farthest = np.arange(count, dtype=np.int64)
     buffer = torch.empty(tile_rows * tile_cols, dtype=torch.float32)
     row_parts = (num_threads() + 1) // 2
-    for top in range(0, count, tile_rows):
+    tops = range(0, count, tile_rows)
+    work = [(count - top) * min(tile_rows, count - top) for top in tops]
+    mine = deal(work)
+    done, total = 0, sum(work[strip] for strip in mine)
+    for strip in mine:
+        top = tops[strip]
         left = rows.block(top, top + tile_rows)
         bottom = top + len(left)
         width = count - top
@@ -187,23 +220,37 @@ def symmetric_tiles(
                 ]  # fmt: skip
             for _ in in_threads(merges):
                 pass
-        progress(count * bottom - bottom * bottom // 2, count * count - count * count // 2)
-    return Candidates(indices, values, product_error(rows), farthest if need_farthest else None)
+        done += work[strip]
+        progress(done, total)
+    if not need_farthest:
+        farthest = lowest = None
+    return Candidates(indices, values, product_error(rows), farthest, lowest)
 
 
 def device_topk(
-    rows: UnitRows, size: int, *, need_farthest: bool, tile: int, progress: Callable[[int, int], None]
+    rows: UnitRows,
+    size: int,
+    *,
+    need_farthest: bool,
+    tile: int,
+    progress: Callable[[int, int], None],
+    span: tuple[int, int] | None = None,
 ) -> Candidates:
     """Candidates on any device that torch has: every tile, with torch's own top-k and a running merge.
 
     Twice the products of `symmetric_tiles`, but nothing leaves the device until a row is finished.
+
+    Args:
+        span: rows (start, stop) that are searched; all of them unless given. The others stay without candidates.
     """
     count = len(rows)
-    values = np.empty((count, size), dtype=np.float32)
-    indices = np.empty((count, size), dtype=np.int32)
-    farthest = np.empty(count, dtype=np.int64)
-    for start in range(0, count, tile):
-        left = rows.block(start, start + tile)
+    begin, end = span or (0, count)
+    values = np.full((count, size), -np.inf, dtype=np.float32)
+    indices = np.full((count, size), -1, dtype=np.int32)
+    farthest = np.arange(count, dtype=np.int64)
+    smallest = np.full(count, np.inf, dtype=np.float32)
+    for start in range(begin, end, tile):
+        left = rows.block(start, min(start + tile, end))
         own = torch.arange(start, start + len(left), device=left.device)
         best = left.new_full((len(left), 0), 0.0)
         best_index = own.new_full((len(left), 0), 0)
@@ -217,16 +264,17 @@ def device_topk(
                 closer = value < lowest
                 lowest = torch.where(closer, value, lowest)
                 lowest_index = torch.where(closer, index + col_start, lowest_index)
-            if col_start == start:
-                product.fill_diagonal_(float("-inf"))
+            own_columns = (own >= col_start) & (own < col_start + len(right))
+            product[own_columns, own[own_columns] - col_start] = float("-inf")
             value, index = product.topk(min(size, len(right)), dim=1, sorted=False)
             best = torch.cat([best, value], 1)
             best_index = torch.cat([best_index, index + col_start], 1)
             if best.shape[1] > size:
                 best, keep = best.topk(size, dim=1, sorted=False)
                 best_index = best_index.gather(1, keep)
-        values[start : start + len(left)] = best.cpu().numpy()
-        indices[start : start + len(left)] = best_index.cpu().numpy()
-        farthest[start : start + len(left)] = lowest_index.cpu().numpy()
-        progress(start + len(left), count)
-    return Candidates(indices, values, product_error(rows), farthest if need_farthest else None)
+        searched = slice(start, start + len(left))
+        values[searched], indices[searched] = best.cpu().numpy(), best_index.cpu().numpy()
+        farthest[searched], smallest[searched] = lowest_index.cpu().numpy(), lowest.cpu().numpy()
+        progress(start + len(left) - begin, end - begin)
+    found = (farthest, smallest) if need_farthest else (None, None)
+    return Candidates(indices, values, product_error(rows), *found)

@@ -58,7 +58,7 @@ class UnitRows:
         """Check `features` (numpy array or torch tensor, (N, d), any real dtype) and find its norms.
 
         Raises:
-            TypeError: not an array of real numbers.
+            TypeError: not an array of real numbers, or a masked one.
             ValueError: not 2-D, fewer than two rows, no columns, a row that is not finite, a row of zeros.
         """
         if isinstance(features, cls):
@@ -68,6 +68,8 @@ class UnitRows:
             if tensor.is_complex() or tensor.dtype == torch.bool:
                 raise TypeError(f"features must be real numbers, got dtype {tensor.dtype}")
         else:
+            if np.ma.isMaskedArray(features):
+                raise TypeError("features are a masked array, whose mask would be lost: leave those rows out")
             array = np.asanyarray(features)
             if array.dtype.kind not in "fiu":
                 raise TypeError(f"features must be real numbers, got dtype {array.dtype}")
@@ -125,6 +127,14 @@ class UnitRows:
         if self.is_unit:
             return rows
         scale = torch.from_numpy(self.inverse_norms[start:stop]).to(rows.device, torch.float32)
+        return rows * scale[:, None]
+
+    def take(self, numbers: np.ndarray) -> torch.Tensor:
+        """The rows of these numbers (R,) int64, normalised in float32; a copy."""
+        rows = self.tensor[torch.from_numpy(numbers).to(self.tensor.device)]
+        if self.is_unit:
+            return rows
+        scale = torch.from_numpy(self.inverse_norms[numbers]).to(rows.device, torch.float32)
         return rows * scale[:, None]
 
     def cpu(self) -> UnitRows:

@@ -10,12 +10,15 @@ import numpy as np
 import scipy.sparse
 import torch
 
+from .backends import ApproximateOptions
+from .candidates import Candidates
 from .encoding import encode
 from .features import UnitRows
-from .knn import Neighbors, exact_knn
+from .knn import Neighbors, knn_share, lists_from_candidates
 from .pairs import PairDistances, pair_distances
 from .progress import LogProgress
 from .reciprocal import expanded_reciprocal_sets
+from .shares import Share
 
 logger = logging.getLogger("fastreid.sskd.clustering")
 
@@ -95,10 +98,11 @@ def pairs_from_neighbors(
     *,
     max_distance: float | None = None,
     keep_smallest: int | None = None,
+    keep_within: float = 0.0,
 ) -> PairDistances:
     """Everything after the k-NN: reciprocal sets, V, query expansion, distances of the pairs that share support.
 
-    max_distance and keep_smallest are those of `pair_distances`.
+    max_distance, keep_smallest and keep_within are those of `pair_distances`.
     """
     sets = expanded_reciprocal_sets(rows, neighbors, sizes.full, sizes.half)
     if VARIANTS[variant].distance_over_row_maximum:
@@ -110,15 +114,47 @@ def pairs_from_neighbors(
         encoding,
         max_distance=max_distance,
         keep_smallest=keep_smallest,
+        keep_within=keep_within,
         progress=LogProgress("Jaccard distances"),
     )
 
 
-def search_neighbors(rows: UnitRows, sizes: ListSizes, variant: str, *, knn: str = "auto") -> Neighbors:
+def search_share(
+    rows: UnitRows,
+    sizes: ListSizes,
+    variant: str,
+    *,
+    share: Share | None = None,
+    knn: str = "auto",
+    approximate: ApproximateOptions | None = None,
+) -> Candidates:
+    """One share (the whole when None) of the k-NN search that `neighbors_from_candidates` needs."""
+    need_smallest = VARIANTS[variant].distance_over_row_maximum
+    progress = LogProgress("k-NN search")
+    return knn_share(
+        rows,
+        sizes.search,
+        share=share,
+        backend=knn,
+        need_smallest=need_smallest,
+        progress=progress,
+        approximate=approximate,
+    )
+
+
+def neighbors_from_candidates(
+    rows: UnitRows,
+    candidates: Candidates,
+    sizes: ListSizes,
+    variant: str,
+    *,
+    approximate: ApproximateOptions | None = None,
+) -> Neighbors:
     """The k-NN lists that `pairs_from_neighbors` needs."""
     need_smallest = VARIANTS[variant].distance_over_row_maximum
-    return exact_knn(
-        rows, sizes.search, backend=knn, need_smallest=need_smallest, progress=LogProgress("k-NN search")
+    progress = LogProgress("k-NN search")
+    return lists_from_candidates(
+        rows, sizes.search, candidates, need_smallest=need_smallest, progress=progress, approximate=approximate
     )
 
 
@@ -140,7 +176,7 @@ def jaccard_distance(
         k1: neighbours that make the reciprocal sets. k2: images averaged in query expansion, self included; 1: none.
         variant: "sskd" (also MMT's: k1 + 1 entries with self, D over its row's maximum) or "faiss" (SpCL,
             OpenUnReID, Cluster-Contrast, fast-reid: k1 entries with self, softmax of -D).
-        knn: "auto", "torch" or "faiss"; all give the same lists.
+        knn: "auto", "torch" or "faiss", which give the same lists, or "reduced" and "ivf", which are approximate.
         device: where the k-NN search runs; the tensor's own device when None. The rest runs on the CPU.
         max_distance: store only distances <= this (in float32), e.g. eps where it is known.
 
@@ -156,5 +192,6 @@ def jaccard_distance(
     """
     rows = UnitRows.from_features(features, device)
     sizes = list_sizes(len(rows), k1, k2, variant)
-    neighbors = search_neighbors(rows, sizes, variant, knn=knn)
+    candidates = search_share(rows, sizes, variant, knn=knn)
+    neighbors = neighbors_from_candidates(rows, candidates, sizes, variant)
     return pairs_from_neighbors(rows, neighbors, sizes, variant, max_distance=max_distance).symmetric()

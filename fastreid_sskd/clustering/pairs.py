@@ -165,9 +165,10 @@ def _drop_above(limit, counts, rows_done, indices, data):
 class _Store:
     """Rows of pairs in arrays that grow, or that keep only the smallest distances."""
 
-    def __init__(self, num_images: int, limit: float, keep_smallest: int | None) -> None:
+    def __init__(self, num_images: int, limit: float, keep_smallest: int | None, keep_within: float) -> None:
         self.limit = np.float32(limit)
         self.keep = keep_smallest
+        self.within = np.float32(keep_within)
         self.counts = np.zeros(num_images + 1, dtype=np.int64)  # one more, so that their sums fit in place
         self.rows_done = self.used = 0
         self.indices, self.data = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
@@ -197,7 +198,7 @@ class _Store:
         nonzero = self.data[: self.used]
         nonzero = nonzero[nonzero > 0]
         if len(nonzero) > self.keep:
-            self.limit = np.partition(nonzero, self.keep - 1)[self.keep - 1]
+            self.limit = max(np.partition(nonzero, self.keep - 1)[self.keep - 1], self.within)
             self.used = _drop_above(self.limit, self.counts, self.rows_done, self.indices, self.data)
 
     def finish(self) -> PairDistances:
@@ -213,6 +214,7 @@ def pair_distances(
     *,
     max_distance: float | None = None,
     keep_smallest: int | None = None,
+    keep_within: float = 0.0,
     progress: Progress = no_progress,
 ) -> PairDistances:
     """J_ij = 1 - m / (2 - m), m = sum_l min(V_il, V_jl), for the pairs i < j with m > 0.
@@ -221,12 +223,13 @@ def pair_distances(
         max_distance: keep only distances <= this (compared in float32), when eps is known.
         keep_smallest: keep only this many of the smallest non-zero distances, ties with the last and zeros besides:
             all that an eps which is their mean can need.
+        keep_within: and all those up to this, when eps may be raised to it.
 
     Time is the sum over columns of (entries)^2; memory is the result and O(N) for each thread.
     """
     count = len(encoding.indptr) - 1
     columns = encoding.columns()
-    store = _Store(count, np.inf if max_distance is None else max_distance, keep_smallest)
+    store = _Store(count, np.inf if max_distance is None else max_distance, keep_smallest, keep_within)
 
     def rows_of_pairs(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         next_row = np.empty(count, dtype=np.int64)

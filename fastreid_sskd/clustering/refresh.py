@@ -6,26 +6,27 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from . import hdbscan, infomap, kmeans  # noqa: F401  they register their methods
+from .backends import ApproximateOptions
+from .candidates import Candidates
 from .centroids import centroids_of_rows
 from .eps import eps_of_pairs, most_pairs_averaged, rho_from_pairs_per_image
 from .features import UnitRows
-from .jaccard import list_sizes, pairs_from_neighbors, search_neighbors
-from .methods import CLUSTERING_METHODS, ClusterProblem
+from .guards import bounded_eps, check_bounds
+from .jaccard import list_sizes, neighbors_from_candidates, pairs_from_neighbors, search_share
+from .methods import CLUSTERING_METHODS, ClusteringMethod, ClusterProblem
 from .report import ClusterReport
+from .shares import Share
 
 logger = logging.getLogger("fastreid.sskd.clustering")
 
 #: image counts for which the authors' rho is known to give a sensible eps: it grows with N
 RHO_RANGE = (10_000, 20_000)
-
-
-class PseudoLabelError(ValueError):
-    """The clusters cannot be trained on."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,20 @@ class PseudoLabels:
     Attributes:
         labels: (N,) int64, 0..C-1, -1 for images that take no part.
         centroids: (C, d) float32, normalised; numpy or torch as the features were.
-        eps: the eps in use (keep it for later epochs where the method says so).
+        eps: the eps in use (keep it for later epochs where the method says so); None for methods without one.
         report: sizes, noise and change since the last refresh.
-        seconds: wall seconds per stage: knn, jaccard, eps, dbscan, centroids.
+        seconds: wall seconds per stage: knn, jaccard, eps, the method's name, centroids; those that were needed.
+        cpu_seconds: CPU seconds of this process per stage, all threads together.
+        recall: of an approximate k-NN search, measured on a sample; None where the search was exact.
     """
 
     labels: np.ndarray
     centroids: np.ndarray | torch.Tensor
-    eps: float
+    eps: float | None
     report: ClusterReport
     seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
+    recall: float | None = None
 
 
 def pseudo_labels(
@@ -56,80 +61,134 @@ def pseudo_labels(
     eps: float | None = None,
     rho: float | None = None,
     pairs_per_image: float | None = None,
+    eps_min: float = 0.0,
+    eps_max: float = 0.0,
     min_samples: int = 4,
     method: str = "dbscan",
+    num_clusters: int = 0,
+    seed: int = 0,
     knn: str = "auto",
+    approximate: ApproximateOptions | None = None,
     device: str | torch.device | None = None,
     previous: np.ndarray | None = None,
+    candidates: Candidates | None = None,
 ) -> PseudoLabels:
     """Cluster the target features; the same labels as the dense implementations, in memory O(N * k).
 
     Args:
         features: (N, d), N >= 2; see `jaccard_distance`, as for k1, k2, variant, knn and device.
-        eps, rho, pairs_per_image: exactly one of them: eps itself, or how to estimate it (see `estimate_eps`).
-        min_samples: neighbours within eps, itself included, that make an image a core.
+        eps, rho, pairs_per_image: exactly one of them: eps itself, or how to estimate it (see `estimate_eps`); none for
+            a method that has no radius.
+        eps_min, eps_max: bounds that an estimated eps is moved into, 0: none. An eps that is given is not touched.
+        min_samples: neighbours within eps, itself included, that make an image a core; for other methods, see there.
         method: name in `CLUSTERING_METHODS`.
+        num_clusters: for kmeans. seed: for methods that draw, >= 0.
+        approximate: options of the k-NN "reduced" and "ivf".
         previous: (N,) labels of the last refresh, for the report's changed share.
+        candidates: of a k-NN search that was shared out: `merge_shares` of each process's `search_neighbors`, of the
+            same features and options; the labels are those of a search made here.
 
     Raises:
-        ValueError: not exactly one of eps, rho and pairs_per_image; bad features or names.
+        ValueError: not exactly one of eps, rho and pairs_per_image; bad features, names or bounds.
 
     All-noise labels are returned as they are: `check_usable` is what refuses them.
     """
-    if sum(given is not None for given in (eps, rho, pairs_per_image)) != 1:
+    clustering = find_method(method)
+    given = sum(value is not None for value in (eps, rho, pairs_per_image))
+    if given != (clustering.uses == "radius"):
+        wanted = "exactly one" if clustering.uses == "radius" else "none"
         raise ValueError(
-            f"give exactly one of eps, rho and pairs_per_image, got eps={eps}, rho={rho}, "
+            f"give {wanted} of eps, rho and pairs_per_image for {method}, got eps={eps}, rho={rho}, "
             f"pairs_per_image={pairs_per_image}: see SSKD.CLUSTER.EPS, SSKD.CLUSTER.RHO, SSKD.CLUSTER.PAIRS_PER_IMAGE"
         )
-    if method not in CLUSTERING_METHODS:
-        known = ", ".join(CLUSTERING_METHODS)
-        raise ValueError(f"unknown clustering method {method!r}: SSKD.CLUSTER.METHOD is one of {known}")
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "knn"):
-        rows = UnitRows.from_features(features, device)
-        sizes = list_sizes(len(rows), k1, k2, variant)
+    check_bounds(eps_min, eps_max)
+    clock, pairs, recall = _Clock(), None, None
+    if clustering.uses == "features":
+        with clock.stage(method):
+            rows = UnitRows.from_features(features, device)
+    else:
+        with clock.stage("knn"):
+            rows = UnitRows.from_features(features, device)
+            sizes = list_sizes(len(rows), k1, k2, variant)
+            if candidates is None:
+                candidates = search_share(rows, sizes, variant, knn=knn, approximate=approximate)
+            neighbors = neighbors_from_candidates(rows, candidates, sizes, variant, approximate=approximate)
+            recall = neighbors.recall
+            del candidates
         keep_smallest = None
-        if eps is None:
+        if clustering.uses == "radius" and eps is None:
             rho = _share(rho, pairs_per_image, len(rows))
             keep_smallest = most_pairs_averaged(len(rows), rho)
-        neighbors = search_neighbors(rows, sizes, variant, knn=knn)
-    with _timed(seconds, "jaccard"):
-        pairs = pairs_from_neighbors(
-            rows, neighbors, sizes, variant, max_distance=eps, keep_smallest=keep_smallest
-        )
-    with _timed(seconds, "eps"):
-        if eps is None:
-            eps = eps_of_pairs(pairs, rho)
-    with _timed(seconds, method):
-        labels = CLUSTERING_METHODS[method](ClusterProblem(rows, pairs, eps, min_samples))
-    with _timed(seconds, "centroids"):
+        with clock.stage("jaccard"):
+            pairs = pairs_from_neighbors(
+                rows, neighbors, sizes, variant, max_distance=eps, keep_smallest=keep_smallest, keep_within=eps_min
+            )
+            del neighbors
+        if clustering.uses == "radius":
+            with clock.stage("eps"):
+                if eps is None:
+                    eps = bounded_eps(eps_of_pairs(pairs, rho), eps_min, eps_max)
+    with clock.stage(method):
+        labels = clustering.label(ClusterProblem(rows, pairs, eps, min_samples, num_clusters, seed))
+    with clock.stage("centroids"):
         centroids = centroids_of_rows(rows, labels)
         if isinstance(features, torch.Tensor):
             centroids = torch.from_numpy(centroids).to(features.device)
-    return PseudoLabels(
-        labels, centroids, float(eps), ClusterReport.from_labels(labels, eps, previous), seconds
-    )
+    eps = None if eps is None else float(eps)
+    report = ClusterReport.from_labels(labels, eps, previous)
+    return PseudoLabels(labels, centroids, eps, report, clock.seconds, clock.cpu_seconds, recall)
 
 
-def check_usable(result: PseudoLabels) -> None:
-    """Refuse labels that nothing can be learned from.
+def labels_again(
+    features: np.ndarray | torch.Tensor, labels: np.ndarray, collapsed: PseudoLabels
+) -> PseudoLabels:
+    """Earlier labels in place of collapsed ones, with the centroids of the new features under them.
+
+    Args:
+        features: (N, d), new. labels: (N,) of the last good refresh.
+        collapsed: the refresh to replace; its seconds are kept.
+    """
+    centroids = centroids_of_rows(UnitRows.from_features(features), labels)
+    if isinstance(features, torch.Tensor):
+        centroids = torch.from_numpy(centroids).to(features.device)
+    report = ClusterReport.from_labels(labels, None, previous=labels)
+    return replace(collapsed, labels=labels, centroids=centroids, eps=None, report=report)
+
+
+def search_neighbors(
+    features: np.ndarray | torch.Tensor,
+    share: Share,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    variant: str = "sskd",
+    knn: str = "auto",
+    approximate: ApproximateOptions | None = None,
+    device: str | torch.device | None = None,
+) -> Candidates:
+    """One process's share of the k-NN search of `pseudo_labels`, for `merge_shares`.
+
+    Args:
+        features: all N rows, the same in every process. share: which part, e.g. Share(rank, world size).
+        The others are those that `pseudo_labels` is called with.
+
+    Methods that use "features" only need no search.
+    """
+    rows = UnitRows.from_features(features, device)
+    sizes = list_sizes(len(rows), k1, k2, variant)
+    return search_share(rows, sizes, variant, share=share, knn=knn, approximate=approximate)
+
+
+def find_method(method: str) -> ClusteringMethod:
+    """The registered clustering method of this name.
 
     Raises:
-        PseudoLabelError: no cluster, or all images that have one share it.
+        ValueError: there is none.
     """
-    report = result.report
-    noise = round(report.noise_share * report.num_images)
-    at = f" at eps={result.eps:.4g}"
-    if report.num_clusters == 0:
-        raise PseudoLabelError(
-            f"0 clusters{at} (all {report.num_images} images are noise): raise SSKD.CLUSTER.RHO, "
-            "SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS, lower SSKD.CLUSTER.MIN_SAMPLES, or train the source longer"
-        )
-    if report.num_clusters == 1:
-        raise PseudoLabelError(
-            f"1 cluster{at} ({noise} of {report.num_images} images are noise): nothing to tell apart; lower "
-            "SSKD.CLUSTER.RHO, SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS, or train the source longer"
-        )
+    if method not in CLUSTERING_METHODS:
+        known = ", ".join(CLUSTERING_METHODS)
+        raise ValueError(f"unknown clustering method {method!r}: SSKD.CLUSTER.METHOD is one of {known}")
+    return CLUSTERING_METHODS[method]
 
 
 def _share(rho: float | None, pairs_per_image: float | None, num_images: int) -> float:
@@ -145,8 +204,17 @@ def _share(rho: float | None, pairs_per_image: float | None, num_images: int) ->
     return rho
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - start
+class _Clock:
+    """Wall and CPU seconds of stages."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.cpu_seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the body as a part of the stage `name`."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - wall
+        self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - cpu

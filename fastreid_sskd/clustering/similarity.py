@@ -89,7 +89,7 @@ def _insert(similarities, indices, length, similarity, index):
 
 @numba.njit(cache=True, nogil=True)
 def _rescore(
-    x, inverse_norms, candidates, approximate, error, out_index, out_similarity, proven, start, stop
+    x, inverse_norms, candidates, approximate, error, all_pairs, out_index, out_similarity, proven, start, stop
 ):
     wanted = out_index.shape[1] - 1  # without the row itself
     size = candidates.shape[1]
@@ -117,8 +117,8 @@ def _rescore(
             out_index[row, p + 1] = kept_index[p]
             out_similarity[row, p + 1] = kept[p]
         # whatever was not listed has at most the lowest listed value, give or take the error
-        complete = size == x.shape[0] - 1 or lowest + error < kept[wanted - 1]
-        proven[row] = consistent and length == wanted and complete
+        complete = lowest > -np.inf and (size == x.shape[0] - 1 or lowest + error < kept[wanted - 1])
+        proven[row] = consistent and length == wanted and (complete or not all_pairs)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -168,7 +168,8 @@ def rescore(rows: UnitRows, candidates: Candidates, k: int) -> tuple[np.ndarray,
     """The k most similar rows of each row, exactly, from candidates.
 
     A row whose candidates do not prove that nothing was missed (more near-ties than the margin holds) is
-    searched again in float64.
+    searched again in float64. Candidates of an approximate search prove nothing and are taken for all there is; only
+    a row with fewer than k - 1 of them is searched again.
 
     Returns:
         indices: (N, k) int32, the row itself first, then by (similarity descending, index ascending).
@@ -182,26 +183,27 @@ def rescore(rows: UnitRows, candidates: Candidates, k: int) -> tuple[np.ndarray,
         indices[:, 0], similarities[:, 0] = np.arange(count), 1.0
         return indices, similarities, 0
     proven = np.empty(count, dtype=np.bool_)
-    error = np.float32(candidates.error)
+    all_pairs = candidates.error is not None
+    error = np.float32(candidates.error if all_pairs else np.inf)  # approximate: all of them are scored
     on_cpu = rows.tensor.device.type == "cpu"
     if on_cpu:
         x, inverse_norms = rows.tensor.numpy(), rows.inverse_norms
         over_rows(
             lambda start, stop: _rescore(
-                x, inverse_norms, candidates.indices, candidates.approximate, error,
+                x, inverse_norms, candidates.indices, candidates.approximate, error, all_pairs,
                 indices, similarities, proven, start, stop,
             ),
             count, 512,
         )  # fmt: skip
     else:
-        _rescore_on_device(rows, candidates, error, indices, similarities, proven)
+        _rescore_on_device(rows, candidates, error, all_pairs, indices, similarities, proven)
     doubtful = np.flatnonzero(~proven)
     if len(doubtful):
         search_rows_exactly(rows, doubtful, indices, similarities)
     return indices, similarities, len(doubtful)
 
 
-def _rescore_on_device(rows, candidates, error, indices, similarities, proven) -> None:
+def _rescore_on_device(rows, candidates, error, all_pairs, indices, similarities, proven) -> None:
     """`_rescore` for rows that live on another device: the products there, the small sort here."""
     count, size = candidates.indices.shape
     wanted = indices.shape[1] - 1
@@ -211,13 +213,13 @@ def _rescore_on_device(rows, candidates, error, indices, similarities, proven) -
         approximate = candidates.approximate[start : start + 65536]
         number = np.repeat(np.arange(start, start + len(listed), dtype=np.int32), size)
         exact = pair_cosines(rows, number, np.maximum(listed, 0).ravel()).reshape(listed.shape)
-        consistent = ((np.abs(exact - approximate) <= error) & (listed >= 0)).all(1)
+        consistent = ((np.abs(exact - approximate) <= error) | (listed < 0)).all(1)
         exact[listed < 0] = -np.inf
         order = np.lexsort((listed, -exact), axis=1)[:, :wanted]
         indices[start : start + len(listed), 1:] = np.take_along_axis(listed, order, 1)
         best = np.take_along_axis(exact, order, 1)
         similarities[start : start + len(listed), 1:] = best
         worst = best[:, -1]
-        proven[start : start + len(listed)] = consistent & (
-            (size == count - 1) | (approximate.min(1) + error < worst)
-        )
+        lowest = approximate.min(1)
+        complete = (lowest > -np.inf) & ((size == count - 1) | (lowest + error < worst))
+        proven[start : start + len(listed)] = consistent & (worst > -np.inf) & (complete | (not all_pairs))

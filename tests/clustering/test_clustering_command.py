@@ -63,3 +63,30 @@ def test_one_way_to_set_the_radius():
     assert (given.eps, given.rho, given.pairs_per_image) == (0.5, None, None)
     with pytest.raises(SystemExit):
         parse_arguments(["f.npy", "--out", "l.npy", "--eps", "0.5", "--rho", "0.1"])
+
+
+def test_other_methods_and_searches(tmp_path, caplog):
+    features = crowd(seed=3, num_ids=20, dim=40)
+    np.save(tmp_path / "features.npy", features)
+    paths = [str(tmp_path / "features.npy"), "--out", str(tmp_path / "labels.npy")]
+
+    assert main([*paths, "--method", "kmeans", "--num-clusters", "15", "--seed", "3"]) == 0
+    expected = pseudo_labels(features, method="kmeans", num_clusters=15, seed=3)
+    assert np.array_equal(np.load(tmp_path / "labels.npy"), expected.labels)
+
+    assert main([*paths, "--method", "hdbscan", "--k1", "9"]) == 0
+    expected = pseudo_labels(features, method="hdbscan", k1=9)
+    assert np.array_equal(np.load(tmp_path / "labels.npy"), expected.labels)
+
+    with caplog.at_level(logging.INFO, logger="fastreid"):
+        search = ["--knn", "reduced", "--reduced-dim", "10", "--min-recall", "0.5"]
+        main([*paths, *search, "--rho", "0.05", "--eps-max", "0.05"])
+    assert "k-NN 'reduced': recall at 21" in caplog.text and "0.0500 is used" in caplog.text
+
+
+def test_a_radius_for_a_method_without_one(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["f.npy", "--out", "l.npy", "--method", "kmeans", "--eps", "0.5"])
+    assert "--method kmeans has no radius" in capsys.readouterr().err
+    given = parse_arguments(["f.npy", "--out", "l.npy", "--method", "hdbscan"])
+    assert given.eps is given.rho is given.pairs_per_image is None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from dense_reference import cosines, crowd, lattice, rank_by_similarity
 
-from fastreid_sskd.clustering import KNN_BACKENDS, candidates, exact_knn, knn, register_knn
+from fastreid_sskd.clustering import KNN_BACKENDS, backends, candidates, nearest_neighbors, register_knn
 from fastreid_sskd.clustering.features import UnitRows
 from fastreid_sskd.clustering.similarity import search_rows_exactly
 
@@ -28,10 +28,12 @@ def search(backend, features, k, monkeypatch, **kwargs):
         monkeypatch.setitem(
             KNN_BACKENDS,
             "torch",
-            lambda rows, size, **options: candidates.device_topk(rows, size, tile=16, **options),
+            lambda rows, search: candidates.device_topk(
+                rows, search.size, need_farthest=search.need_farthest, tile=16, progress=search.progress
+            ),
         )
         backend = "torch"
-    return exact_knn(features, k, backend=backend, **kwargs)
+    return nearest_neighbors(features, k, backend=backend, **kwargs)
 
 
 @pytest.mark.parametrize("tile", [7, 64, 4096])
@@ -40,7 +42,7 @@ def search(backend, features, k, monkeypatch, **kwargs):
 def test_lists_equal_a_full_sort(case, backend, tile, monkeypatch):
     if backend == "faiss":
         pytest.importorskip("faiss")
-    monkeypatch.setattr(knn, "CPU_TILE", (tile, 2 * tile))
+    monkeypatch.setattr(backends, "CPU_TILE", (tile, 2 * tile))
     features = CASES[case]
     similarity = cosines(features)
     ranks = rank_by_similarity(similarity)
@@ -66,7 +68,7 @@ def test_rows_left_in_doubt_are_searched_again(monkeypatch):
 
     monkeypatch.setattr("fastreid_sskd.clustering.similarity.search_rows_exactly", spy)
     features = np.concatenate([np.repeat(features[:1], 60, axis=0), CASES["crowd"][:, : features.shape[1]]])
-    found = exact_knn(features, 10)
+    found = nearest_neighbors(features, 10)
     assert set(range(60)) <= set(searched)
     assert len(searched) < len(features)
     expected = rank_by_similarity(cosines(features))[:, :10]
@@ -75,10 +77,10 @@ def test_rows_left_in_doubt_are_searched_again(monkeypatch):
 
 def test_lower_matmul_precision_does_not_change_the_lists():
     features = CASES["crowd"]
-    expected = exact_knn(features, 12)
+    expected = nearest_neighbors(features, 12)
     torch.set_float32_matmul_precision("medium")
     try:
-        found = exact_knn(features, 12)
+        found = nearest_neighbors(features, 12)
     finally:
         torch.set_float32_matmul_precision("highest")
     assert np.array_equal(found.indices, expected.indices)
@@ -112,77 +114,76 @@ def test_error_bound_holds_for_factors_cut_to_fewer_bits(precision, bits):
 
 
 def test_a_backend_that_misses_neighbours_is_refused_with_a_warning(monkeypatch, caplog):
-    def blind(rows, size, *, need_farthest, progress):
-        half = UnitRows.from_features(rows.tensor[::2].clone())
-        found = KNN_BACKENDS["torch"](half, size, need_farthest=need_farthest, progress=progress)
+    def blind(rows, search):
+        found = KNN_BACKENDS["torch"](UnitRows.from_features(rows.tensor[::2].clone()), search)
         repeated = (np.repeat(part, 2, axis=0) for part in (2 * found.indices, found.approximate))
         return candidates.Candidates(*repeated, found.error, None)
 
     monkeypatch.setitem(KNN_BACKENDS, "blind", blind)
     with caplog.at_level(logging.WARNING, logger="fastreid"):
-        found = exact_knn(CASES["crowd"], 8, backend="blind")
+        found = nearest_neighbors(CASES["crowd"], 8, backend="blind")
     assert "'blind' on cpu disagrees with an exact search" in caplog.text
-    assert np.array_equal(found.indices, exact_knn(CASES["crowd"], 8).indices)
+    assert np.array_equal(found.indices, nearest_neighbors(CASES["crowd"], 8).indices)
 
 
 def test_a_backend_that_misses_the_least_similar_row_is_refused(monkeypatch, caplog):
-    def short_sighted(rows, size, *, need_farthest, progress):
-        found = KNN_BACKENDS["torch"](rows, size, need_farthest=need_farthest, progress=progress)
-        if need_farthest:
+    def short_sighted(rows, search):
+        found = KNN_BACKENDS["torch"](rows, search)
+        if search.need_farthest:
             found.farthest = (found.farthest + 1) % len(rows)
         return found
 
     monkeypatch.setitem(KNN_BACKENDS, "short-sighted", short_sighted)
-    expected = exact_knn(CASES["crowd"], 8, need_smallest=True)
+    expected = nearest_neighbors(CASES["crowd"], 8, need_smallest=True)
     with caplog.at_level(logging.WARNING, logger="fastreid"):
-        found = exact_knn(CASES["crowd"], 8, backend="short-sighted", need_smallest=True)
+        found = nearest_neighbors(CASES["crowd"], 8, backend="short-sighted", need_smallest=True)
         assert "'short-sighted' on cpu disagrees" in caplog.text
         assert np.array_equal(found.smallest, expected.smallest)
         caplog.clear()
-        exact_knn(CASES["crowd"], 8, backend="short-sighted")
+        nearest_neighbors(CASES["crowd"], 8, backend="short-sighted")
         assert not caplog.records  # who does not ask for it cannot be misled
 
 
 def test_a_backend_that_mixes_rows_up_is_mended_row_by_row(monkeypatch, caplog):
-    def mixed(rows, size, *, need_farthest, progress):
-        found = KNN_BACKENDS["torch"](rows, size, need_farthest=need_farthest, progress=progress)
+    def mixed(rows, search):
+        found = KNN_BACKENDS["torch"](rows, search)
         found.indices = found.indices[::-1].copy()
         return found
 
     monkeypatch.setitem(KNN_BACKENDS, "mixed", mixed)
     with caplog.at_level(logging.INFO, logger="fastreid"):
-        found = exact_knn(CASES["crowd"], 8, backend="mixed")
+        found = nearest_neighbors(CASES["crowd"], 8, backend="mixed")
     assert "were searched twice" in caplog.text
-    assert np.array_equal(found.indices, exact_knn(CASES["crowd"], 8).indices)
+    assert np.array_equal(found.indices, nearest_neighbors(CASES["crowd"], 8).indices)
 
 
 def test_a_backend_that_agrees_is_kept(caplog):
     pytest.importorskip("faiss")
     with caplog.at_level(logging.WARNING, logger="fastreid"):
-        exact_knn(CASES["crowd"], 8, backend="faiss")
+        nearest_neighbors(CASES["crowd"], 8, backend="faiss")
     assert not caplog.records
 
 
 def test_missing_faiss_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match="pip install faiss-cpu"):
-        exact_knn(CASES["crowd"], 8, backend="faiss")
+        nearest_neighbors(CASES["crowd"], 8, backend="faiss")
 
 
 def test_backends_register_once():
     with pytest.raises(ValueError, match="registered twice"):
-        register_knn("torch")(lambda rows, size, **options: None)
+        register_knn("torch")(lambda rows, search: None)
 
 
 def test_k_below_one():
     with pytest.raises(ValueError, match="k must be at least 1"):
-        exact_knn(CASES["crowd"], 0)
+        nearest_neighbors(CASES["crowd"], 0)
 
 
 def test_progress_is_told_up_to_the_end(monkeypatch):
-    monkeypatch.setattr(knn, "CPU_TILE", (50, 120))
+    monkeypatch.setattr(backends, "CPU_TILE", (50, 120))
     told = []
-    exact_knn(CASES["crowd"], 8, progress=lambda done, total: told.append((done, total)))
+    nearest_neighbors(CASES["crowd"], 8, progress=lambda done, total: told.append((done, total)))
     assert told[-1][0] == told[-1][1] > 0
     assert len(told) == -(-len(CASES["crowd"]) // 50)
     assert all(0 < before[0] < after[0] for before, after in itertools.pairwise(told))

@@ -3,14 +3,14 @@ import pytest
 import torch
 from dense_reference import crowd, to_dense
 
-from fastreid_sskd.clustering import exact_knn, pairs
+from fastreid_sskd.clustering import nearest_neighbors, pairs
 from fastreid_sskd.clustering.encoding import Encoding, encode
 from fastreid_sskd.clustering.features import UnitRows
 from fastreid_sskd.clustering.reciprocal import expanded_reciprocal_sets
 
 
 def encoding_of(features):
-    neighbors = exact_knn(features, 9, need_smallest=True)
+    neighbors = nearest_neighbors(features, 9, need_smallest=True)
     sets = expanded_reciprocal_sets(UnitRows.from_features(features), neighbors, 9, 5)
     return encode(sets, neighbors.indices, 4, 2 - 2 * neighbors.smallest.astype(np.float64))
 

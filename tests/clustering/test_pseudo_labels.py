@@ -109,7 +109,7 @@ def test_all_noise_is_returned_and_refused():
     assert (result.labels == -1).all()
     assert result.centroids.shape == (0, features.shape[1])
     with pytest.raises(PseudoLabelError) as error:
-        check_usable(result)
+        check_usable(result.report)
     assert isinstance(error.value, ValueError)
     assert str(error.value) == (
         f"0 clusters at eps=1e-06 (all {len(features)} images are noise): raise SSKD.CLUSTER.RHO, "
@@ -122,14 +122,14 @@ def test_a_single_cluster_is_refused():
     with pytest.raises(
         PseudoLabelError, match=r"1 cluster at eps=0.2 \(0 of 30 images are noise\).*lower SSKD"
     ):
-        check_usable(result)
+        check_usable(result.report)
 
 
 def test_two_clusters_are_usable():
     features = np.repeat(np.eye(2, dtype=np.float32), 10, axis=0)
     result = pseudo_labels(features, k1=9, eps=0.2)
     assert result.labels.tolist() == [0] * 10 + [1] * 10
-    check_usable(result)
+    check_usable(result.report)
 
 
 def test_rho_far_from_its_range_of_sizes_is_remarked_on(caplog):

@@ -1,0 +1,302 @@
+#!/usr/bin/env python3
+"""Measure the pseudo-label refresh: seconds a stage, memory, clusters, beside one plain product of the features.
+
+    tools/benchmark_refresh.py --images 5000 12936 32621 --dim 2048 --runs 5 --json refresh.json --markdown refresh.md
+    tools/benchmark_refresh.py --images 100000 --dim 256 --knn torch ivf
+
+A case is a number of images, a variant and a k-NN search. Each runs in a process of its own, so that none leaves memory
+or caches to the next: imports, compilation and seeded features first, then `--runs` times the refresh and the plain
+float32 product X @ X.T in turn; medians are printed, and the ratio is the median of the runs' ratios. Up to
+`--dense-up-to` images the dense formulas run once on the same features and their labels are compared.
+
+Memory is the highest resident size during the first refresh less the resident size before it, with imports and features
+in place. On Linux the high-water mark is set back by /proc/self/clear_refs; where that is not allowed, or there is no
+/proc, it is what the process's maximum (ru_maxrss) grew by, which is too low if making the features reached higher.
+"""
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+# Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from camera_features import camera_features
+from dense_refresh import dense_refresh
+from tabulate import tabulate
+
+from fastreid_sskd.clustering import KNN_BACKENDS, VARIANTS, cluster_agreement, pseudo_labels
+from fastreid_sskd.clustering.diagnostics import noise_as_singletons
+
+#: the product is made in one piece up to this many images, else in blocks of rows, which is no slower
+PRODUCT_ROWS = 16384
+MB = 1e6
+#: columns of the table
+STAGES = ("knn", "jaccard", "dbscan", "after_knn", "total")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[5000, 12936], help="N, one or more")
+    parser.add_argument("--dim", type=int, default=2048, help="d, length of a feature")
+    parser.add_argument("--variant", nargs="+", choices=list(VARIANTS), default=["sskd"])
+    parser.add_argument("--knn", nargs="+", choices=list(KNN_BACKENDS), default=["torch"])
+    parser.add_argument("--runs", type=int, default=3, help="runs of refresh and product in turn")
+    parser.add_argument("--seed", type=int, default=0, help="of the features")
+    parser.add_argument("--pairs-per-image", type=float, default=10.35, help="sets eps; 10.35 is rho 1.6e-3 at 12,936")
+    parser.add_argument("--k1", type=int, default=20)
+    parser.add_argument("--k2", type=int, default=6)
+    parser.add_argument("--min-samples", type=int, default=4)
+    parser.add_argument("--dense-up-to", type=int, default=0, help="images up to which the dense formulas run too")
+    parser.add_argument("--exact-up-to", type=int, default=200_000,
+                        help="images up to which labels of an approximate k-NN are compared with the exact ones")
+    parser.add_argument("--product-up-to", type=int, default=200_000, help="images up to which X @ X.T is made")
+    parser.add_argument("--json", type=Path, help="file for everything measured")
+    parser.add_argument("--markdown", type=Path, help="file for the table")
+    parser.add_argument("--case", help=argparse.SUPPRESS)  # what a child process measures
+    return parser.parse_args()
+
+
+def machine() -> dict:
+    """What was measured on."""
+    model = platform.processor()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
+    versions = {"python": platform.python_version()}
+    for name in ("fastreid-sskd", "torch", "numpy", "scipy", "scikit-learn", "numba", "faiss-cpu"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
+        "load": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "versions": versions,
+    }
+
+
+class Memory:
+    """Highest resident size from now on, above what is resident now."""
+
+    def __init__(self) -> None:
+        try:
+            with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+                file.write("5")
+            self.method, self.before = "VmHWM", _status("VmRSS")
+        except OSError:
+            self.method, self.before = "ru_maxrss", _maxrss()
+
+    def peak(self) -> int:
+        """Bytes."""
+        return (_status("VmHWM") if self.method == "VmHWM" else _maxrss()) - self.before
+
+
+def _status(field: str) -> int:
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
+
+
+def _maxrss() -> int:
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def timed(function) -> tuple[float, float]:
+    """Wall and CPU seconds of a call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def plain_product(features: np.ndarray):
+    """A function that makes X @ X.T in float32, into memory that is there already."""
+    x = torch.from_numpy(features)
+    rows = len(x) if len(x) <= PRODUCT_ROWS else PRODUCT_ROWS // 4
+    out = torch.zeros(rows, len(x))
+
+    def product() -> None:
+        for start in range(0, len(x), rows):
+            block = x[start : start + rows]
+            torch.mm(block, x.T, out=out[: len(block)])
+
+    return product
+
+
+def measure(case: dict) -> dict:
+    """One case, in this process."""
+    options = {key: case[key] for key in ("k1", "k2", "variant", "min_samples", "knn")}
+    count, runs = case["images"], case["runs"]
+    small, _ = camera_features(600, 32)
+    pseudo_labels(small, pairs_per_image=3.0, **options)  # imports and compilation
+    torch.mm(torch.ones(64, 64), torch.ones(64, 64))
+    features, identities = camera_features(count, case["dim"], case["seed"])
+
+    with_product = count <= case["product_up_to"]
+    memory, peak, product = Memory(), 0, None
+    refreshes, products = [], []
+    for run in range(runs):
+        result = pseudo_labels(features, pairs_per_image=case["pairs_per_image"], **options)
+        if run == 0:
+            peak = memory.peak()
+            product = plain_product(features) if with_product else None
+        refreshes.append(result)
+        if with_product:
+            products.append(timed(product))
+    del product
+
+    found = {key: case[key] for key in ("images", "dim", "variant", "knn", "runs")}
+    for kind in ("seconds", "cpu_seconds"):
+        stages = {stage: _median(getattr(r, kind)[stage] for r in refreshes) for stage in result.seconds}
+        total = _median(sum(getattr(r, kind).values()) for r in refreshes)
+        after = _median(sum(getattr(r, kind).values()) - getattr(r, kind)["knn"] for r in refreshes)
+        found[kind] = {**stages, "after_knn": after, "total": total}
+    if with_product:
+        found["product"] = {"seconds": _median(p[0] for p in products), "cpu_seconds": _median(p[1] for p in products)}
+        walls = [sum(r.seconds.values()) for r in refreshes]
+        found["wall_ratio"] = _median(wall / p[0] for wall, p in zip(walls, products, strict=True))
+        processor = [sum(r.cpu_seconds.values()) for r in refreshes]
+        found["cpu_ratio"] = _median(cpu / p[1] for cpu, p in zip(processor, products, strict=True))
+    report = result.report
+    found.update(
+        peak_mb=peak / MB, memory_by=memory.method, eps=result.eps, clusters=report.num_clusters,
+        noise_share=report.noise_share, largest=report.largest, identities=len(np.unique(identities)),
+        agreement=cluster_agreement(result.labels, identities),
+    )  # fmt: skip
+    if result.recall is not None:
+        found["recall"] = result.recall
+        if count <= case["exact_up_to"]:
+            exact = pseudo_labels(features, pairs_per_image=case["pairs_per_image"], **{**options, "knn": "torch"})
+            found["agreement_with_exact"] = cluster_agreement(result.labels, noise_as_singletons(exact.labels))
+    elif count <= case["dense_up_to"]:
+        found["dense"] = _compare_with_dense(features, result, options)
+    return found
+
+
+def _compare_with_dense(features: np.ndarray, result, options: dict) -> dict:
+    from fastreid_sskd.clustering import jaccard_distance
+
+    options = {key: options[key] for key in ("k1", "k2", "variant", "min_samples")}
+    memory = Memory()
+    labels, dense, seconds = dense_refresh(features, eps=result.eps, **options)
+    peak = memory.peak()
+    sparse = jaccard_distance(features, options["k1"], options["k2"], variant=options["variant"])
+    worst = 0.0
+    for i in range(len(dense)):
+        row = np.ones(len(dense), dtype=np.float32)
+        entries = slice(sparse.indptr[i], sparse.indptr[i + 1])
+        row[sparse.indices[entries]] = sparse.data[entries]
+        worst = max(worst, float(np.abs(dense[i] - row).max()))
+    return {
+        **seconds,
+        "peak_mb": peak / MB,
+        "largest_difference": worst,
+        "labels_that_differ": int((labels != result.labels).sum()),
+    }
+
+
+def _median(values) -> float:
+    return statistics.median(values)
+
+
+def growth(cases: list[dict]) -> list[str]:
+    """Exponents of the CPU time after the k-NN between sizes of the same variant, search and dimension."""
+    found = []
+    for small in cases:
+        for large in cases:
+            same = all(small[key] == large[key] for key in ("variant", "knn", "dim"))
+            if same and large["images"] > small["images"]:
+                ratio = large["cpu_seconds"]["after_knn"] / small["cpu_seconds"]["after_knn"]
+                exponent = math.log(ratio) / math.log(large["images"] / small["images"])
+                name = f"{small['variant']}/{small['knn']}"
+                found.append(f"{name} {small['images']:,} to {large['images']:,}: {exponent:.2f}")
+    return found
+
+
+def table(cases: list[dict]) -> str:
+    """The cases in Markdown; seconds are wall / CPU."""
+    rows = []
+    for case in cases:
+        wall, cpu, product = case["seconds"], case["cpu_seconds"], case.get("product")
+        dense = case.get("dense")
+        rows.append({
+            "N": f"{case['images']:,}", "d": case["dim"], "variant": case["variant"], "k-NN": case["knn"],
+            **{stage: f"{wall[stage]:.2f} / {cpu[stage]:.2f}" for stage in STAGES},
+            "X @ X.T": f"{product['seconds']:.2f} / {product['cpu_seconds']:.2f}" if product else "-",
+            "ratio": f"{case['wall_ratio']:.2f} / {case['cpu_ratio']:.2f}" if product else "-",
+            "peak MB": f"{case['peak_mb']:.0f}",
+            "eps": f"{case['eps']:.3f}", "clusters (ids)": f"{case['clusters']:,} ({case['identities']:,})",
+            "noise": f"{case['noise_share']:.1%}", "ARI": f"{case['agreement']['ARI']:.2f}",
+            "recall": f"{case['recall']:.4f}" if "recall" in case else "exact",
+            "ARI to exact": f"{case['agreement_with_exact']['ARI']:.3f}" if "agreement_with_exact" in case else "-",
+            "dense": f"{dense['distances'] + dense['dbscan']:.0f} / {dense['cpu']:.0f}" if dense else "-",
+            "dense MB": f"{dense['peak_mb']:,.0f}" if dense else "-",
+            "labels that differ": dense["labels_that_differ"] if dense else "-",
+            "largest dJ": f"{dense['largest_difference']:.0e}" if dense else "-",
+        })  # fmt: skip
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def text(results: dict) -> str:
+    """Machine, table and growth, in Markdown."""
+    about = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    where = (
+        f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, {about['system']}, load at the "
+        f"start {about['load']}, OMP_WAIT_POLICY={about['OMP_WAIT_POLICY']}; {versions}."
+    )
+    lines = [
+        where,
+        "Seconds are wall / CPU (all threads), medians of the runs; peak MB is above imports and features.",
+        "",
+        table(results["cases"]),
+    ]
+    exponents = growth(results["cases"])
+    if exponents:
+        lines += ["", "Growth exponent of the CPU time after the k-NN: " + "; ".join(exponents) + "."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run every case in a child process and print the table; what is measured is saved after each."""
+    options = parse_arguments()
+    if options.case:
+        print(json.dumps(measure(json.loads(options.case))))
+        return
+    results = {"machine": machine(), "cases": []}
+    common = {
+        key: getattr(options, key) for key in ("dim", "runs", "seed", "pairs_per_image", "k1", "k2", "min_samples",
+                                               "dense_up_to", "exact_up_to", "product_up_to")
+    }  # fmt: skip
+    for images in options.images:
+        for variant in options.variant:
+            for knn in options.knn:
+                case = json.dumps({"images": images, "variant": variant, "knn": knn, **common})
+                command = [sys.executable, os.path.abspath(__file__), "--case", case]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                results["cases"].append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"{images:,} images, {variant}, {knn}: done", file=sys.stderr, flush=True)
+                if options.json:
+                    options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+                if options.markdown:
+                    options.markdown.write_text(text(results) + "\n", encoding="utf-8")
+    print(text(results))
+
+
+if __name__ == "__main__":
+    main()
