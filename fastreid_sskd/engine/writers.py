@@ -1,32 +1,79 @@
 """Writers of a run's scalars: the log, metrics.json and TensorBoard, as in the host, without losing any."""
+import datetime
 import json
+import logging
 import os
+import re
 
+import torch
 from fastreid.utils.events import (
-    CommonMetricPrinter,
     EventWriter,
     JSONWriter,
     TensorboardXWriter,
     get_event_storage,
 )
+from fastreid.utils.file_io import PathManager
 
 __all__ = ["MetricsFile", "ProgressPrinter", "TensorBoard", "build_writers"]
 
+logger = logging.getLogger("fastreid.sskd.writers")
 
-class ProgressPrinter(CommonMetricPrinter):
-    """The host's progress line, once an iteration.
+_SMOOTHED = 20  # steps whose median a line gives, as metrics.json does
+_TIMED = 200  # steps whose median speed the remaining time is made from
 
-    The host writes after a step and again after the epoch: the same line twice, and a division by zero where the
-    epoch is shorter than its timer's warm-up.
+
+class ProgressPrinter(EventWriter):
+    """One line of progress: epoch, iteration, losses (summed over the peers), images a second, learning rate, time left.
+
+    Once an iteration, and plain text, so that it reads the same in a terminal and in log.txt. Puts ``eta_seconds`` and
+    ``images_per_second`` for the other writers.
+
+    Args:
+        max_iter: iterations of the run. max_epoch: its epochs. 0: not said.
+        images: images of a batch, 0 if unknown; each counts once, however many views it has.
     """
 
-    _printed_at = None
+    def __init__(self, max_iter: int, max_epoch: int = 0, images: int = 0):
+        self._max_iter = max_iter
+        self._max_epoch = max_epoch
+        self._images = images
+        self._printed_at: int | None = None
 
     def write(self) -> None:
-        iteration = get_event_storage().iter
-        if iteration != self._printed_at:
-            self._printed_at = iteration
-            super().write()
+        storage = get_event_storage()
+        iteration = storage.iter
+        if iteration in (self._printed_at, self._max_iter):
+            return
+        self._printed_at = iteration
+        histories = storage.histories()
+        parts = [
+            f"epoch {storage.epoch + 1}" + (f"/{self._max_epoch}" if self._max_epoch else ""),
+            f"iteration {iteration + 1}/{self._max_iter}",
+            *(f"{name} {value:.4g}" for name, value in self._losses(histories).items()),
+        ]
+        if "time" in histories:  # not in the first steps, which are slower
+            seconds = histories["time"].median(_TIMED)
+            left = seconds * (self._max_iter - iteration - 1)
+            storage.put_scalar("eta_seconds", left, smoothing_hint=False)
+            if self._images and seconds:
+                storage.put_scalar("images_per_second", self._images / seconds, smoothing_hint=False)
+                parts.append(f"{self._images / seconds:.1f} images/s")
+            parts.append(f"eta {datetime.timedelta(seconds=int(left))}")
+        if "lr" in histories:
+            parts.append(f"lr {histories['lr'].latest():.2e}")
+        if torch.cuda.is_available():
+            parts.append(f"memory {torch.cuda.max_memory_allocated() / 2**20:.0f} MB")
+        logger.info("  ".join(parts))
+
+    @staticmethod
+    def _losses(histories: dict) -> dict[str, float]:
+        """Median of the last steps of the total and of each loss, the peers' summed."""
+        losses: dict[str, float] = {}
+        for name, history in histories.items():
+            if "loss" in name:
+                kind = re.sub(r"_peer\d+$", "", name)
+                losses[kind] = losses.get(kind, 0.0) + history.median(_SMOOTHED)
+        return losses
 
 
 class _Unwritten:
@@ -49,6 +96,12 @@ class _Unwritten:
                 by_iteration.setdefault(iteration, {})[name] = value
         return dict(sorted(by_iteration.items()))
 
+    def state_dict(self) -> dict[str, int]:
+        return dict(self.written)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.written = dict(state)
+
 
 class MetricsFile(JSONWriter):
     """metrics.json: one JSON object a line, with its "iteration"; an iteration may have several lines."""
@@ -62,6 +115,29 @@ class MetricsFile(JSONWriter):
             line = json.dumps({**scalars, "iteration": iteration}, sort_keys=True)
             self._file_handle.write(line + "\n")
         self._file_handle.flush()
+
+    def state_dict(self) -> dict:
+        """What a resumed run needs to go on with the file as it is now."""
+        self._file_handle.flush()
+        os.fsync(self._file_handle.fileno())
+        return {"written": self._unwritten.state_dict(), "bytes": os.path.getsize(self._file_handle.name)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Cut off what was written after the checkpoint, to be written again."""
+        self._unwritten.load_state_dict(state["written"])
+        size = os.path.getsize(self._file_handle.name)
+        if size < state["bytes"]:
+            logger.warning("%s is shorter than it was: scalars before the checkpoint are missing", self._file_handle.name)
+        else:
+            self._file_handle.truncate(state["bytes"])
+
+    def begin_anew(self) -> None:
+        """Put what an earlier run in the same folder has written aside, as ``.old``."""
+        path = self._file_handle.name
+        if os.path.getsize(path):
+            self._file_handle.close()
+            os.replace(path, f"{path}.old")
+            self._file_handle = PathManager.open(path, "a")
 
 
 class TensorBoard(TensorboardXWriter):
@@ -78,10 +154,24 @@ class TensorBoard(TensorboardXWriter):
         self._last_write = get_event_storage().iter  # nothing left to the host but what is no scalar
         super().write()
 
+    def state_dict(self) -> dict:
+        return {"written": self._unwritten.state_dict()}
 
-def build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
-    """The writers of a run; only the log line without an output folder."""
-    writers: list[EventWriter] = [ProgressPrinter(max_iter)]
+    def load_state_dict(self, state: dict) -> None:
+        self._unwritten.load_state_dict(state["written"])
+
+    def begin_anew(self) -> None:
+        """Event files of an earlier run stay: every run has its own."""
+
+
+def build_writers(
+    output_dir: str, max_iter: int, start_iter: int = 0, *, max_epoch: int = 0, images: int = 0
+) -> list[EventWriter]:
+    """The writers of a run that begins at ``start_iter``; only the log line without an output folder.
+
+    The others are as for :class:`ProgressPrinter`, which is first: it puts scalars that the files get too.
+    """
+    writers: list[EventWriter] = [ProgressPrinter(max_iter, max_epoch, images)]
     if output_dir:
-        writers += [MetricsFile(os.path.join(output_dir, "metrics.json")), TensorBoard(output_dir)]
+        writers += [MetricsFile(os.path.join(output_dir, "metrics.json")), TensorBoard(output_dir, purge_step=start_iter or None)]
     return writers

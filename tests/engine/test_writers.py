@@ -101,6 +101,44 @@ def test_progress_line_once_an_iteration(caplog):
     assert sum("total_loss" in record.message for record in caplog.records) == 2
 
 
+def test_progress_line_says_where_how_fast_and_how_long(caplog):
+    printer = ProgressPrinter(max_iter=400, max_epoch=4, images=32)
+    with caplog.at_level(logging.INFO), EventStorage(0) as storage:
+        storage.epoch, storage.iter = 1, 119
+        losses = {"total_loss": 5.0, "loss_id_peer0": 1.0, "loss_id_peer1": 2.5, "loss_nn_peer0": -0.5}
+        storage.put_scalars(lr=3.5e-4, time=0.5, **losses)
+        printer.write()
+        assert storage.latest()["images_per_second"] == (64.0, 119)
+        assert storage.latest()["eta_seconds"] == (140.0, 119)
+    assert caplog.messages == [
+        "epoch 2/4  iteration 120/400  total_loss 5  loss_id 3.5  loss_nn -0.5  64.0 images/s  eta 0:02:20  lr 3.50e-04"
+    ]
+
+
+def test_progress_line_before_a_step_was_timed(caplog):
+    with caplog.at_level(logging.INFO), EventStorage(0) as storage:
+        storage.epoch = 0
+        storage.put_scalar("total_loss", 1.0)
+        ProgressPrinter(max_iter=10, images=32).write()
+        assert set(storage.latest()) == {"total_loss"}
+    assert caplog.messages == ["epoch 1  iteration 1/10  total_loss 1"]
+
+
+def test_speed_reaches_the_files(tmp_path, caplog):
+    writers = build_writers(str(tmp_path), 10, images=8)
+    with EventStorage(0) as storage:
+        storage.epoch = 0
+        storage.put_scalars(total_loss=1.0, time=2.0)
+        for writer in writers:
+            writer.write()
+    for writer in writers:
+        writer.close()
+    written = {"total_loss": 1.0, "time": 2.0, "images_per_second": 4.0, "eta_seconds": 18.0}
+    assert lines(tmp_path / "metrics.json") == [{"iteration": 0, **written}]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert {name: events.Scalars(name)[0].value for name in events.Tags()["scalars"]} == written
+
+
 def test_writers_of_a_run(tmp_path):
     writers = build_writers(str(tmp_path), 10)
     assert [type(writer) for writer in writers] == [ProgressPrinter, MetricsFile, TensorBoard]

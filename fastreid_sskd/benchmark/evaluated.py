@@ -1,0 +1,146 @@
+"""Evaluation of any model that a config describes, kept as records so that nothing is evaluated twice."""
+
+import hashlib
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from fastreid.config import CfgNode
+
+from ..engine import evaluate, load_config, resolve
+from .description import as_dict, describe
+from .folders import device_of, find_runs, row_suffix
+from .result import Result, read_results, write_results
+from .scalars import read_scalars, training_hours
+
+__all__ = ["evaluate_folder", "evaluate_pair"]
+
+logger = logging.getLogger("fastreid.sskd.benchmark")
+
+
+def evaluate_pair(
+    config_file: str,
+    weights: str,
+    tests: Sequence[str] = (),
+    *,
+    name: str = "",
+    opts: Sequence = (),
+    records: str = "",
+) -> list[Result]:
+    """Evaluate a model on test sets: stock fast-reid's, a source model, or every teacher and the ensemble of SSKD.
+
+    Args:
+        config_file: describes the model.
+        weights: its checkpoint.
+        tests: registered data sets; () for the config's ``DATASETS.TESTS``.
+        name: method's name in the table; "": made from the config.
+        opts: overrides of the config, KEY value ...
+        records: folder for JSON records, by config, file of weights and test sets; what is there is not evaluated
+            again.
+
+    Returns:
+        A row a network and test set. Epochs and hours are those of the run that the weights lie in, if they do.
+
+    Raises:
+        FileNotFoundError: if config or weights are missing.
+        ValueError: if no test set is given, or the weights are those of another model.
+    """
+    cfg = resolve(load_config(config_file, [*opts, "MODEL.WEIGHTS", weights]))
+    if tests:
+        cfg.DATASETS.TESTS = tuple(tests)
+    if not cfg.DATASETS.TESTS:
+        raise ValueError(f"no test set: {config_file!r} has no DATASETS.TESTS, and none was given")
+    cfg.freeze()
+    config = as_dict(load_config(config_file, opts))  # with the weights that the training started from
+    if not os.path.isfile(weights):
+        raise FileNotFoundError(f"weights {weights!r} not found")
+    path = os.path.join(records, f"{_key(cfg, weights)}.json") if records else ""
+    if path and os.path.isfile(path):
+        logger.info("%s on %s: recorded in %s", weights, ", ".join(cfg.DATASETS.TESTS), path)
+        results = read_results(path)
+    else:
+        results = _evaluate(cfg, weights, config)
+        if path:
+            write_results(results, path)
+    if not name:
+        return results
+    return [
+        replace(r, method=name + r.method.removeprefix(describe(config, r.target)["method"])) for r in results
+    ]
+
+
+def evaluate_folder(folder: str, tests: Sequence[str], **kwargs) -> list[Result]:
+    """Evaluate ``model_final.pth`` of a run, or of every run below a folder; keywords as :func:`evaluate_pair`.
+
+    Raises:
+        FileNotFoundError: if there is no such file there.
+    """
+    files = [
+        (os.path.join(run, "config.yaml"), os.path.join(run, "model_final.pth")) for run in find_runs(folder)
+    ]
+    pairs = [pair for pair in files if all(map(os.path.isfile, pair))]
+    if not pairs:
+        raise FileNotFoundError(f"no run with config.yaml and model_final.pth in {folder!r}")
+    return [result for config, weights in pairs for result in evaluate_pair(config, weights, tests, **kwargs)]
+
+
+def _key(cfg: CfgNode, weights: str) -> str:
+    """Changes with whatever changes the result: config, test sets, the file of weights."""
+    config = as_dict(cfg)
+    config["MODEL"]["WEIGHTS"] = os.path.abspath(weights)
+    config.pop("OUTPUT_DIR")
+    stat = os.stat(weights)
+    text = json.dumps([config, stat.st_size, stat.st_mtime_ns], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _evaluate(cfg: CfgNode, weights: str, config: dict) -> list[Result]:
+    found = evaluate(cfg)
+    if len(cfg.DATASETS.TESTS) == 1 and cfg.DATASETS.TESTS[0] not in found:
+        found = {cfg.DATASETS.TESTS[0]: found}  # the host's answer for a single test set
+    folder = os.path.dirname(os.path.abspath(weights))
+    results = []
+    for test, rows in found.items():
+        if test not in cfg.DATASETS.TESTS:
+            continue
+        if not isinstance(next(iter(rows.values())), dict):
+            rows = {"peer0": rows}
+        for row, metrics in rows.items():
+            described = describe(config, test)
+            results.append(
+                Result(
+                    **{
+                        **described,
+                        "method": described["method"] + row_suffix(row, len(rows)),
+                        "metrics": metrics,
+                        "selection": _selection(weights, folder),
+                        "epochs": _epochs(weights),
+                        "hours": training_hours(read_scalars(folder)),
+                        "device": device_of(folder, as_dict(cfg)),
+                        "run": weights,
+                    }
+                )
+            )
+    return results
+
+
+def _epochs(weights: str) -> int | None:
+    """Epochs done when the checkpoint was written, if it says."""
+    saved = torch.load(weights, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(weights))
+    return saved["epoch"] + 1 if isinstance(saved, dict) and isinstance(saved.get("epoch"), int) else None
+
+
+def _selection(weights: str, folder: str) -> str:
+    """How the file was chosen, by its name: the names that a run gives."""
+    name = os.path.splitext(os.path.basename(weights))[0]
+    if name == "model_best":
+        path = os.path.join(folder, "results.json")
+        if not os.path.isfile(path):
+            return "best on the run's own test split"
+        with open(path, encoding="utf-8") as file:
+            return f"best on {json.load(file)['best']['chosen_on']}"
+    return "last epoch" if name == "model_final" else f"file {name}"

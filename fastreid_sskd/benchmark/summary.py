@@ -1,0 +1,201 @@
+"""One table of many results: seeds as mean and standard deviation, what all rows share said once below."""
+
+import csv
+import io
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tabulate import tabulate
+
+from ..evaluation.table import METRICS
+from .result import Result
+
+__all__ = ["FORMATS", "Summary", "summarise", "write_table"]
+
+FORMATS = ("terminal", "markdown", "latex", "csv", "json")
+
+# Fields of a result that make it another row; the seed, the hours and the device of two seeds may differ.
+_KEY = ("published", "method", "backbone", "source", "target", "selection", "images_per_bn", "epochs")
+
+
+@dataclass
+class Summary:
+    """A row: the results of one method over seeds."""
+
+    results: list[Result] = field(default_factory=list)
+
+    def __getattr__(self, name: str):
+        return getattr(self.results[0], name)
+
+    def mean(self, metric: str) -> float | None:
+        """Mean over the seeds; None where a result lacks the metric."""
+        values = self._values(metric)
+        return statistics.mean(values) if values else None
+
+    def deviation(self, metric: str) -> float | None:
+        """Standard deviation of the sample (n - 1); None of one seed."""
+        values = self._values(metric)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+    def _values(self, metric: str) -> list[float]:
+        values = [result.metrics[metric] for result in self.results if metric in result.metrics]
+        return values if len(values) == len(self.results) else []
+
+    @property
+    def seeds(self) -> int | None:
+        """How many results the mean is of; None of a published figure, whose number of runs is not known."""
+        return None if self.results[0].published else len(self.results)
+
+    @property
+    def mean_hours(self) -> float | None:
+        """Mean hours of a run; None where one is unknown."""
+        hours = [result.hours for result in self.results]
+        return None if None in hours else statistics.mean(hours)
+
+    @property
+    def devices(self) -> str:
+        """All devices of the runs."""
+        return " + ".join(dict.fromkeys(result.device for result in self.results if result.device))
+
+
+def summarise(results: Sequence[Result]) -> list[Summary]:
+    """Group results that differ only by seed, in the order in which they come.
+
+    The same run given twice counts once.
+
+    Raises:
+        ValueError: if two different runs of one row have the same seed: they differ by something a table cannot show.
+    """
+    rows: dict[tuple, Summary] = {}
+    for result in results:
+        row = rows.setdefault(tuple(getattr(result, name) for name in _KEY), Summary())
+        if result in row.results:
+            continue
+        twin = next(
+            (r for r in row.results if r.seed == result.seed and r.seed is not None and r.run != result.run),
+            None,
+        )
+        if twin is not None:
+            raise ValueError(
+                f"{twin.run!r} and {result.run!r} are both seed {result.seed} of {result.method!r}: "
+                "name them apart, NAME=FOLDER"
+            )
+        row.results.append(result)
+    return list(rows.values())
+
+
+def write_table(results: Sequence[Result], fmt: str = "terminal", *, all_columns: bool = False) -> str:
+    """The table of all results.
+
+    Args:
+        results: of any methods, sets and seeds; may be none.
+        fmt: one of ``FORMATS``. "csv" and "json" give every column in plain numbers.
+        all_columns: keep the columns in which all rows agree; else they are said once, below the table.
+
+    Raises:
+        ValueError: if the format is not known, or as :func:`summarise`.
+    """
+    if fmt not in FORMATS:
+        raise ValueError(f"the format is one of {', '.join(FORMATS)}, got {fmt!r}")
+    rows = summarise(results)
+    if fmt == "json":
+        return json.dumps([_record(row) for row in rows], indent=1)
+    if fmt == "csv":
+        return _csv(rows)
+    columns = {name: cells for name, cells in _columns(rows).items() if all_columns or set(cells) - {"-"}}
+    shared: dict[str, str] = {}
+    if not all_columns and len(rows) > 1:
+        shared = {
+            name: cells[0]
+            for name, cells in columns.items()
+            if name not in ("method", *METRICS) and len(set(cells)) == 1
+        }
+    shown = {name: cells for name, cells in columns.items() if name not in shared}
+    body = list(zip(*shown.values()))
+    layout = {"terminal": "simple", "markdown": "pipe", "latex": "latex_booktabs"}[fmt]
+    table = tabulate(body, headers=list(shown), tablefmt=layout, disable_numparse=True)
+    if fmt == "latex":
+        table = table.replace("±", "$\\pm$")
+    notes = _notes(rows, shared)
+    if not notes:
+        return table
+    return (
+        table + "\n" + "".join(f"% {line}\n" for line in notes)
+        if fmt == "latex"
+        else table + "\n\n" + "\n".join(notes)
+    )
+
+
+def _columns(rows: Sequence[Summary]) -> dict[str, list[str]]:
+    columns: dict[str, list[str]] = {
+        "method": [row.method + (" (as published)" if row.published else "") for row in rows],
+        "backbone": [row.backbone or "-" for row in rows],
+        "source -> target": [f"{row.source or '?'} -> {row.target or '?'}" for row in rows],
+    }
+    for metric in METRICS:
+        columns[metric] = [_cell(row.mean(metric), row.deviation(metric)) for row in rows]
+    columns |= {
+        "seeds": ["-" if row.seeds is None else str(row.seeds) for row in rows],
+        "selection": [row.selection or "not said" for row in rows],
+        "images per BN": [_plain(row.images_per_bn) for row in rows],
+        "epochs": [_plain(row.epochs) for row in rows],
+        "hours": ["-" if row.mean_hours is None else f"{row.mean_hours:.2g}" for row in rows],
+        "device": [row.devices or "-" for row in rows],
+    }
+    return columns
+
+
+def _cell(mean: float | None, deviation: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+
+
+def _plain(value) -> str:
+    return "-" if value is None else str(value)
+
+
+def _notes(rows: Sequence[Summary], shared: dict[str, str]) -> list[str]:
+    notes = []
+    if shared:
+        notes.append("All rows: " + "; ".join(f"{name} {value}" for name, value in shared.items()) + ".")
+    if any((row.seeds or 0) > 1 for row in rows):
+        notes.append("Mean ± standard deviation over seeds.")
+    places = dict.fromkeys((row.method, row.published) for row in rows if row.published)
+    if places:
+        where = "; ".join(f"{method}: {place}" for method, place in places)
+        notes.append(f"As published, not run here (a row without seeds): {where}.")
+    return notes
+
+
+def _record(row: Summary) -> dict:
+    return {
+        **{name: getattr(row, name) for name in _KEY},
+        "seeds": row.seeds,
+        "seed_numbers": [result.seed for result in row.results],
+        "runs": [result.run for result in row.results],
+        "mean": {m: row.mean(m) for m in METRICS},
+        "standard_deviation": {m: row.deviation(m) for m in METRICS},
+        "hours": row.mean_hours,
+        "device": row.devices,
+    }
+
+
+def _csv(rows: Sequence[Summary]) -> str:
+    file = io.StringIO()
+    names = [name for name in _KEY if name != "published"]
+    spread = [f"{metric}{end}" for metric in METRICS for end in ("", " sd")]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*names, *spread, "seeds", "hours", "device", "as published in"])
+    for row in rows:
+        figures = [value for metric in METRICS for value in (row.mean(metric), row.deviation(metric))]
+        cells = [
+            *(getattr(row, name) for name in names),
+            *(None if f is None else round(f, 4) for f in figures),
+        ]
+        hours = None if row.mean_hours is None else round(row.mean_hours, 4)
+        writer.writerow([*cells, row.seeds, hours, row.devices, row.published])
+    return re.sub(r"\n$", "", file.getvalue())

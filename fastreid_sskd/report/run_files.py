@@ -1,0 +1,111 @@
+"""What a run folder holds, read once and without running anything."""
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from fastreid.utils.collect_env import collect_env_info
+
+from ..benchmark.description import read_config
+from ..benchmark.folders import read_run
+from ..benchmark.result import Result
+from ..benchmark.scalars import Series, read_scalars
+
+__all__ = ["RunFiles", "read_run_files"]
+
+
+@dataclass
+class RunFiles:
+    """The files of a run.
+
+    Attributes:
+        folder: the run folder. config: its config.yaml as a dict, and config_text as it is written.
+        scalars: see :func:`fastreid_sskd.benchmark.scalars.read_scalars`.
+        evaluations: [{"epoch", "results": {test: {row: metrics}}}] of an adaptation.
+        results: rows of the table, last epoch and best.
+        checkpoint: path of the last weights, "" if there are none.
+        labels: (N,) pseudo-labels of the last refresh, None without.
+        environment: as the log has it; environment_of says whose it is.
+    """
+
+    folder: str
+    config: dict[str, Any]
+    config_text: str
+    scalars: dict[str, Series] = field(default_factory=dict)
+    evaluations: list[dict] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    checkpoint: str = ""
+    labels: np.ndarray | None = None
+    environment: str = ""
+    environment_of: str = "the run"
+
+
+def read_run_files(folder: str) -> RunFiles:
+    """Read a run folder.
+
+    Raises:
+        FileNotFoundError: if it is no folder, or has no config.yaml.
+        ValueError: if there is nothing of a training in it.
+    """
+    path = os.path.join(folder, "config.yaml")
+    if not os.path.isfile(path):
+        below = sorted(
+            at for at, _, names in os.walk(folder) if {"config.yaml", "metrics.json"} <= set(names)
+        )
+        hint = f"; runs below it: {', '.join(below[:6])}" if below else ""
+        raise FileNotFoundError(f"{folder!r} is no run folder: it has no config.yaml{hint}")
+    scalars = read_scalars(folder)
+    if not scalars:
+        raise ValueError(f"{folder!r} has no metrics.json with scalars: nothing has been trained there yet")
+    with open(path, encoding="utf-8") as file:
+        run = RunFiles(folder, read_config(path), file.read(), scalars)
+    results = os.path.join(folder, "results.json")
+    if os.path.isfile(results):
+        with open(results, encoding="utf-8") as file:
+            run.evaluations = json.load(file)["evaluations"]
+    run.results = read_run(folder, ("last", "best"), named=False)
+    run.checkpoint = _checkpoint(folder)
+    run.labels = _labels(run.checkpoint)
+    run.environment = _environment(folder)
+    if not run.environment:
+        run.environment, run.environment_of = (
+            collect_env_info(),
+            "this report, because the run's log does not say",
+        )
+    return run
+
+
+def _checkpoint(folder: str) -> str:
+    """model_final.pth, else the newest of the run's checkpoints."""
+    names = [name for name in os.listdir(folder) if re.fullmatch(r"model_(final|best|\d+)\.pth", name)]
+    if not names:
+        return ""
+    if "model_final.pth" in names:
+        return os.path.join(folder, "model_final.pth")
+    return max((os.path.join(folder, name) for name in names), key=os.path.getmtime)
+
+
+def _labels(checkpoint: str) -> np.ndarray | None:
+    if not checkpoint:
+        return None
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    labels = saved.get("refresh", {}).get("labels")
+    return None if labels is None else np.asarray(labels)
+
+
+def _environment(folder: str) -> str:
+    """The first block "Environment info" of the run's log, or of the log of the comparison that it is part of."""
+    for place in (folder, os.path.dirname(os.path.abspath(folder))):
+        path = os.path.join(place, "log.txt")
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                found = re.search(
+                    r"Environment info:\n(.*?)(?=^\[\d\d/\d\d |\Z)", file.read(), re.DOTALL | re.MULTILINE
+                )
+            if found:
+                return found[1].strip()
+    return ""

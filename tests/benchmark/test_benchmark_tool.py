@@ -1,0 +1,80 @@
+"""tools/benchmark.py as a command."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
+
+
+@pytest.fixture
+def tool(monkeypatch, tmp_path, capsys):
+    """Runs the tool in a folder of the test's own; returns exit status, stdout and stderr."""
+
+    def call(*args):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        captured = capsys.readouterr()
+        return left.value.code, captured.out, captured.err
+
+    return call
+
+
+def test_runs_and_weights_in_one_table(tool, finished, tmp_path):
+    source = finished / "source" / "peer0"
+    pair = f"stage 1={source / 'config.yaml'}:{source / 'model_final.pth'}"
+    code, out, _ = tool(
+        "table", f"adapted={finished}", pair, "--selection", "last,best", "--output-file", tmp_path / "t.txt"
+    )
+    assert code == 0
+    lines = out.split("\n")
+    starts = (
+        "adapted  ",
+        "adapted, teacher 0",
+        "adapted, teacher 1",
+        "adapted, ensemble",
+        "adapted",
+        "stage 1",
+    )
+    assert all(line.startswith(start) for line, start in zip(lines[2:], starts, strict=False)), out
+    assert (tmp_path / "t.txt").read_text() == out
+    assert len(list((tmp_path / "runs" / "records").iterdir())) == 1  # of the evaluation
+
+
+def test_a_run_folder_on_another_set(tool, finished):
+    code, out, _ = tool("table", finished, "--tests", "DukeMTMC", "--format", "json", "--records", "")
+    assert code == 0 and {row["target"] for row in json.loads(out)} == {"DukeMTMC"}
+    assert [row["method"] for row in json.loads(out)] == [
+        "SSKD, teacher 0",
+        "SSKD, teacher 1",
+        "SSKD, ensemble",
+    ]
+    _, above, _ = tool("table", finished.parent, "--tests", "DukeMTMC", "--format", "json", "--records", "")
+    assert above == out
+
+
+def test_a_folder_without_weights(tool, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, err = tool("table", tmp_path / "empty", "--tests", "DukeMTMC")
+    assert code == 2 and "no run with config.yaml and model_final.pth" in err
+
+
+def test_published_rows(tool):
+    code, out, err = tool("table", "--published", "Market1501 -> DukeMTMC")
+    assert code == 0 and "MMT-500 (as published)" in out and "SSKD" not in out
+    assert "Left out" in err and "SSKD (the paper)" in err
+
+
+def test_published_rows_of_the_pairs_in_the_table(tool, finished):
+    _, out, _ = tool("table", finished, "--published")
+    assert "SSKD, ensemble" in out and "P2LR (as published)" in out and "81.0" in out
+
+
+def test_errors_are_one_sentence(tool, tmp_path):
+    code, out, err = tool("table", tmp_path / "nowhere")
+    assert code == 2 and not out and "nowhere" in err and "Traceback" not in err

@@ -1,0 +1,80 @@
+"""Ranked lists and the sample of queries."""
+
+import numpy as np
+import pytest
+
+from fastreid_sskd.report.ranked_lists import average_precisions, ranked_list, sample_queries
+
+QUERY = ("q", 1, 0)
+GALLERY = [("a", 1, 0), ("b", 1, 1), ("c", 2, 0), ("d", 2, 1), ("e", 1, 2)]
+
+
+def test_junk_is_left_out_and_matches_are_right():
+    distances = np.array([0.0, 0.3, 0.2, 0.4, 0.1])
+    assert ranked_list(distances, QUERY, GALLERY, 10) == [(4, True), (2, False), (1, True), (3, False)]
+    assert ranked_list(distances, QUERY, GALLERY, 2) == [(4, True), (2, False)]
+
+
+def test_ties_keep_the_gallerys_order():
+    assert [i for i, _ in ranked_list(np.zeros(5), QUERY, GALLERY, 10)] == [1, 2, 3, 4]
+
+
+def test_a_gallery_of_junk_only():
+    assert ranked_list(np.zeros(1), QUERY, GALLERY[:1], 5) == []
+
+
+def test_average_precision_of_each_query_against_a_slow_loop():
+    rng = np.random.default_rng(0)
+    queries = [(f"q{i}", int(rng.integers(5)), int(rng.integers(3))) for i in range(20)] + [("nobody", 99, 0)]
+    gallery = [(f"g{i}", int(rng.integers(5)), int(rng.integers(3))) for i in range(30)]
+    distances = rng.random((21, 30))
+    before = distances.copy()
+    found = average_precisions(distances, queries, gallery)
+    assert np.array_equal(distances, before)
+    for q, query in enumerate(queries):
+        right = [match for _, match in ranked_list(distances[q], query, gallery, 30)]
+        precisions = [sum(right[: n + 1]) / (n + 1) for n, match in enumerate(right) if match]
+        expected = np.mean(precisions) if precisions else np.nan
+        assert found[q] == pytest.approx(expected, nan_ok=True)
+    assert np.isnan(found[-1])
+
+
+def test_no_query_has_a_match():
+    assert np.isnan(average_precisions(np.zeros((1, 1)), [QUERY], GALLERY[:1])).all()
+
+
+def test_sample_holds_random_ones_gains_and_losses():
+    rng = np.random.default_rng(0)
+    before, after = rng.random(100), rng.random(100)
+    after[7] = np.nan
+    sample = sample_queries(before, after, 8)
+    assert len(sample) == 8 == len({s.query for s in sample})
+    assert all(s.query != 7 and s.before == before[s.query] and s.after == after[s.query] for s in sample)
+    why = [s.why for s in sample]
+    assert why.count("at random") == 4 and why.count("among the largest gains") == 2 == why.count(
+        "among the largest losses"
+    )
+    drawn = {s.query for s in sample if s.why == "at random"}
+    gain = {q: after[q] - before[q] for q in range(100) if q not in drawn and q != 7}
+    top = sorted(gain, key=gain.get)
+    assert {s.query for s in sample if "gains" in s.why} == set(top[-2:])
+    assert {s.query for s in sample if "losses" in s.why} == set(top[:2])
+
+
+def test_sample_does_not_call_a_loss_a_gain():
+    same = np.full(5, 0.5)
+    assert {s.why for s in sample_queries(same, same, 4)} == {"at random"}
+    assert not any("gains" in s.why for s in sample_queries(same, same - 0.1, 4))
+
+
+def test_small_samples():
+    assert sample_queries(None, np.array([np.nan]), 8) == []
+    assert [s.query for s in sample_queries(None, np.array([np.nan, 0.3]), 8)] == [1]
+    assert len(sample_queries(np.zeros(3), np.ones(3), 8)) == 3
+    assert sample_queries(np.zeros(3), np.ones(3), 0) == []
+
+
+def test_sample_depends_on_the_seed_only():
+    after = np.linspace(0, 1, 50)
+    assert sample_queries(None, after, 5, seed=1) == sample_queries(None, after, 5, seed=1)
+    assert sample_queries(None, after, 5, seed=1) != sample_queries(None, after, 5, seed=2)

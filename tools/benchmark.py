@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""One table of any models and runs, with what their figures depend on.
+
+    tools/benchmark.py table runs/demo runs/run_a                       # finished runs: nothing is evaluated anew
+    tools/benchmark.py table "stock=baseline.yml:b.pth" configs/demo_source.yml:s.pth --tests SyntheticTarget
+    tools/benchmark.py table runs/sskd_m2d --published --format latex
+    tools/benchmark.py run --config-file configs/demo.yml --runs 3 --output runs/demo3
+    tools/benchmark.py grid configs/ablation/grid.yml --output runs/ablation
+    tools/benchmark.py zoo                                              # writes MODEL_ZOO.md
+
+What is given to `table` is [NAME=]FOLDER (a run, or a folder of runs) or [NAME=]CONFIG:WEIGHTS. With --tests the
+model_final.pth of each run is evaluated on those sets. `run` and `grid` go on where they stopped when they are given again.
+Results are of the last epoch; --selection last,best adds the rows that a run chose, and the table says on what.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+
+# Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from fastreid.utils.logger import setup_logger
+
+from fastreid_sskd import benchmark
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PUBLISHED = os.path.join(ROOT, "benchmarks", "published.yml")
+
+
+def results_of(given: str, args) -> list:
+    """Results of one argument of `table`."""
+    name, _, what = given.rpartition("=")
+    config, _, weights = what.rpartition(":")
+    tests = args.tests.split(",") if args.tests else ()
+    options = {"name": name, "opts": args.opts, "records": args.records}
+    if config:
+        return benchmark.evaluate_pair(config, weights, tests, **options)
+    if tests:
+        return benchmark.evaluate_folder(what, tests, **options)
+    return benchmark.collect(what, args.selection.split(","), name)
+
+
+def show(results: list, args) -> None:
+    """Print the table, with published rows beside if they are asked for."""
+    pairs = dict.fromkeys(f"{result.source} -> {result.target}" for result in results)
+    unverified: list = []
+    if args.published is not None:
+        entries = benchmark.load_published(PUBLISHED)
+        published, unverified = benchmark.published_results(entries, args.published or pairs)
+        results = results + published
+    text = benchmark.write_table(results, args.format, all_columns=args.all_columns)
+    if args.output_file:
+        with open(args.output_file, "w", encoding="utf-8") as file:
+            file.write(text.rstrip("\n") + "\n")
+    print(text)
+    if unverified:
+        print(
+            f"Left out, because nobody could check the published figures: {', '.join(unverified)}.",
+            file=sys.stderr,
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    shown = argparse.ArgumentParser(add_help=False)
+    shown.add_argument("--format", choices=benchmark.FORMATS, default="terminal")
+    shown.add_argument("--output-file", help="write the table there too")
+    shown.add_argument("--all-columns", action="store_true", help="also those in which all rows agree")
+    shown.add_argument(
+        "--published",
+        nargs="*",
+        metavar="PAIR",
+        help="join published rows: for the table's pairs, or those named ('Market1501 -> DukeMTMC')",
+    )
+
+    table = commands.add_parser("table", parents=[shown], help="a table of models and finished runs")
+    table.add_argument("models", nargs="*", metavar="[NAME=]FOLDER | [NAME=]CONFIG:WEIGHTS")
+    table.add_argument("--tests", default="", help="data sets to evaluate on, comma-separated")
+    table.add_argument("--selection", default="last", help="last, best or last,best")
+    table.add_argument(
+        "--records", default="runs/records", help="folder of the records of evaluations ('': none)"
+    )
+    table.add_argument("--opts", nargs="+", default=[], help="overrides of the configs: KEY value ...")
+
+    repeated = commands.add_parser("run", parents=[shown], help="train a config over seeds")
+    repeated.add_argument("--config-file", required=True)
+    repeated.add_argument("--runs", type=int, default=3, help="seeds 1 to N")
+    repeated.add_argument("--name", default="", help="in the table; else the config's file name")
+    grid = commands.add_parser(
+        "grid", parents=[shown], help="train the variants of a grid file over its seeds"
+    )
+    grid.add_argument("grid")
+    grid.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="a cell; may be given again"
+    )
+    grid.add_argument("--seeds", default="", help="in place of the grid's, comma-separated")
+    for training in (repeated, grid):
+        training.add_argument("--output", required=True, help="folder of the runs")
+        training.add_argument("--opts", nargs="+", default=[], help="overrides of the config: KEY value ...")
+
+    zoo = commands.add_parser(
+        "zoo", help="write MODEL_ZOO.md from its notes, the records and the run folders there are"
+    )
+    zoo.add_argument("--notes", default=os.path.join(ROOT, "benchmarks", "model_zoo.md"))
+    zoo.add_argument("--records", default=os.path.join(ROOT, "benchmarks", "records"))
+    zoo.add_argument("--runs", default="runs")
+    zoo.add_argument("--output-file", default=os.path.join(ROOT, "MODEL_ZOO.md"))
+    args = parser.parse_args()
+
+    if args.command == "zoo":
+        text = benchmark.render_zoo(args.notes, args.records, args.runs)
+        with open(args.output_file, "w", encoding="utf-8") as file:
+            file.write(text)
+        print(f"wrote {args.output_file}")
+        return 0
+    try:
+        if args.command == "table":
+            results = [result for given in args.models for result in results_of(given, args)]
+        else:
+            setup_logger(args.output)
+            if args.command == "run":
+                results = benchmark.run_grid(
+                    benchmark.repeat(args.config_file, args.runs, args.name), args.output, (), args.opts
+                )
+            else:
+                grid = benchmark.load_grid(args.grid)
+                seeds = [int(seed) for seed in args.seeds.split(",")] if args.seeds else grid.seeds
+                results = benchmark.run_grid(replace(grid, seeds=seeds), args.output, args.only, args.opts)
+        show(results, args)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
