@@ -1,0 +1,104 @@
+"""A trained model as an ONNX graph with a dynamic batch, checked with onnxruntime."""
+import contextlib
+import inspect
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from .deployed import Deployed
+from .parity import check_parity, random_images
+
+__all__ = ["export_onnx"]
+
+logger = logging.getLogger("fastreid.sskd.export")
+
+INSTALL = 'pip install "fastreid-sskd[onnx]"'
+#: largest difference of a feature between the model and its graph, relative to the largest feature
+TOLERANCE = 1e-4
+#: batches that the graph is checked with; it is made from one of TRACED
+CHECKED, TRACED = (1, 3, 8), 2
+
+
+def export_onnx(
+    network: Deployed, path: str, size: Sequence[int], *, metadata: Mapping[str, object] | None = None
+) -> float:
+    """Write a graph with the input ``images`` (batch, 3, H, W) float32 and the output ``features`` (batch, d).
+
+    Written under a temporary name and checked there, so that a file at ``path`` is one that gives the model's features.
+
+    Args:
+        network: what is exported, on any device; it is moved to the CPU.
+        path: of the file, one file with its weights in it.
+        size: (H, W) of the images.
+        metadata: written into the file, values as text or JSON.
+
+    Returns:
+        The largest difference of a feature, relative to the largest feature, over batches of 1, 3 and 8.
+
+    Raises:
+        ImportError: if onnx, onnxruntime or onnxscript is missing.
+        ValueError: if ``path`` does not end in .onnx.
+        RuntimeError: if the graph gives other features.
+    """
+    if not path.endswith(".onnx"):
+        raise ValueError(f"an ONNX file ends in .onnx, got {path!r}")
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch's exporter needs it, and says so less plainly
+    except ImportError as error:
+        raise ImportError(f"export to ONNX needs onnx, onnxruntime and onnxscript: {INSTALL} ({error})") from error
+
+    network = network.cpu().eval()
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with _quiet():
+            torch.onnx.export(
+                network, (random_images(size, TRACED),), temporary, input_names=["images"], output_names=["features"],
+                **_exporter_options(),
+            )  # fmt: skip
+        graph = onnx.load(temporary)
+        onnx.helper.set_model_props(
+            graph, {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
+        )
+        onnx.checker.check_model(graph)
+        onnx.save(graph, temporary)
+
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        batches = [random_images(size, batch, seed=batch) for batch in CHECKED]
+        error = check_parity(
+            network, lambda batch: session.run(["features"], {"images": batch.numpy()})[0], batches, TOLERANCE, what=path
+        )
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+    return error
+
+
+def _exporter_options() -> dict:
+    """The exporter, with the batch left open; torch before 2.6 has the one by tracing only (or a first draft of the other)."""
+    known = inspect.signature(torch.onnx.export).parameters
+    if "dynamic_shapes" not in known or torch.__version__ < (2, 6):
+        return {"opset_version": 17, "dynamic_axes": {"images": {0: "batch"}, "features": {0: "batch"}}}
+    return {
+        "opset_version": 18, "dynamo": True, "external_data": False,
+        "dynamic_shapes": {"images": {0: torch.export.Dim("batch", min=1)}},
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints its progress and warns of its own insides; both go to the log at debug level."""
+    said = io.StringIO()
+    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(said):
+        warnings.simplefilter("always")
+        yield
+    for line in [*said.getvalue().splitlines(), *(str(warning.message) for warning in caught)]:
+        logger.debug("torch.onnx: %s", line)

@@ -1,0 +1,185 @@
+"""A peer as a plain fast-reid Baseline: the same features in code that does not know this package's models."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from fastreid.config import get_cfg
+from fastreid.modeling import build_model
+
+import fastreid_sskd
+from fastreid_sskd.export import deployed, export_baseline
+from fastreid_sskd.export.parity import check_parity, random_images
+
+# fast-reid as it is, but for the names that torch and Python have dropped since: without those it cannot be imported
+# here. Of this package only `compat` is there, and of that only what holds while fast-reid is imported: the package's
+# own __init__, which would register its models, does not run.
+STOCK = """
+import contextlib, sys, types
+package = types.ModuleType("fastreid_sskd")
+package.__path__ = [sys.argv[1]]
+sys.modules["fastreid_sskd"] = package
+from fastreid_sskd.compat import PATCHES, host_import
+with contextlib.ExitStack() as stack:
+    for patch in PATCHES:
+        if patch.at_import and patch.needed():
+            stack.enter_context(patch.action())
+    host_import.import_host()
+import torch
+from fastreid.config import get_cfg
+from fastreid.modeling import build_model
+from fastreid.utils.checkpoint import Checkpointer
+cfg = get_cfg()
+cfg.merge_from_file(sys.argv[2])
+cfg.MODEL.DEVICE = "cpu"
+model = build_model(cfg)
+Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+images = torch.load(sys.argv[3], weights_only=True)
+with torch.no_grad():
+    features = model.eval()({"images": images})
+torch.save(features, sys.argv[4])
+loaded = sorted(name for name in sys.modules if name.startswith("fastreid_sskd"))
+assert all(name == "fastreid_sskd" or name.startswith("fastreid_sskd.compat") for name in loaded), loaded
+assert type(model).__module__ == "fastreid.modeling.meta_arch.baseline"
+"""
+
+
+def in_stock_fastreid(tmp_path, yml, images):
+    """Features by fast-reid in a process of its own, and what it said."""
+    torch.save(images, tmp_path / "images.pt")
+    arguments = [str(Path(fastreid_sskd.__file__).parent), yml, str(tmp_path / "images.pt"), str(tmp_path / "features.pt")]
+    done = subprocess.run([sys.executable, "-c", STOCK, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return torch.load(tmp_path / "features.pt", weights_only=True), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("peer, k", [("best", 1), ("0", 0)])
+def test_the_same_features_in_stock_fastreid(make_trained, tmp_path, peer, k):
+    cfg, model = make_trained()
+    path = str(tmp_path / "out" / "plain.pth")
+    yml, error = export_baseline(cfg, model, path, peer)
+    assert error <= 1e-5
+    images = random_images([64, 32], batch=5, seed=3)
+    found, said = in_stock_fastreid(tmp_path, yml, images)
+    with torch.no_grad():
+        expected = model.teachers[k](model.pixels(images))
+    assert expected.std() > 1e-3 and not torch.allclose(expected[0], expected[1], rtol=1e-2)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    assert "not found" not in said and "not loaded" not in said and "Skip loading" not in said  # every tensor found its place
+
+
+def test_a_clas_head_gives_features(make_trained, tmp_path):
+    cfg, model = make_trained("MODEL.HEADS.NAME", "ClasHead")
+    yml, error = export_baseline(cfg, model, str(tmp_path / "plain.pth"))
+    assert error <= 1e-5
+    found, _ = in_stock_fastreid(tmp_path, yml, random_images([64, 32]))
+    assert found.shape == (4, 128)
+
+
+def test_the_yml_says_what_differs_and_nothing_of_this_package(make_trained, tmp_path):
+    cfg, model = make_trained("MODEL.BACKBONE.PRETRAIN", "True", "MODEL.BACKBONE.PRETRAIN_PATH", "nowhere.pth")
+    path = str(tmp_path / "plain.pth")
+    yml, _ = export_baseline(cfg, model, path)
+    with open(yml, encoding="utf-8") as file:
+        text = file.read()
+    said = yaml.safe_load(text)
+    assert "SSKD" not in text and "SEED" not in text and set(said) <= {"MODEL", "INPUT", "TEST"}
+    assert "META_ARCHITECTURE" not in said["MODEL"]  # Baseline is fast-reid's default
+    assert said["MODEL"]["HEADS"]["NUM_CLASSES"] == 7 and said["MODEL"]["WEIGHTS"] == path
+    assert said["MODEL"]["BACKBONE"] == {"NAME": "build_osnet_backbone", "DEPTH": "x0_25", "FEAT_DIM": 128}
+    assert "DEVICE" not in said["MODEL"]  # whoever loads it has another
+    assert "PIXEL_MEAN" not in said["MODEL"]  # fast-reid's default
+
+    plain = get_cfg()
+    plain.merge_from_file(yml)
+    plain.MODEL.DEVICE = "cpu"
+    plain.MODEL.WEIGHTS = ""
+    assert plain.INPUT.SIZE_TEST == [64, 32]
+    assert set(build_model(plain).state_dict()) == set(torch.load(path, weights_only=True)["model"])
+
+
+def test_the_exported_checkpoint_starts_a_peer(make_trained, tmp_path):
+    """Round trip: what was exported is a source model again."""
+    from fastreid_sskd.modeling import load_source_weights
+
+    cfg, model = make_trained()
+    export_baseline(cfg, model, str(tmp_path / "plain.pth"), "0")
+    _, other = make_trained()
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    load_source_weights(other, [str(tmp_path / "plain.pth")])
+    for key, value in model.teachers[0].backbone.state_dict().items():
+        assert torch.equal(other.students[1].backbone.state_dict()[key], value)
+
+
+def test_the_ensemble_is_no_baseline(make_trained, tmp_path):
+    cfg, model = make_trained()
+    with pytest.raises(ValueError, match="ensemble is several networks"):
+        export_baseline(cfg, model, str(tmp_path / "plain.pth"), "ensemble")
+    with pytest.raises(ValueError, match="SSKD.EVAL_WITH must be one of"):
+        export_baseline(cfg, model, str(tmp_path / "plain.pth"), "2")
+    with pytest.raises(ValueError, match="ends in .pth"):
+        export_baseline(cfg, model, str(tmp_path / "plain.onnx"))
+    assert not list(tmp_path.glob("plain*"))
+
+
+def test_other_features_are_refused(make_trained, tmp_path, monkeypatch):
+    from fastreid_sskd.export import baseline
+
+    def other_pixels(cfg, *args):
+        described = baseline_config(cfg, *args)
+        described["MODEL"]["PIXEL_MEAN"] = [0.0, 0.0, 0.0]
+        return described
+
+    baseline_config = baseline.baseline_config
+    monkeypatch.setattr(baseline, "baseline_config", other_pixels)
+    cfg, model = make_trained()
+    with pytest.raises(RuntimeError, match="plain.pth gives other features"):
+        export_baseline(cfg, model, str(tmp_path / "plain.pth"))
+
+
+# ---- what is deployed, and the comparison itself -----------------------------------------------------------------
+
+
+def test_deployed_teacher_and_ensemble(make_trained):
+    _, model = make_trained()
+    images = random_images([64, 32])
+    batch = {"images": images}
+    with torch.no_grad():
+        for peer in ("best", "0", "1", "ensemble"):
+            model.eval_with = peer
+            assert torch.equal(deployed(model, peer)(images), model(batch)), peer
+        outside = deployed(model, "0", normalise_pixels=False)(model.pixels(images))
+        assert torch.equal(outside, deployed(model, "0")(images))
+        assert torch.allclose(deployed(model, "0", unit_length=True)(images).norm(dim=1), torch.ones(4))
+
+
+def test_deployed_baseline_and_source_model(make_trained):
+    cfg, _ = make_trained()
+    cfg.defrost()
+    images = random_images([64, 32])
+    cfg.MODEL.HEADS.NUM_CLASSES = 3
+    for architecture in ("Baseline", "SSKDSource"):
+        cfg.MODEL.META_ARCHITECTURE = architecture
+        model = build_model(cfg).eval()
+        with torch.no_grad():
+            assert torch.equal(deployed(model)(images), model({"images": images.clone()}))
+        with pytest.raises(ValueError, match="has one network"):
+            deployed(model, "ensemble")
+    with pytest.raises(TypeError, match="got a Linear"):
+        deployed(torch.nn.Linear(1, 1))
+
+
+def test_parity_of_the_wrong_kind():
+    network = torch.nn.Conv2d(3, 4, 1)
+    images = [torch.rand(2, 3, 1, 1)]
+    assert check_parity(network, network, images, 0.0, "copy") == 0
+    with pytest.raises(RuntimeError, match="shape"):
+        check_parity(network, lambda batch: network(batch)[:1], images, 1.0, "half")
+    with pytest.raises(RuntimeError, match="off by nan"):
+        check_parity(network, lambda batch: network(batch) * float("nan"), images, 1.0, "broken")
+    with pytest.raises(RuntimeError, match="off by 0.1 of the largest"):
+        check_parity(network, lambda batch: network(batch) * 1.1, images, 1e-4, "scaled")
