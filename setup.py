@@ -37,6 +37,9 @@ INSTALL_REQUIRES = [
     "scikit-learn>=1.3",
     "numba>=0.58",
     "pillow>=9.4",
+    # the report of a run; torch requires the first, which requires the second
+    "jinja2>=3.0",
+    "markupsafe>=2.0",
     # imported by the host
     "yacs>=0.1.8",
     "pyyaml>=6.0",
@@ -50,8 +53,16 @@ EXTRAS_REQUIRE = {
     "cpu": ["faiss-cpu>=1.8"],
     # Linux x86-64 and CUDA 12 runtime libraries, which it brings along; torch may be of another CUDA version.
     "gpu": ["faiss-gpu>=1.14.3"],
+    # tools/export.py --format onnx, and its check of what it wrote
+    "onnx": ["onnx>=1.15", "onnxruntime>=1.16", "onnxscript>=0.1"],
+    # tools/predict.py --output FILE.parquet
+    "parquet": ["pyarrow>=14"],
+    # SSKD.CLUSTER.METHOD infomap. GPL-3.0, so nothing requires it; no wheels for Python 3.10
+    "infomap": ["infomap>=2.9"],
     # ruff is held to one minor version: its default rules change between them
     "test": ["pytest>=7.3", "pytorch-metric-learning>=2.3", "ruff>=0.17,<0.18"],
+    # the map in the report of a run by UMAP, not PCA
+    "umap": ["umap-learn>=0.5.4"],
     # what some parts of the host import when they are used: weights from the network, CUHK03, its visualiser
     "host": ["gdown", "h5py", "imageio", "matplotlib", "tqdm"],
 }
@@ -65,6 +76,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["fastreid_sskd*"]),
+    package_data={"fastreid_sskd.report": ["*.html"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     zip_safe=False,

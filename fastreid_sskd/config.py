@@ -22,6 +22,12 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C = cfg.SSKD = node()
     # K, number of peers, each a student and its mean teacher [networks, >= 1]
     _C.NUM_PEERS = 3
+    # peers that differ: a fast-reid yml a peer, whose backbone, head, pixel values and MODEL.WEIGHTS (where it starts, unless
+    # SSKD.SOURCE.WEIGHTS says) are taken; NUM_PEERS is their number. Relative to the file that names them [paths]
+    _C.PEERS = []
+    # what of the peers is combined for clusters and ensemble: "features" (the mean, the method's; for one space),
+    # "distances" (their mean; every peer keeps a space and centroids of its own), "auto" (distances with PEERS)
+    _C.COMBINE = "auto"
     # length of an epoch, whatever the number of images [iterations]
     _C.ITERS_PER_EPOCH = 400
     # images that share batch-norm statistics: contiguous chunks of the batch [images; 0: the whole batch].
@@ -30,10 +36,26 @@ def add_sskd_config(cfg: CfgNode) -> None:
     # what the model returns in evaluation: "best" (the teacher that was best on DATASETS.TESTS[0]; the first before
     # any evaluation), "ensemble" (normalised mean of the teachers' normalised features) or a peer's number ("0")
     _C.EVAL_WITH = "best"
+    # what model_best and its best teacher are chosen by: "mAP" on DATASETS.TESTS[0], or without labels, at the cost of a
+    # refresh an epoch: "silhouette" of the clusters (noise counts 0), least "noise", "stability" of the labels
+    _C.SELECT_BY = "mAP"
+    # several processes: losses of the whole batch, of features and logits gathered with their gradient, as one process computes
+    # them; False: each process's own (multi-similarity and the nuclear norm then see a share)
+    _C.GATHER_LOSSES = True
     # how often losses are written to the log, metrics.json and TensorBoard [iterations]
     _C.LOG_PERIOD = 50
-    # how many of the periodic checkpoints are kept beside model_best and model_final [files, >= 1]
+    # how many of the periodic checkpoints are kept beside model_best and model_final, and of those inside epochs [files]
     _C.KEEP_CHECKPOINTS = 2
+    # save inside an epoch too, this long after the last checkpoint [seconds; 0: not by time]
+    _C.CHECKPOINT_SECONDS = 1800
+    # and whenever the number of steps done is a multiple of this [iterations; 0: not by steps]
+    _C.CHECKPOINT_ITERS = 0
+    # a checkpoint of another config is refused; keys that were changed on purpose, with those below them [names]
+    _C.MAY_DIFFER = []
+    # same result bit for bit on the same device: deterministic kernels only, which are slower, and an error where torch has none
+    _C.DETERMINISTIC = False
+    # type of SOLVER.AMP.ENABLED's forward pass: "auto" (float16 on CUDA, bfloat16 elsewhere), "float16", "bfloat16"
+    _C.AMP_DTYPE = "auto"
 
     # ---- mean teachers ------------------------------------------------------------------------------------------
     _C.EMA = node()
@@ -64,6 +86,20 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.LOSSES.SoftTriplet.MARGIN = 0.0
     _C.LOSSES.PeerSoftTriplet = node({"WEIGHT": 0.0})
 
+    # ---- folders of crops -------------------------------------------------------------------------------------------
+    # data sets that are folders of images, by the names that DATASETS.NAMES and TESTS call them; add a node for each
+    # further one. See fastreid_sskd.data.CropFolder.
+    _C.FOLDERS = node(new_allowed=True)
+    _C.FOLDERS.CropFolder = node()
+    # images to train on; query and gallery to evaluate with, both or none [folders below FASTREID_DATASETS, or absolute]
+    _C.FOLDERS.CropFolder.TRAIN = ""
+    _C.FOLDERS.CropFolder.QUERY = ""
+    _C.FOLDERS.CropFolder.GALLERY = ""
+    # camera and identity in a path below its folder: the first group of a regular expression; "": none.
+    # "^([^/]+)/" is the first sub-folder. Only query and gallery (and a source) need identities.
+    _C.FOLDERS.CropFolder.CAMERA = ""
+    _C.FOLDERS.CropFolder.IDENTITY = ""
+
     # ---- views --------------------------------------------------------------------------------------------------
     # random erasing's rectangle, used where INPUT.REA.ENABLED: share of the image [0, 1] and height / width
     _C.ERASING = node()
@@ -77,10 +113,23 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.CLUSTER.K2 = 6
     # "sskd" (the released code's and MMT's distance) or "faiss" (SpCL's, OpenUnReID's, fast-reid's)
     _C.CLUSTER.VARIANT = "sskd"
-    # search for the neighbours: "auto", "torch" (the model's device), "faiss"
+    # search for the neighbours: "auto", "torch" (the model's device), "faiss" (its GPU where faiss-gpu sees one), which
+    # give the same lists; or approximate, with the recall logged: "reduced" (in fewer dimensions, then exact for what is
+    # near) and "ivf" (faiss's inverted lists)
     _C.CLUSTER.KNN = "auto"
-    # clustering of the distances, by its name in the registry
+    # reduced: length that the features are projected to [0: half of it, at most 256]
+    _C.CLUSTER.REDUCED_DIM = 0
+    # ivf: cells that the features are divided into [cells; 0: 4 sqrt(N)]
+    _C.CLUSTER.IVF_LISTS = 0
+    # ivf: cells searched for each image [cells; 0: as many as a sample needs for MIN_RECALL]
+    _C.CLUSTER.IVF_PROBES = 0
+    # reduced, ivf: share of the true neighbours to be found, below it a warning (0, 1]
+    _C.CLUSTER.MIN_RECALL = 0.98
+    # clustering, by its name in the registry: "dbscan", "infomap" (both of the pairs within eps), "hdbscan" (of the
+    # distances, no eps), "kmeans" (of the features, no noise)
     _C.CLUSTER.METHOD = "dbscan"
+    # kmeans: C [clusters, >= 2]
+    _C.CLUSTER.NUM_CLUSTERS = 0
     # DBSCAN's radius; the first of these three that is > 0 sets it, once, at the first refresh:
     # EPS itself, as a Jaccard distance (0, 1)
     _C.CLUSTER.EPS = 0.0
@@ -88,8 +137,22 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.CLUSTER.PAIRS_PER_IMAGE = 0.0
     # rho: mean of this share of the smallest non-zero distances. It depends on N: meant for 10-20 thousand images
     _C.CLUSTER.RHO = 1.6e-3
-    # images within EPS, itself included, that make an image the core of a cluster [images]
+    # estimate eps again at every EPS_EVERY-th epoch [epochs; 0: only at the first refresh, as the method does]
+    _C.CLUSTER.EPS_EVERY = 0
+    # bounds that an estimated eps is moved into, as Jaccard distances [0: none]
+    _C.CLUSTER.EPS_MIN = 0.0
+    _C.CLUSTER.EPS_MAX = 0.0
+    # images within EPS, itself included, that make an image the core of a cluster; hdbscan and infomap: images that
+    # make a cluster [images]
     _C.CLUSTER.MIN_SAMPLES = 4
+    # limits of the share of images without a cluster and of those in the largest one [0, 1]; 1: no limit
+    _C.CLUSTER.MAX_NOISE_SHARE = 0.9
+    _C.CLUSTER.MAX_LARGEST_SHARE = 0.25
+    # a share above its limit is warned of ("warn") or counts as collapse ("collapse")
+    _C.CLUSTER.ON_LIMIT = "warn"
+    # collapse is: no cluster, one cluster, or (see ON_LIMIT) a share above its limit. It ends the run ("stop"), or the
+    # epoch goes on with the last good labels, on new centroids ("keep"; the first refresh has none and stops)
+    _C.CLUSTER.ON_COLLAPSE = "stop"
 
     # ---- source pre-training (stage 1) --------------------------------------------------------------------------
     _C.SOURCE = node()
@@ -98,6 +161,8 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.SOURCE.WEIGHTS = []
     # the config that pre-trains a peer on the source when WEIGHTS is empty; relative to the file that names it [path]
     _C.SOURCE.CONFIG = ""
+    # no source: the peers start from MODEL.BACKBONE.PRETRAIN_PATH, or at random with PRETRAIN False, unless WEIGHTS are given
+    _C.SOURCE.SKIP = False
     # overrides of that config, as on the command line [KEY, value, KEY, value, ...]
     _C.SOURCE.OPTS = []
     # in that config: data sets whose images, without labels, pass through batch norm in every step [names]

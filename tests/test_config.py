@@ -79,7 +79,8 @@ def test_every_key_is_read():
     sources = [path for path in package.rglob("*.py") if path.name != "config.py"]
     read = [name for path in sources for name in keys_read(path)]
     cfg = new_config()
-    wanted = ["SEED", *(f"SSKD.{key}" for key in leaves(cfg.SSKD) if not key.startswith("LOSSES."))]
+    by_name = ("LOSSES.", "FOLDERS.")  # read as the parameters of what they name, see below and test_crop_folder
+    wanted = ["SEED", *(f"SSKD.{key}" for key in leaves(cfg.SSKD) if not key.startswith(by_name))]
     unread = [key for key in wanted if not any(name.endswith(f".{key}") or name == key for name in read)]
     assert not unread, f"nothing reads {unread}"
 
@@ -113,8 +114,10 @@ def test_defaults_are_the_methods():
     cfg = new_config()
     assert cfg.SEED == -1
     assert leaves(cfg.SSKD) == {
-        "NUM_PEERS": 3, "ITERS_PER_EPOCH": 400, "BN_CHUNK": 0, "EVAL_WITH": "best", "LOG_PERIOD": 50,
-        "KEEP_CHECKPOINTS": 2, "EMA.MOMENTUM": 0.999,
+        "NUM_PEERS": 3, "PEERS": [], "COMBINE": "auto", "SELECT_BY": "mAP", "ITERS_PER_EPOCH": 400, "BN_CHUNK": 0, "EVAL_WITH": "best", "LOG_PERIOD": 50,
+        "KEEP_CHECKPOINTS": 2, "CHECKPOINT_SECONDS": 1800, "CHECKPOINT_ITERS": 0, "MAY_DIFFER": [], "DETERMINISTIC": False,
+        "AMP_DTYPE": "auto", "EMA.MOMENTUM": 0.999,
+        **{f"FOLDERS.CropFolder.{key}": "" for key in ("TRAIN", "QUERY", "GALLERY", "CAMERA", "IDENTITY")},
         "LOSSES.LabelSmoothCE.WEIGHT": 0.5, "LOSSES.LabelSmoothCE.EPSILON": 0.1, "LOSSES.SoftCE.WEIGHT": 0.5,
         "LOSSES.MultiSimilarity.WEIGHT": 3.0, "LOSSES.MultiSimilarity.ALPHA": 2.0,
         "LOSSES.MultiSimilarity.BETA": 40.0, "LOSSES.MultiSimilarity.BASE": 0.5,
@@ -123,8 +126,12 @@ def test_defaults_are_the_methods():
         "ERASING.AREA": (0.02, 0.4), "ERASING.ASPECT": (0.3, 3.3),
         "CLUSTER.K1": 20, "CLUSTER.K2": 6, "CLUSTER.VARIANT": "sskd", "CLUSTER.KNN": "auto",
         "CLUSTER.METHOD": "dbscan", "CLUSTER.EPS": 0.0, "CLUSTER.PAIRS_PER_IMAGE": 0.0, "CLUSTER.RHO": 1.6e-3,
-        "CLUSTER.MIN_SAMPLES": 4,
-        "SOURCE.WEIGHTS": [], "SOURCE.CONFIG": "", "SOURCE.OPTS": [], "SOURCE.BN_DATASETS": (),
+        "CLUSTER.MIN_SAMPLES": 4, "CLUSTER.REDUCED_DIM": 0, "CLUSTER.IVF_LISTS": 0,
+        "CLUSTER.IVF_PROBES": 0, "CLUSTER.MIN_RECALL": 0.98,
+        "CLUSTER.NUM_CLUSTERS": 0, "CLUSTER.EPS_EVERY": 0, "CLUSTER.EPS_MIN": 0.0, "CLUSTER.EPS_MAX": 0.0,
+        "CLUSTER.MAX_NOISE_SHARE": 0.9, "CLUSTER.MAX_LARGEST_SHARE": 0.25, "CLUSTER.ON_LIMIT": "warn",
+        "CLUSTER.ON_COLLAPSE": "stop",
+        "SOURCE.SKIP": False, "SOURCE.WEIGHTS": [], "SOURCE.CONFIG": "", "SOURCE.OPTS": [], "SOURCE.BN_DATASETS": (),
     }  # fmt: skip
 
 
@@ -143,7 +150,7 @@ def test_host_keys_are_left_alone():
     assert ours == host
 
 
-@pytest.mark.parametrize("key", ["SSKD.PEERS", "SSKD.CLUSTER.RHOO", "SSKD.LOSSES.Nothing.WEIGHT", "SOLVER.SPEED"])
+@pytest.mark.parametrize("key", ["SSKD.PEER", "SSKD.CLUSTER.RHOO", "SSKD.LOSSES.Nothing.WEIGHT", "SOLVER.SPEED"])
 def test_unknown_keys(key, tmp_path):
     with pytest.raises(KeyError, match=key.split(".")[1]):
         load_config("", [key, "1"])

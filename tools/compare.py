@@ -84,7 +84,7 @@ def one_seed(cfg, folder: str) -> dict:
         model = AdaptationTrainer.build_model(transfer)
         load_source_weights(model, weights)
         found = {"direct transfer": evaluate_peers(transfer, model)[test]}
-        reestimate_batch_norm(transfer, model, training_items(transfer.DATASETS.NAMES))
+        reestimate_batch_norm(transfer, model, training_items(transfer.DATASETS.NAMES, transfer.SSKD.FOLDERS))
         found["direct transfer, target BN statistics"] = evaluate_peers(transfer, model)[test]
         found = keep(transfer, {what: plain(last_row(rows)) for what, rows in found.items()})
     rows.update(found)

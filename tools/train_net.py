@@ -3,12 +3,18 @@ r"""Train, adapt, resume, evaluate or predict: SSKD configs and plain fast-reid 
 
     tools/train_net.py --config-file configs/sskd_m2d.yml
     tools/train_net.py --config-file configs/sskd_m2d.yml --resume
+    tools/train_net.py --config-file configs/sskd_m2d.yml --num-gpus 4      # as many processes; torchrun works too
     tools/train_net.py --config-file configs/sskd_m2d.yml SSKD.SOURCE.WEIGHTS "['a.pth', 'b.pth', 'c.pth']"
     tools/train_net.py --config-file configs/sskd_m2d.yml --eval-only MODEL.WEIGHTS runs/sskd_m2d/model_final.pth
     tools/train_net.py --config-file configs/sskd_m2d.yml --predict CROPS --features crops.npz \
         MODEL.WEIGHTS runs/sskd_m2d/model_final.pth
 
-Exit status: 0 done, 3 stopped because the pseudo-labels cannot be trained on (checkpoints are kept).
+Exit status:
+    0  done
+    1  failed, with Python's traceback
+    2  refused: the command line, an output folder that another run writes into, a checkpoint of another config
+    3  stopped because the pseudo-labels cannot be trained on; checkpoints are kept
+    4  stopped by SIGTERM or SIGINT after saving; --resume goes on from there
 """
 import os
 import sys
@@ -16,34 +22,67 @@ import sys
 # Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
-
 from fastreid_sskd.clustering import PseudoLabelError
-from fastreid_sskd.engine import default_argument_parser, evaluate, predict, run, setup
+from fastreid_sskd.engine import default_argument_parser, evaluate, load_config, predict, run
+from fastreid_sskd.engine.lock import FolderInUseError, output_folder
+from fastreid_sskd.engine.same_run import OtherConfigError, config_kept_on_refusal
+from fastreid_sskd.engine.setup import begin, read_config
+from fastreid_sskd.export.feature_files import write_features
+from fastreid_sskd.processes import join, launch
+from fastreid_sskd.processes.join import joined_from_outside
+
+# isort: split
+from fastreid.utils import comm
+
+
+def say(error) -> None:
+    if comm.is_main_process():
+        print(error, file=sys.stderr)
+
+
+def work(cfg, args) -> None:
+    begin(cfg, args)
+    if args.predict:
+        paths, features = predict(cfg, args.predict)
+        files = write_features(args.features, paths, features)
+        print(f"{len(paths)} features of {features.shape[1]} values in {' and '.join(files)}")
+    elif args.eval_only:
+        evaluate(cfg)
+    else:
+        run(cfg, resume=args.resume)
 
 
 def main(args) -> int:
-    if args.num_gpus * args.num_machines > 1:
-        raise SystemExit(f"this version trains in one process: got --num-gpus {args.num_gpus}, "
-                         f"--num-machines {args.num_machines}; leave both at 1")
-    cfg = setup(args)
+    several = args.num_gpus * args.num_machines > 1
+    if args.predict and (several or joined_from_outside()):
+        raise SystemExit("--predict runs in one process: leave --num-gpus and --num-machines at 1")
+    if several and not joined_from_outside():
+        try:
+            return launch(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+        except ValueError as error:
+            raise SystemExit(f"{error}") from None
+    with join(load_config(args.config_file, args.opts).MODEL.DEVICE):
+        return one_process(args)
+
+
+def one_process(args) -> int:
+    cfg = read_config(args)
+    training = not (args.predict or args.eval_only)
     try:
-        if args.predict:
-            paths, features = predict(cfg, args.predict)
-            np.savez(args.features, paths=np.array(paths), features=features)
-            print(f"{len(paths)} features of {features.shape[1]} values in {args.features}")
-        elif args.eval_only:
-            evaluate(cfg)
-        else:
-            run(cfg, resume=args.resume)
+        with output_folder(cfg.OUTPUT_DIR if training else ""), config_kept_on_refusal(cfg.OUTPUT_DIR):
+            work(cfg, args)
     except PseudoLabelError as error:
-        print(f"training stopped, its checkpoints are kept in {cfg.OUTPUT_DIR}: {error}", file=sys.stderr)
+        say(f"training stopped, its checkpoints are kept in {cfg.OUTPUT_DIR}: {error}")
         return 3
+    except (FolderInUseError, OtherConfigError) as error:
+        say(error)
+        return 2
     return 0
 
 
 if __name__ == "__main__":
     parser = default_argument_parser()
     parser.add_argument("--predict", metavar="FOLDER", help="write the features of a folder's images, do not train")
-    parser.add_argument("--features", metavar="FILE.npz", default="features.npz", help="where --predict writes")
+    parser.add_argument("--features", metavar="FILE", default="features.npz",
+                        help="where --predict writes: .npz, .npy or .parquet; tools/predict.py also finds neighbours")
     sys.exit(main(parser.parse_args()))

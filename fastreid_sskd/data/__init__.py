@@ -1,4 +1,5 @@
 """Views, batches and loaders; importing it registers the synthetic pair of domains."""
+from .crop_folder import CropFolder
 from .items import Item, training_items
 from .loaders import SourceLoader, adaptation_loader, extraction_loader
 from .multi_view import Draw, MultiViewDataset
@@ -6,6 +7,6 @@ from .samplers import IdentityBatches, ShuffledBatches
 from .synthetic import SyntheticSource, SyntheticTarget
 
 __all__ = [
-    "Draw", "IdentityBatches", "Item", "MultiViewDataset", "ShuffledBatches", "SourceLoader", "SyntheticSource",
-    "SyntheticTarget", "adaptation_loader", "extraction_loader", "training_items",
+    "CropFolder", "Draw", "IdentityBatches", "Item", "MultiViewDataset", "ShuffledBatches", "SourceLoader",
+    "SyntheticSource", "SyntheticTarget", "adaptation_loader", "extraction_loader", "training_items",
 ]

@@ -1,4 +1,4 @@
-"""Reading one image file: always 8-bit RGB, and an error that names the file."""
+"""Image files: finding them below a folder, and reading one as 8-bit RGB with an error that names it."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,27 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageOps
 
+IMAGE_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _PASSED_ON = (FileNotFoundError, PermissionError, IsADirectoryError)  # name the file themselves
+
+
+def image_paths(folder: str) -> list[str]:
+    """All images below a folder, by their endings, sorted; hidden files and folders (``.name``) are left out.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it holds no image.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"folder {folder!r} not found")
+    paths = []
+    for at, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found = (name for name in names if not name.startswith(".") and name.lower().endswith(IMAGE_ENDINGS))
+        paths += [os.path.join(at, name) for name in found]
+    if not paths:
+        raise ValueError(f"no image below {folder!r}: looked for {', '.join(IMAGE_ENDINGS)}")
+    return sorted(paths)
 
 
 def read_image(

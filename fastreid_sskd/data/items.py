@@ -1,14 +1,16 @@
 """What a run trains on and is tested on: registered data sets, in an order that does not depend on the disk."""
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from fastreid.data.datasets import DATASET_REGISTRY
 
 from ..compat import dataset_root
+from .crop_folder import folder_class
 
 __all__ = ["Item", "test_items", "training_items"]
 
-Item = tuple[str, object, object]  # path, identity, camera
+Item = tuple[str, object, object]  # path, identity (None: unknown), camera
 
 _SPLITS = "with bounding_box_train/, query/ and bounding_box_test/, images *.jpg"
 _LAYOUTS = {
@@ -19,8 +21,10 @@ _LAYOUTS = {
 }
 
 
-def _data_set(name: str):
+def _data_set(name: str, folders: Mapping):
     root = dataset_root()
+    if name in folders:
+        return folder_class(name, folders[name])(root=root)
     try:
         return DATASET_REGISTRY.get(name)(root=root)
     # the host's Dataset.check_before_run, the assertion of its MSMT17, a list of images that is not there
@@ -36,28 +40,41 @@ def _sorted(items: Sequence[Sequence]) -> list[Item]:
     return sorted((tuple(item) for item in items), key=lambda item: item[0])
 
 
-def training_items(names: Sequence[str]) -> list[Item]:
-    """The training images of registered data sets, sorted by path within each (the host's glob has no order).
+def training_items(names: Sequence[str], folders: Mapping = MappingProxyType({})) -> list[Item]:
+    """The training images of data sets, sorted by path within each (the host's glob has no order).
+
+    Identities and cameras of several data sets are kept apart: with more than one, they are prefixed with its name.
+
+    Args:
+        names: ``DATASETS.NAMES``: of registered data sets or of ``folders``.
+        folders: ``SSKD.FOLDERS``, see :func:`.crop_folder.folder_class`.
 
     Raises:
         KeyError: if a name is not registered.
         FileNotFoundError: if the images are not where they should be, naming the folder and the variable that sets it.
-        ValueError: if there are no images.
+        ValueError: if there are no images, or a data set is named twice.
     """
     if not names:
         raise ValueError("no data set is named to train on: DATASETS.NAMES is empty")
+    if len(set(names)) < len(names):
+        raise ValueError(f"DATASETS.NAMES names a data set twice: {', '.join(names)}")
     items: list[Item] = []
     for name in names:
-        train = _data_set(name).train
+        train = _sorted(_data_set(name, folders).train)
         if not train:
-            raise ValueError(f"data set {name} below {os.path.abspath(dataset_root())!r} has no training images")
-        items.extend(_sorted(train))
+            raise ValueError(
+                f"data set {name} below {os.path.abspath(dataset_root())!r} has no training images"
+                + (f": set SSKD.FOLDERS.{name}.TRAIN to their folder" if name in folders else "")
+            )
+        if len(names) > 1:
+            train = [(path, who if who is None else f"{name}:{who}", f"{name}:{camera}") for path, who, camera in train]
+        items.extend(train)
     return items
 
 
-def test_items(name: str) -> tuple[list[Item], list[Item]]:
-    """The query and gallery images of a registered data set, each sorted by path. Raises as :func:`training_items`."""
-    data = _data_set(name)
+def test_items(name: str, folders: Mapping = MappingProxyType({})) -> tuple[list[Item], list[Item]]:
+    """The query and gallery images of a data set, each sorted by path. Arguments, Raises as :func:`training_items`."""
+    data = _data_set(name, folders)
     if not data.query or not data.gallery:
         raise ValueError(
             f"data set {name} has {len(data.query)} query and {len(data.gallery)} gallery images, so nothing can be "

@@ -1,11 +1,12 @@
 """Stage 2: adapt K peers to the unlabelled target."""
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
+from fastreid.utils import comm
 from torch import nn
 
 from ..clustering import PseudoLabelError
@@ -14,11 +15,14 @@ from ..data.seeding import derive_seed
 from ..evaluation.peers import evaluate_peers
 from ..modeling import load_source_weights
 from ..modeling.weights import is_sskd_state, read_state_dict
+from ..processes import broadcast_buffers, on_main
 from .hooks import PeerEMA
 from .optimizer import build_optimizer, reset_optimizer
 from .records import Record
 from .refresh import PseudoLabelRefresh
-from .setup import without_pretraining
+from .selection import LabelFreeSelection
+from .setup import starts_from_backbone, without_pretraining
+from .shares import check_shares
 from .trainer import Trainer
 
 __all__ = ["AdaptationTrainer"]
@@ -34,28 +38,26 @@ class AdaptationTrainer(Trainer):
         record: every evaluation so far and the best teacher.
     """
 
-    def __init__(self, cfg: CfgNode):
-        super().__init__(cfg)
-        self.record = Record(cfg.DATASETS.TESTS)
-        self.checkpointer.checkpointables["record"] = self.record
-
-    def prepare_data(self, cfg: CfgNode) -> tuple[Iterable, int, int]:
-        self.items = training_items(cfg.DATASETS.NAMES)
-        return [], 0, cfg.SSKD.ITERS_PER_EPOCH  # the first refresh makes the loader and the classes
+    def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
+        check_shares(cfg)
+        self.items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
+        return 0, cfg.SSKD.ITERS_PER_EPOCH  # the first refresh makes the classes
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The peers, without ImageNet weights: the source models' or a checkpoint's take their place."""
-        return super().build_model(without_pretraining(cfg))
+        """The peers, without ImageNet weights, whose place the source models' or a checkpoint's take, unless there are none."""
+        return super().build_model(cfg if starts_from_backbone(cfg) else without_pretraining(cfg))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, list(model.students))
 
     def build_hooks(self) -> list[HookBase]:
-        refresh = PseudoLabelRefresh(self.cfg, self.model, self.items, self.start_epoch_with)
-        self.checkpointer.checkpointables["refresh"] = refresh
-        return [refresh, PeerEMA(self.model, self.cfg.SSKD.EMA.MOMENTUM), *super().build_hooks()]
+        self.refresh = PseudoLabelRefresh(self.cfg, self.model, self.items, self.start_epoch_with)
+        self.record = Record(self.cfg.DATASETS.TESTS, self.cfg.SSKD.SELECT_BY)
+        self.checkpointer.checkpointables.update(refresh=self.refresh, record=self.record)
+        selection = [LabelFreeSelection(self.refresh, self.record)] if self.record.label_free else []
+        return [self.refresh, PeerEMA(self.model, self.cfg.SSKD.EMA.MOMENTUM), *selection, *super().build_hooks()]
 
     def before_epoch(self) -> None:
         """Begin with a refresh; if its labels cannot be trained on, keep what the epochs so far have learned."""
@@ -63,15 +65,32 @@ class AdaptationTrainer(Trainer):
             super().before_epoch()
         except PseudoLabelError:
             # a refused refresh changes nothing, so this is the state that the last epoch ended with
-            if self.epoch > self.start_epoch and self.epoch % self.cfg.SOLVER.CHECKPOINT_PERIOD:
-                self.checkpointer.save(f"model_{self.epoch - 1:04d}", epoch=self.epoch - 1)
+            if self.epoch > self.start_epoch:
+                self._checkpoints.save_epoch(self.epoch - 1)
+            comm.synchronize()  # the others end when the main process has written
             raise
 
     def start_epoch_with(self, labels) -> None:
         """Method, refresh step 6: a fresh optimiser and fresh batches over the labelled images (N,)."""
         reset_optimizer(self.optimizer)
-        seed = derive_seed(self.cfg.SEED, self.epoch)
-        self._trainer.set_data_loader(adaptation_loader(self.cfg, self.items, labels, seed))
+        self.labels = labels
+
+    def epoch_batches(self, epoch: int, start: int = 0) -> Iterable:
+        return adaptation_loader(self.cfg, self.items, self.labels, derive_seed(self.cfg.SEED, epoch), start)
+
+    def resume_from(self, path: str) -> None:
+        super().resume_from(path)
+        if self.refresh.labels is None:
+            return
+        self.labels = self.refresh.labels.numpy()
+        if len(self.labels) != len(self.items):
+            raise ValueError(
+                f"{path} has labels of {len(self.labels)} images, and the target has {len(self.items)} now: go on with the "
+                "images that the run began with, or give another OUTPUT_DIR to start anew"
+            )
+
+    def networks(self) -> Sequence[nn.Module]:
+        return [*self.model.students, *self.model.teachers]
 
     def load_weights(self) -> None:
         """Start from ``MODEL.WEIGHTS``: a whole SSKD checkpoint, or one source model for all peers."""
@@ -84,7 +103,10 @@ class AdaptationTrainer(Trainer):
         else:
             load_source_weights(self.model, [path])
 
-    metric_name = "metric"  # see Record.metric
+    @property
+    def metric_name(self) -> str:
+        """What ``model_best`` is chosen by: see ``Record.metric``, or without labels ``LabelFreeSelection``."""
+        return "selection/score" if self.record.label_free else "metric"
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> dict:
@@ -97,11 +119,13 @@ class AdaptationTrainer(Trainer):
         Args:
             epoch: epochs done; None: those of the running training.
         """
+        broadcast_buffers(self.model)
         results = self.test(self.cfg, self.model)
+        results = on_main(lambda: results)
         best = self.record.add(self.epoch + 1 if epoch is None else epoch, results)
         self.model.best_peer.fill_(best)
         logger.info("after %d epochs:\n%s", self.record.last["epoch"], self.record.table())
-        if self.cfg.OUTPUT_DIR:
+        if self.cfg.OUTPUT_DIR and comm.is_main_process():
             self.record.write(os.path.join(self.cfg.OUTPUT_DIR, "results.json"))
         self._last_eval_results = {**results, "metric": self.record.metric}
         return self._last_eval_results

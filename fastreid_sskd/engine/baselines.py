@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from ..data import Item, extraction_loader
-from ..modeling import SSKD, Peer
+from ..modeling import SSKD, Peer, peer_config
 
 __all__ = ["one_network_config", "reestimate_batch_norm", "supervised_config"]
 
@@ -23,6 +23,7 @@ def one_network_config(cfg: CfgNode) -> CfgNode:
     cfg = copy.deepcopy(cfg)
     cfg.defrost()
     cfg.SSKD.NUM_PEERS = 1
+    cfg.SSKD.PEERS = cfg.SSKD.PEERS[:1]
     cfg.SSKD.EMA.MOMENTUM = 0.0
     cfg.SSKD.LOSSES.LabelSmoothCE.WEIGHT += cfg.SSKD.LOSSES.SoftCE.WEIGHT
     cfg.SSKD.LOSSES.SoftCE.WEIGHT = 0.0
@@ -32,7 +33,8 @@ def one_network_config(cfg: CfgNode) -> CfgNode:
 
 def supervised_config(cfg: CfgNode) -> CfgNode:
     """The upper bound: one network that is given the target's identities, from the same source weights and steps."""
-    cfg = one_network_config(cfg)
+    cfg = peer_config(one_network_config(cfg), 0)
+    cfg.SSKD.PEERS = []
     cfg.MODEL.META_ARCHITECTURE = "SSKDSource"
     cfg.SSKD.SOURCE.BN_DATASETS = ()
     cfg.TEST.EVAL_PERIOD = cfg.SOLVER.MAX_EPOCH

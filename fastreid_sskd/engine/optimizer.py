@@ -12,10 +12,13 @@ __all__ = ["build_optimizer", "reset_optimizer"]
 def build_optimizer(cfg: CfgNode, networks: Sequence[nn.Module]) -> torch.optim.Optimizer:
     """Build ``SOLVER.OPT`` over the parameters of all networks, with the host's rules for each of them.
 
-    The rules (``HEADS_LR_FACTOR``, frozen layers, weight decay of norms and biases) go by a parameter's name inside
-    its network. The host makes a group of every parameter; groups of equal options are joined here, so that torch
+    The rules (``HEADS_LR_FACTOR``, weight decay of norms and biases) go by a parameter's name inside
+    its network. Layers are frozen by :class:`.freeze.FreezeLayers`. The host makes a group of every parameter; groups of equal options are joined here, so that torch
     updates them together. ``contiguous=False``: the host's flat buffer never sees a gradient on torch >= 2.
     """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.FREEZE_ITERS = 0  # the host's counter of frozen steps is in no checkpoint
     optimizer, _ = host.build_optimizer(cfg, networks[0], contiguous=False)
     for network in networks[1:]:
         other, _ = host.build_optimizer(cfg, network, contiguous=False)

@@ -2,6 +2,7 @@
 import logging
 import os
 
+import torch
 from fastreid.config import CfgNode
 from fastreid.modeling import build_model
 from torch import nn
@@ -11,11 +12,17 @@ from ..data.items import test_items, training_items
 from ..data.samplers import check_batch
 from ..data.seeding import derive_seed
 from ..evaluation.table import results_table
-from ..modeling import ema_decay, load_source_weights
+from ..modeling import ema_decay, load_source_weights, peer_config
+from ..processes import on_main
 from .adaptation import AdaptationTrainer
-from .checkpoint import Checkpointer
-from .setup import load_config, seed_everything, without_pretraining
+from .checkpoint import Checkpointer, damage, last_checkpoint
+from .lock import output_folder
+from .records import LABEL_FREE
+from .same_run import check_same_run, config_kept_on_refusal, plain_config
+from .setup import load_config, make_deterministic, seed_everything, starts_from_backbone, without_pretraining
+from .shares import check_shares
 from .source import SourceTrainer
+from .stop import listen
 from .trainer import Trainer
 
 __all__ = ["evaluate", "load_trained", "run", "source_config", "source_weights", "trainer_class"]
@@ -26,7 +33,8 @@ _TRAINERS = {"SSKD": AdaptationTrainer, "SSKDSource": SourceTrainer}
 
 # Sections that a source model shares with the peers it becomes, so that the files of both stages cannot disagree.
 _SHARED = ("MODEL.BACKBONE", "MODEL.HEADS", "MODEL.DEVICE", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.SIZE_TRAIN",
-           "INPUT.SIZE_TEST", "DATALOADER.NUM_WORKERS", "TEST.IMS_PER_BATCH", "SSKD.BN_CHUNK", "SSKD.LOG_PERIOD")
+           "INPUT.SIZE_TEST", "DATALOADER.NUM_WORKERS", "TEST.IMS_PER_BATCH", "SSKD.BN_CHUNK", "SSKD.LOG_PERIOD",
+           "SSKD.CHECKPOINT_SECONDS", "SSKD.CHECKPOINT_ITERS", "SSKD.KEEP_CHECKPOINTS", "SSKD.AMP_DTYPE", "SSKD.GATHER_LOSSES")
 
 
 def trainer_class(cfg: CfgNode) -> type:
@@ -59,26 +67,54 @@ def evaluate(cfg: CfgNode) -> dict:
 
 
 def run(cfg: CfgNode, resume: bool = False) -> dict:
-    """Train what the config describes; for ``SSKD`` both stages. Returns the last evaluation's results."""
-    if cfg.MODEL.META_ARCHITECTURE != "SSKD":
+    """Train what the config describes; for ``SSKD`` both stages. Returns the last evaluation's results.
+
+    Raises:
+        FolderInUseError: if another run writes into ``OUTPUT_DIR``.
+        OtherConfigError: if a checkpoint that would be gone on from, or a finished source model, is of another config.
+        PseudoLabelError: if the pseudo-labels cannot be trained on.
+        FloatingPointError: if a loss or the model is not finite.
+        Stopped: a ``SystemExit``, if SIGTERM or SIGINT came; the run is saved.
+    """
+    if cfg.SSKD.DETERMINISTIC:
+        make_deterministic()
+    with output_folder(cfg.OUTPUT_DIR), config_kept_on_refusal(cfg.OUTPUT_DIR), listen():
+        if cfg.MODEL.META_ARCHITECTURE == "SSKD":
+            return _run_both_stages(cfg, resume)
+        if cfg.SEED >= 0:
+            seed_everything(cfg.SEED)
         return _train(trainer_class(cfg)(cfg), resume)
 
+
+def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
     check_inputs(cfg)
-    resuming = resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    weights = [] if resuming else source_weights(cfg)
+    path = on_main(lambda: last_checkpoint(cfg.OUTPUT_DIR)) if resume else ""
+    weights = [] if path else source_weights(cfg)
 
     seed_everything(cfg.SEED)  # the same adaptation whether or not the source models were trained just now
     trainer = AdaptationTrainer(cfg)
-    trainer.resume_or_load(resume)
-    if not resuming:
+    if path:
+        trainer.resume_from(path)
+    else:
+        trainer.load_weights()
         if weights:
             load_source_weights(trainer.model, weights)
         if cfg.TEST.EVAL_PERIOD:
             logger.info("direct transfer")
             trainer.evaluate(epoch=0)
+        else:
+            logger.info(
+                "nothing is evaluated: %s", "no teacher is best, and SSKD.EVAL_WITH best is teacher 0 of the last epoch"
+                if not trainer.record.label_free else f"the best epoch and teacher are chosen by {cfg.SSKD.SELECT_BY}"
+            )  # fmt: skip
     results = trainer.train()
     if trainer.record.evaluations:
         logger.info("results:\n%s", trainer.record.table())
+    if trainer.record.label_free:
+        logger.info(
+            "model_best holds the state after %(epoch)d epochs, its best teacher is %(peer)d: chosen by %(by)s without labels",
+            {**trainer.record.selected, "by": cfg.SSKD.SELECT_BY},
+        )
     return results
 
 
@@ -90,19 +126,25 @@ def check_inputs(cfg: CfgNode) -> None:
         FileNotFoundError: if images are not where they should be.
     """
     check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
+    check_shares(cfg)
     ema_decay(0, cfg.SSKD.EMA.MOMENTUM)
-    for key, known in (("METHOD", CLUSTERING_METHODS), ("VARIANT", VARIANTS), ("KNN", ("auto", *KNN_BACKENDS))):
+    for key, known in (
+        ("METHOD", CLUSTERING_METHODS), ("VARIANT", VARIANTS), ("KNN", ("auto", *KNN_BACKENDS)),
+        ("ON_LIMIT", ("warn", "collapse")), ("ON_COLLAPSE", ("stop", "keep")),
+    ):  # fmt: skip
         if cfg.SSKD.CLUSTER[key] not in known:
             raise ValueError(f"SSKD.CLUSTER.{key} must be one of {', '.join(known)}; got {cfg.SSKD.CLUSTER[key]!r}")
     if cfg.TEST.PRECISE_BN.ENABLED:
         raise ValueError("TEST.PRECISE_BN is for plain fast-reid models, whose batches have no views: set it to False")
+    if cfg.SSKD.SELECT_BY not in ("mAP", *LABEL_FREE):
+        raise ValueError(f"SSKD.SELECT_BY must be one of mAP, {', '.join(LABEL_FREE)}; got {cfg.SSKD.SELECT_BY!r}")
     build_model(without_pretraining(cfg))  # and its losses
-    training_items(cfg.DATASETS.NAMES)
+    training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
     if cfg.TEST.EVAL_PERIOD:
         if not cfg.DATASETS.TESTS:
             raise ValueError("DATASETS.TESTS is empty: name a test set, or set TEST.EVAL_PERIOD to 0")
         for name in cfg.DATASETS.TESTS:
-            test_items(name)
+            test_items(name, cfg.SSKD.FOLDERS)
 
 
 def _train(trainer: Trainer, resume: bool) -> dict:
@@ -113,12 +155,29 @@ def _train(trainer: Trainer, resume: bool) -> dict:
 def source_config(cfg: CfgNode, k: int) -> CfgNode:
     """The stage 1 config of peer k: ``SSKD.SOURCE.CONFIG``, the peers' network, a seed and folder of its own."""
     source = load_config(cfg.SSKD.SOURCE.CONFIG)
+    own = peer_config(cfg, k)
     for key in _SHARED:
         *path, leaf = key.split(".")
-        mine, theirs = cfg, source
+        mine, theirs = own, source
         for part in path:
             mine, theirs = mine[part], theirs[part]
         theirs[leaf] = mine[leaf].clone() if isinstance(mine[leaf], CfgNode) else mine[leaf]
+    for name, folder in cfg.SSKD.FOLDERS.items():  # the source stage passes the target's images through batch norm
+        already = source.SSKD.FOLDERS.get(name, {})
+        if any(already.values()) and already != folder:
+            raise ValueError(
+                f"SSKD.FOLDERS.{name} is one folder in {cfg.SSKD.SOURCE.CONFIG} and another in the config of the target: "
+                "give them different names"
+            )
+        source.SSKD.FOLDERS[name] = folder.clone()
+    for name, folder in cfg.SSKD.FOLDERS.items():  # the source stage passes the target's images through batch norm
+        own = source.SSKD.FOLDERS.get(name, {})
+        if any(own.values()) and own != folder:
+            raise ValueError(
+                f"SSKD.FOLDERS.{name} is one folder in {cfg.SSKD.SOURCE.CONFIG} and another in the config of the target: "
+                "give them different names"
+            )
+        source.SSKD.FOLDERS[name] = folder.clone()
     source.SEED = derive_seed(cfg.SEED, k) >> 1
     source.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "source", f"peer{k}")
     source.merge_from_list(list(cfg.SSKD.SOURCE.OPTS))
@@ -127,10 +186,21 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
 
 
 def source_weights(cfg: CfgNode) -> list[str]:
-    """The files that the peers start from: those given, else pre-trained now; [] if ``MODEL.WEIGHTS`` is the start."""
+    """The files that the peers start from: those given, else pre-trained now; [] if ``MODEL.WEIGHTS`` is the start.
+
+    Given are ``SSKD.SOURCE.WEIGHTS``, or the ``MODEL.WEIGHTS`` of a file in ``SSKD.PEERS``; peers without are pre-trained.
+    """
     if cfg.SSKD.SOURCE.WEIGHTS or cfg.MODEL.WEIGHTS:
         return list(cfg.SSKD.SOURCE.WEIGHTS)
-    check_domains(cfg)
+    if starts_from_backbone(cfg):
+        logger.warning(
+            "no source: %d peers start from %s, and know nothing of people; their first clusters are what looks alike",
+            cfg.SSKD.NUM_PEERS, "pre-trained backbones" if cfg.MODEL.BACKBONE.PRETRAIN else "random weights",
+        )
+        return []
+    given = [peer_config(cfg, k).MODEL.WEIGHTS for k in range(cfg.SSKD.NUM_PEERS)]
+    if not all(given):
+        check_domains(cfg)
     return pretrain_peers(cfg)
 
 
@@ -138,30 +208,45 @@ def pretrain_peers(cfg: CfgNode) -> list[str]:
     """Pre-train the K peers on the source, each with its own seed; finished ones in ``OUTPUT_DIR`` are reused.
 
     Returns:
-        K paths of weights: the better of the evaluated epochs on the source's test set, else the last epoch.
+        K paths of weights: the better of the evaluated epochs on the source's test set, else the last epoch; the
+        ``MODEL.WEIGHTS`` of a peer's file where it has some.
+
+    Raises:
+        OtherConfigError: if one in ``OUTPUT_DIR`` was trained with another config.
     """
+    return [peer_config(cfg, k).MODEL.WEIGHTS or _pretrain(cfg, k) for k in range(cfg.SSKD.NUM_PEERS)]
+
+
+def _pretrain(cfg: CfgNode, k: int) -> str:
     if not cfg.SSKD.SOURCE.CONFIG:
         raise ValueError(
             "SSKD needs source models: give SSKD.SOURCE.WEIGHTS (or MODEL.WEIGHTS), or in SSKD.SOURCE.CONFIG the "
             "config that pre-trains them"
         )
-    paths = []
-    for k in range(cfg.SSKD.NUM_PEERS):
-        source = source_config(cfg, k)
-        if source.MODEL.META_ARCHITECTURE != "SSKDSource":
-            raise ValueError(
-                f"SSKD.SOURCE.CONFIG {cfg.SSKD.SOURCE.CONFIG!r} is of {source.MODEL.META_ARCHITECTURE}, "
-                "and has to be of SSKDSource"
-            )
-        best, final = (os.path.join(source.OUTPUT_DIR, f"model_{name}.pth") for name in ("best", "final"))
-        if os.path.isfile(final):
+    source = source_config(cfg, k)
+    if source.MODEL.META_ARCHITECTURE != "SSKDSource":
+        raise ValueError(
+            f"SSKD.SOURCE.CONFIG {cfg.SSKD.SOURCE.CONFIG!r} is of {source.MODEL.META_ARCHITECTURE}, "
+            "and has to be of SSKDSource"
+        )
+    best, final = (os.path.join(source.OUTPUT_DIR, f"model_{name}.pth") for name in ("best", "final"))
+    with output_folder(source.OUTPUT_DIR), listen():
+        if on_main(lambda: _is_finished(source, final)):
             logger.info("peer %d: reusing the finished source model in %s", k, source.OUTPUT_DIR)
         else:
             logger.info("peer %d: pre-training on %s", k, ", ".join(source.DATASETS.NAMES))
             seed_everything(source.SEED)
             _train(SourceTrainer(source), resume=True)
-        paths.append(best if os.path.isfile(best) else final)
-    return paths
+    return best if os.path.isfile(best) else final
+
+
+def _is_finished(source: CfgNode, final: str) -> bool:
+    """Whether a source model is trained; one of another config is refused, one of fewer epochs goes on."""
+    if not os.path.isfile(final) or damage(final):
+        return False
+    checkpoint = torch.load(final, map_location="cpu", weights_only=True)
+    check_same_run(checkpoint, plain_config(source), f"cannot reuse the finished source model {final}", anew=True)
+    return checkpoint["epoch"] + 1 >= source.SOLVER.MAX_EPOCH
 
 
 def check_domains(cfg: CfgNode) -> None:

@@ -1,11 +1,18 @@
 """What the evaluations of an adaptation have given so far: the last, the best, and what the best was chosen on."""
 import json
-import os
 from collections.abc import Sequence
 
 from ..evaluation.table import results_table
+from .atomic import write_atomically
 
-__all__ = ["Record"]
+__all__ = ["LABEL_FREE", "Record"]
+
+#: what ``SSKD.SELECT_BY`` takes beside "mAP", each with the score that a larger value of is better, in [-1, 1]
+LABEL_FREE = {
+    "silhouette": lambda signals: signals["silhouette"],
+    "noise": lambda signals: 1 - signals["noise_share"],
+    "stability": lambda signals: 1 - signals["changed_share"],
+}
 
 
 class Record:
@@ -14,21 +21,40 @@ class Record:
     The best teacher is the one with the highest mAP on the first test set after any epoch (direct transfer counts
     only as long as there is nothing else): the selection of the released code, and what ``model_best`` holds. It looks
     at the *test* identities, so it is an optimistic protocol, and ``table`` says so; the last epoch's rows, which need
-    no selection, stand beside it.
+    no selection, stand beside it. With one of :data:`LABEL_FREE` it is the one that :meth:`select` was told of.
 
     Args:
         tests: names of the test sets, ``DATASETS.TESTS``.
+        select_by: ``SSKD.SELECT_BY``, "mAP" or a key of :data:`LABEL_FREE`.
+
+    Attributes:
+        selected: {"epoch", "peer", "score"} of the best state by what needs no labels; epoch 0 before any.
     """
 
-    def __init__(self, tests: Sequence[str]):
+    def __init__(self, tests: Sequence[str], select_by: str = "mAP"):
         self.tests = list(tests)
+        self.select_by = select_by
         self.evaluations: list[dict] = []
+        self.selected: dict = {"epoch": 0, "peer": 0, "score": None}
+
+    @property
+    def label_free(self) -> bool:
+        """Whether the best is chosen without labels."""
+        return self.select_by in LABEL_FREE
 
     def state_dict(self) -> dict:
-        return {"evaluations": self.evaluations}
+        return {"evaluations": self.evaluations, "selected": self.selected}
 
     def load_state_dict(self, state: dict) -> None:
         self.evaluations = state["evaluations"]
+        self.selected = state["selected"]
+
+    def select(self, epoch: int, peer: int, score: float) -> bool:
+        """Offer the state after ``epoch`` epochs, ``peer`` its best teacher; True if it is the best so far."""
+        if self.selected["score"] is not None and not score > self.selected["score"]:
+            return False
+        self.selected = {"epoch": epoch, "peer": peer, "score": score}
+        return True
 
     def add(self, epoch: int, results: dict[str, dict[str, dict[str, float]]]) -> int:
         """Add an evaluation after ``epoch`` epochs (0: direct transfer); returns the best teacher so far."""
@@ -51,7 +77,10 @@ class Record:
 
     @property
     def best(self):
-        """(evaluation, row) of the teacher with the highest mAP so far; the earliest of equals."""
+        """(evaluation, row) of the best teacher so far, the earliest of equals; None for an epoch without evaluation."""
+        if self.label_free:
+            at = (evaluation for evaluation in self.evaluations if evaluation["epoch"] == self.selected["epoch"])
+            return next(at, None), f"peer{self.selected['peer']}"
         adapted = [evaluation for evaluation in self.evaluations if evaluation["epoch"]]
         candidates = [
             (metrics["mAP"], evaluation, row)
@@ -73,11 +102,14 @@ class Record:
                 what = "direct transfer" if evaluation["epoch"] == 0 else f"last, epoch {evaluation['epoch']}"
                 lines += [((test, what, row), metrics) for row, metrics in evaluation["results"][test].items()]
             evaluation, row = self.best
-            lines.append(((test, f"best, epoch {evaluation['epoch']}", row), evaluation["results"][test][row]))
+            if evaluation:
+                lines.append(((test, f"best, epoch {evaluation['epoch']}", row), evaluation["results"][test][row]))
         note = (
             f"The best teacher is chosen by mAP on the test split (query and gallery) of {self.tests[0]}, "
             "as in the released code; the last epoch's rows need no choice."
         )
+        if self.label_free:
+            note = f"The best epoch and teacher are chosen by {self.select_by}, without labels."
         return results_table(lines, ("test set", "when", "teacher"), tablefmt) + "\n\n" + note
 
     def _shown(self) -> list[dict]:
@@ -90,9 +122,10 @@ class Record:
         data = {
             "tests": self.tests,
             "evaluations": self.evaluations,
-            "best": {"epoch": evaluation["epoch"], "row": row, "chosen_on": f"{self.tests[0]} test split, by mAP"},
+            "best": {
+                "epoch": self.selected["epoch"] if self.label_free else evaluation["epoch"],
+                "row": row,
+                "chosen_on": f"{self.select_by}, without labels" if self.label_free else f"{self.tests[0]} test split, by mAP",
+            },
         }
-        temporary = f"{path}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1)
-        os.replace(temporary, path)
+        write_atomically(path, lambda file: file.write(json.dumps(data, indent=1).encode()))

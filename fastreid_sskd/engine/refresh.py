@@ -1,4 +1,5 @@
 """The pseudo-label refresh before every epoch: cluster the target's features, relabel, start the epoch anew."""
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -7,10 +8,21 @@ import torch
 from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
 
-from ..clustering import check_usable, cluster_agreement, pseudo_labels
+from ..clustering import (
+    ApproximateOptions,
+    Limits,
+    PseudoLabelError,
+    PseudoLabels,
+    check_usable,
+    cluster_agreement,
+    find_method,
+    labels_again,
+    pseudo_labels,
+)
 from ..data import Item, extraction_loader
 from ..evaluation.features import extract_features
-from ..modeling import SSKD, ensemble_feature
+from ..modeling import SSKD
+from ..processes import gather_rows, on_main
 
 __all__ = ["PseudoLabelRefresh"]
 
@@ -22,7 +34,13 @@ class PseudoLabelRefresh(HookBase):
 
     Runs in ``before_epoch`` and has to be registered before every hook that looks at the epoch's data. eps is
     estimated at the first refresh and is part of the checkpoint; ``SSKD.CLUSTER.EPS``, when given, goes before it, so
-    that a run that stopped for its clusters can be resumed with another one. Logs under ``refresh/``: clusters, noise share,
+    that a run that stopped for its clusters can be resumed with another one.
+
+    Labels that have collapsed (see ``check_usable``) end the run, or, with ``SSKD.CLUSTER.ON_COLLAPSE: keep``, are
+    replaced by the last good ones: the classifiers become the centroids of the new features under the old labels, eps
+    stays that of the last good refresh, and ``refresh/kept`` is 1.
+
+    Logs under ``refresh/``: clusters, noise share,
     eps, largest and median cluster, share of labels changed, seconds per stage; and, where the target carries
     identities, NMI, AMI, ARI and BCubed F under ``diagnostics/``, which training never sees.
 
@@ -38,6 +56,8 @@ class PseudoLabelRefresh(HookBase):
         self.model = model
         self.items = items
         self.on_labels = on_labels
+        cluster = cfg.SSKD.CLUSTER
+        self.limits = Limits(cluster.MAX_NOISE_SHARE, cluster.MAX_LARGEST_SHARE, cluster.ON_LIMIT == "collapse")
         self.eps = 0.0
         self.labels = None
         self.history: list[dict] = []
@@ -50,25 +70,55 @@ class PseudoLabelRefresh(HookBase):
 
     def before_epoch(self):
         start = time.perf_counter()
-        features = ensemble_feature(extract_features(self.model, extraction_loader(self.cfg, self.items)))
+        loader = extraction_loader(self.cfg, self.items, shared=True)
+        features = gather_rows(self.model.combine(extract_features(self.model, loader)))
         seconds = {"features": time.perf_counter() - start}
 
-        result = pseudo_labels(features, previous=self._previous(), **self._clustering_options())
-        check_usable(result)
-        self.eps = float(result.eps)
-        self.labels = torch.as_tensor(result.labels)
+        result, kept = on_main(lambda: self._labels_of(features))
         seconds.update(result.seconds)
+        if not kept:
+            self.eps = result.eps or self.eps
+            self.labels = torch.as_tensor(result.labels)
 
         self.model.reset_classifiers(torch.as_tensor(result.centroids))
         self.on_labels(result.labels)
-        self._report(result, seconds)
+        self._report(result, seconds, kept)
+
+    def _labels_of(self, features) -> tuple[PseudoLabels, bool]:
+        """Pseudo-labels of features (N, d), and whether they are the last good ones, as the new ones have collapsed."""
+        result = self.cluster(features, self._previous())
+        kept = self._collapsed(result)
+        if kept:
+            result = labels_again(features, self._previous(), result)
+        return dataclasses.replace(result, centroids=torch.as_tensor(result.centroids).cpu()), kept
+
+    def _collapsed(self, result) -> bool:
+        """Whether the last good labels must stand in; raises PseudoLabelError where they may not or there are none."""
+        try:
+            check_usable(result.report, self.limits)
+        except PseudoLabelError as error:
+            if self.cfg.SSKD.CLUSTER.ON_COLLAPSE == "stop" or self.labels is None:
+                raise
+            logger.warning(
+                "epoch %d: the pseudo-labels have collapsed (%s); going on with those of the last good refresh, as "
+                "SSKD.CLUSTER.ON_COLLAPSE is keep", self.trainer.epoch, error,
+            )  # fmt: skip
+            return True
+        return False
+
+    def cluster(self, features, previous) -> PseudoLabels:
+        """Pseudo-labels of features (N, d) by the run's settings and its eps; changes nothing. ``previous``: (N,) labels or None."""
+        return pseudo_labels(features, previous=previous, **self._clustering_options())
 
     def _previous(self):
         return None if self.labels is None else self.labels.numpy()
 
     def _clustering_options(self) -> dict:
         cluster = self.cfg.SSKD.CLUSTER
-        if cluster.EPS or self.eps:
+        again = cluster.EPS_EVERY and self.trainer.epoch % cluster.EPS_EVERY == 0
+        if find_method(cluster.METHOD).uses != "radius":
+            radius = {}
+        elif cluster.EPS or (self.eps and not again):
             radius = {"eps": cluster.EPS or self.eps}
         elif cluster.PAIRS_PER_IMAGE:
             radius = {"pairs_per_image": cluster.PAIRS_PER_IMAGE}
@@ -76,20 +126,28 @@ class PseudoLabelRefresh(HookBase):
             radius = {"rho": cluster.RHO}
         return dict(
             k1=cluster.K1, k2=cluster.K2, variant=cluster.VARIANT, knn=cluster.KNN, method=cluster.METHOD,
-            min_samples=cluster.MIN_SAMPLES, device=self.model.device, **radius,
+            min_samples=cluster.MIN_SAMPLES, num_clusters=cluster.NUM_CLUSTERS, seed=max(self.cfg.SEED, 0),
+            eps_min=cluster.EPS_MIN, eps_max=cluster.EPS_MAX, device=self.model.device,
+            approximate=ApproximateOptions(
+                cluster.REDUCED_DIM, cluster.IVF_LISTS, cluster.IVF_PROBES, cluster.MIN_RECALL
+            ),
+            **radius,
         )
 
-    def _report(self, result, seconds: dict[str, float]) -> None:
+    def _report(self, result, seconds: dict[str, float], kept: bool) -> None:
         report = result.report
         scalars = {
             "clusters": report.num_clusters, "noise_share": report.noise_share, "eps": self.eps,
-            "largest_cluster": report.largest, "median_cluster": report.median,
+            "largest_cluster": report.largest, "median_cluster": report.median, "kept": float(kept),
         }
+        if result.recall is not None:
+            scalars["recall"] = result.recall
         if report.changed_share is not None:
             scalars["changed_share"] = report.changed_share
         scalars.update({f"seconds_{stage}": value for stage, value in seconds.items()})
-        identities = [item[1] for item in self.items]
-        agreement = cluster_agreement(result.labels, identities) if len(set(identities)) > 1 else {}
+        known = [i for i, item in enumerate(self.items) if item[1] is not None]
+        identities = [self.items[i][1] for i in known]
+        agreement = cluster_agreement(result.labels[known], identities) if len(set(identities)) > 1 else {}
         self.history.append({"epoch": self.trainer.epoch, **scalars, **agreement})
 
         storage = self.trainer.storage

@@ -10,15 +10,20 @@ from fastreid.engine import default_setup
 from fastreid.utils.env import seed_all_rng
 
 from ..config import add_sskd_config
+from ..processes import on_main
 
-__all__ = ["load_config", "resolve", "seed_everything", "setup", "without_pretraining"]
+__all__ = [
+    "begin", "load_config", "make_deterministic", "read_config", "resolve", "seed_everything", "setup",
+    "without_pretraining",
+]
 
 
 def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     """A fast-reid config with the SSKD node, from a file (its ``_BASE_`` included) and overrides; not frozen.
 
-    ``SSKD.SOURCE.CONFIG`` becomes an absolute path: in a file it is relative to that file, in ``opts`` to the working
-    directory. So a run can be repeated from the ``config.yaml`` in its output folder.
+    ``SSKD.SOURCE.CONFIG`` and ``SSKD.PEERS`` become absolute paths: in a file they are relative to that file, in ``opts`` to
+    the working directory. So a run can be repeated from the ``config.yaml`` in its output folder. Without a test set
+    (``DATASETS.TESTS`` empty) ``TEST.EVAL_PERIOD`` becomes 0: there is nothing to evaluate.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -31,15 +36,21 @@ def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
         if not os.path.isfile(config_file):
             raise FileNotFoundError(f"config file {config_file!r} not found")
         cfg.merge_from_file(config_file)
+    beside = os.path.dirname(config_file)
     source = cfg.SSKD.SOURCE.CONFIG
-    if source and not os.path.isabs(source):
-        cfg.SSKD.SOURCE.CONFIG = os.path.join(os.path.dirname(config_file), source)
+    cfg.SSKD.SOURCE.CONFIG = source and os.path.join(beside, source)
+    cfg.SSKD.PEERS = [os.path.join(beside, path) for path in cfg.SSKD.PEERS]
     try:
         cfg.merge_from_list(list(opts))
     except AssertionError as error:  # yacs raises a KeyError for the same in a file
         raise (KeyError if "Non-existent" in str(error) else ValueError)(str(error)) from None
     if cfg.SSKD.SOURCE.CONFIG:
         cfg.SSKD.SOURCE.CONFIG = os.path.abspath(cfg.SSKD.SOURCE.CONFIG)
+    if cfg.SSKD.PEERS:
+        cfg.SSKD.PEERS = [os.path.abspath(path) for path in cfg.SSKD.PEERS]
+        cfg.SSKD.NUM_PEERS = len(cfg.SSKD.PEERS)
+    if not cfg.DATASETS.TESTS:
+        cfg.TEST.EVAL_PERIOD = 0
     return cfg
 
 
@@ -48,8 +59,13 @@ def resolve(cfg: CfgNode) -> CfgNode:
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if cfg.SEED < 0:
-        cfg.SEED = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+        cfg.SEED = on_main(lambda: int(np.random.SeedSequence().generate_state(1)[0] >> 1))
     return cfg
+
+
+def starts_from_backbone(cfg: CfgNode) -> bool:
+    """Whether there is no source: the peers are bare backbones, of ``MODEL.BACKBONE.PRETRAIN_PATH`` or random."""
+    return cfg.SSKD.SOURCE.SKIP and not cfg.SSKD.SOURCE.WEIGHTS and not cfg.MODEL.WEIGHTS
 
 
 def without_pretraining(cfg: CfgNode) -> CfgNode:
@@ -66,10 +82,32 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """The config of a run, frozen, logged and written to ``OUTPUT_DIR/config.yaml``; all generators seeded."""
-    cfg = resolve(load_config(args.config_file, args.opts))
-    cfg.freeze()
+def make_deterministic() -> None:
+    """``SSKD.DETERMINISTIC``: deterministic kernels only, for this process from now on."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS has none; read with its first use
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """The config of a run, frozen; a run that is resumed keeps the seed that it has drawn."""
+    cfg = load_config(args.config_file, args.opts)
+    written = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if getattr(args, "resume", False) and cfg.SEED < 0 and os.path.isfile(written):
+        cfg.SEED = load_config(written).SEED
+    resolve(cfg).freeze()
+    return cfg
+
+
+def begin(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Start a run's log, write its config to ``OUTPUT_DIR/config.yaml``, seed all generators."""
     default_setup(cfg, args)
     seed_everything(cfg.SEED)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The config of a run, frozen, logged and written to ``OUTPUT_DIR/config.yaml``; all generators seeded."""
+    cfg = read_config(args)
+    begin(cfg, args)
     return cfg

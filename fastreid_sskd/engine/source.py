@@ -7,6 +7,7 @@ from torch import nn
 from ..data import SourceLoader
 from ..modeling.weights import load_network, read_state_dict
 from .setup import without_pretraining
+from .shares import check_shares
 from .trainer import Trainer
 
 __all__ = ["SourceTrainer"]
@@ -15,10 +16,13 @@ __all__ = ["SourceTrainer"]
 class SourceTrainer(Trainer):
     """Trains an ``SSKDSource``: identity batches of the source, and the target's images through batch norm."""
 
-    def prepare_data(self, cfg: CfgNode) -> tuple[Iterable, int, int]:
+    def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
+        check_shares(cfg)
         self._loader = SourceLoader(cfg, seed=cfg.SEED)
-        # the workers start with the first epoch, when the epoch to start from is known
-        return [], self._loader.num_classes, cfg.SSKD.ITERS_PER_EPOCH
+        return self._loader.num_classes, cfg.SSKD.ITERS_PER_EPOCH
+
+    def epoch_batches(self, epoch: int, start: int = 0) -> Iterable:
+        return self._loader.epoch(epoch, start)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -30,8 +34,3 @@ class SourceTrainer(Trainer):
         path = self.cfg.MODEL.WEIGHTS
         if path:
             load_network(self.model, read_state_dict(path), path)
-
-    def before_train(self):
-        self._loader.start_epoch = self.start_epoch
-        self._trainer.set_data_loader(self._loader)
-        super().before_train()

@@ -3,9 +3,10 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from fastreid.config import CfgNode
 from fastreid.data import build_reid_train_loader
@@ -17,13 +18,27 @@ from fastreid.utils import comm
 from fastreid.utils.events import EventStorage
 from torch import nn
 
+from ..data.epochs import HostEpochs
 from ..data.loaders import test_loader
 from ..data.seeding import derive_seed
+from ..processes import (
+    agree,
+    average_gradients,
+    broadcast_buffers,
+    broadcast_model,
+    check_agreement,
+    on_every,
+    on_main,
+)
 from .amp import Precision
-from .checkpoint import Checkpointer
-from .hooks import Checkpoints, PeriodicEvaluation
+from .checkpoint import Checkpointer, last_checkpoint
+from .freeze import FreezeLayers
+from .hooks import Checkpoints, PeriodicEvaluation, ScalarWriters
 from .optimizer import build_optimizer
+from .random_state import random_state, restore_random_state
+from .same_run import check_same_run, plain_config
 from .setup import seed_everything
+from .stop import Stopped, StopRequest, listen
 from .writers import build_writers
 
 __all__ = ["Trainer"]
@@ -34,8 +49,8 @@ logger = logging.getLogger("fastreid.sskd.trainer")
 class _Step(SimpleTrainer):
     """The host's training step under a precision, on any device; ``grad_scaler`` is None where none is needed."""
 
-    def __init__(self, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer, precision: Precision):
-        super().__init__(model, data_loader, optimizer, param_wrapper=None)
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision):
+        super().__init__(model, [], optimizer, param_wrapper=None)
         self.precision = precision
         self.grad_scaler = precision.scaler
 
@@ -52,12 +67,28 @@ class _Step(SimpleTrainer):
             total.backward()
         else:
             self.grad_scaler.scale(total).backward()
-        self._write_metrics(loss_dict, data_time)  # raises before the step if a loss is not finite
+        average_gradients(p for group in self.optimizer.param_groups for p in group["params"])
+        self._check_finite(loss_dict)  # before the step, so that the parameters stay those of the step before
+        self._write_metrics(loss_dict, data_time)
         if self.grad_scaler is None:
             self.optimizer.step()
         else:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
+
+    def _check_finite(self, loss_dict: dict[str, torch.Tensor]) -> None:
+        values = {name: float(loss.detach()) for name, loss in loss_dict.items()}
+        if all(map(math.isfinite, values.values())):
+            return
+        named = []
+        for name, value in values.items():
+            if not math.isfinite(value):
+                loss, _, peer = name.partition("_peer")
+                named.append(f"{loss} of peer {peer} is {value}" if peer else f"{loss} is {value}")
+        raise FloatingPointError(
+            f"step {self.iter}: {', '.join(named)}. Training has diverged; the last checkpoint is of before. Lower "
+            f"SOLVER.BASE_LR and go on from it (all losses: {values})"
+        )
 
     def set_data_loader(self, data_loader: Iterable) -> None:
         """Go on with another loader; the old one's workers end with it."""
@@ -71,7 +102,8 @@ class Trainer(DefaultTrainer):
     Differs from the host where that is broken or loses something (see ``fastreid_sskd.compat`` for the rest):
     parameters are optimised themselves, not a flat buffer that gradients never reach; mixed precision works without
     CUDA; an epoch has at least one iteration; evaluation can be off; a failure before the first step shows its own
-    error; the best metric survives a resume; losses are logged every ``SSKD.LOG_PERIOD`` iterations.
+    error; losses are logged every ``SSKD.LOG_PERIOD`` iterations. A run that is saved after any step and resumed ends as
+    one that was never interrupted: the batches of an epoch are a function of the seed and the epoch.
 
     Args:
         cfg: a complete config, ``add_sskd_config`` included.
@@ -79,23 +111,24 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)
-        if comm.get_world_size() > 1:
-            raise ValueError(f"this version trains in one process, got {comm.get_world_size()}: use --num-gpus 1")
-        data_loader, num_classes, self.iters_per_epoch = self.prepare_data(cfg)
+        num_classes, self.iters_per_epoch = self.prepare_data(cfg)
         if cfg.OUTPUT_DIR:
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)  # the host writes its config there without asking
+        self._given = plain_config(cfg)
         cfg = self.auto_scale_hyperparams(cfg, num_classes)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        self._trainer = _Step(model, data_loader, optimizer, Precision(cfg))
+        self._trainer = _Step(model, optimizer, Precision(cfg))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer, self.iters_per_epoch)
         self.checkpointer = Checkpointer(
             model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process(), optimizer=optimizer, **self.scheduler
         )
+        self.checkpointer.stamp = {"config": self._given, "processes": comm.get_world_size()}
         if self.grad_scaler is not None:
             self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
 
         self.start_epoch = 0
+        self._position: dict[str, Any] = {}  # of the checkpoint that is gone on from
         self.max_epoch = cfg.SOLVER.MAX_EPOCH
         self.max_iter = self.max_epoch * self.iters_per_epoch
         self.warmup_iters = cfg.SOLVER.WARMUP_ITERS
@@ -106,10 +139,21 @@ class Trainer(DefaultTrainer):
 
     # ---- what a stage may change --------------------------------------------------------------------------------
 
-    def prepare_data(self, cfg: CfgNode) -> tuple[Iterable, int, int]:
-        """The training loader (endless), the number of classes and the iterations of an epoch."""
+    def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
+        """Find out what there is to train on: the number of classes and the iterations of an epoch."""
+        if cfg.SOLVER.IMS_PER_BATCH % comm.get_world_size():
+            raise ValueError(
+                f"a batch of SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} images cannot be shared equally by "
+                f"{comm.get_world_size()} processes"
+            )
         loader = self.build_train_loader(cfg)
-        return loader, loader.dataset.num_classes, max(1, len(loader.dataset) // cfg.SOLVER.IMS_PER_BATCH)
+        iters_per_epoch = max(1, len(loader.dataset) // cfg.SOLVER.IMS_PER_BATCH)
+        self._epochs = HostEpochs(loader, seed=cfg.SEED if cfg.SEED >= 0 else np.random.randint(2**31), num_batches=iters_per_epoch)
+        return loader.dataset.num_classes, iters_per_epoch
+
+    def epoch_batches(self, epoch: int, start: int = 0) -> Iterable:
+        """The batches of an epoch from number ``start`` on; those before are not read."""
+        return self._epochs.epoch(epoch, start)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -157,27 +201,37 @@ class Trainer(DefaultTrainer):
 
     def evaluate(self) -> dict:
         """Evaluate on ``DATASETS.TESTS``; the host's nested dict of metrics in percent."""
-        self._last_eval_results = self.test(self.cfg, self.model)
+        broadcast_buffers(self.model)
+        results = self.test(self.cfg, self.model)
+        self._last_eval_results = on_main(lambda: results)
         return self._last_eval_results
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Timer, learning rate, precise BN and freezing as in the host; then evaluation, checkpoints, writers."""
+        """Timer, learning rate, precise BN and freezing as in the host; then evaluation, writers, checkpoints."""
         cfg = self.cfg
         ret = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
         if cfg.TEST.PRECISE_BN.ENABLED and hooks.get_bn_modules(self.model):
             ret.append(self._precise_bn())
         if cfg.MODEL.FREEZE_LAYERS and cfg.SOLVER.FREEZE_ITERS > 0:
-            ret.append(hooks.LayerFreeze(self.model, cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS))
+            ret.append(FreezeLayers(self.networks(), cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS))
         ret.append(PeriodicEvaluation(cfg.TEST.EVAL_PERIOD, self.evaluate))
-        if comm.is_main_process():
-            ret.append(Checkpoints(
-                self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SSKD.KEEP_CHECKPOINTS, self.metric_name
-            ))
-            ret.append(hooks.PeriodicWriter(self.build_writers(), cfg.SSKD.LOG_PERIOD))
-        return ret
+        writers = ScalarWriters(self.build_writers, cfg.SSKD.LOG_PERIOD)
+        self._checkpoints = Checkpoints(
+            self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SSKD.KEEP_CHECKPOINTS, self.metric_name,
+            seconds=cfg.SSKD.CHECKPOINT_SECONDS, iters=cfg.SSKD.CHECKPOINT_ITERS,
+        )
+        self.checkpointer.checkpointables["scalars"] = writers
+        return [*ret, writers, self._checkpoints]
+
+    def networks(self) -> Sequence[nn.Module]:
+        """The networks that ``MODEL.FREEZE_LAYERS`` names layers of."""
+        return [self.model]
 
     def build_writers(self) -> list:
-        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        cfg = self.cfg
+        return build_writers(
+            cfg.OUTPUT_DIR, self.max_iter, self.start_iter, max_epoch=self.max_epoch, images=cfg.SOLVER.IMS_PER_BATCH
+        )
 
     def _precise_bn(self) -> hooks.HookBase:
         cfg = self.cfg.clone()
@@ -195,16 +249,42 @@ class Trainer(DefaultTrainer):
         """
         self.storage.iter = self.iter
         if self.cfg.SEED >= 0:
-            seed_everything(derive_seed(self.cfg.SEED, self.epoch))
+            rank = comm.get_rank()
+            seed_everything(derive_seed(self.cfg.SEED, self.epoch, *([rank] if rank else [])))
+        broadcast_buffers(self.model)
+        check_agreement(self.model)
         super().before_epoch()
+        self._trainer.set_data_loader(self.epoch_batches(self.epoch))
+
+    def _take_up_epoch(self, done: int) -> None:
+        """Go on inside an epoch after ``done`` of its steps, instead of beginning it."""
+        self.storage.epoch = self.epoch
+        self.storage.iter = self.iter - 1 if done else self.iter  # as it was when the step before had been done
+        self._trainer.set_data_loader(self.epoch_batches(self.epoch, done))
+        states = self._position["random"]
+        if len(states) == comm.get_world_size():
+            restore_random_state(states[comm.get_rank()])  # last: the loader draws a seed for its workers
+        else:
+            logger.warning("saved by %d processes, gone on with by %d: bits, and what a network draws, will differ",
+                           len(states), comm.get_world_size())
 
     def resume_or_load(self, resume: bool = True) -> None:
         """With ``resume`` go on from the last checkpoint in ``OUTPUT_DIR`` if there is one, else load MODEL.WEIGHTS."""
-        if resume and self.checkpointer.has_checkpoint():
-            checkpoint = self.checkpointer.load(self.checkpointer.get_checkpoint_file())
-            self.start_epoch = checkpoint.get("epoch", -1) + 1
-            return
-        self.load_weights()
+        path = on_main(lambda: last_checkpoint(self.cfg.OUTPUT_DIR)) if resume else ""
+        if path:
+            self.resume_from(path)
+        else:
+            self.load_weights()
+
+    def resume_from(self, path: str) -> None:
+        """Go on from a checkpoint of this run.
+
+        Raises:
+            OtherConfigError: if it is of another config, see :func:`.same_run.check_same_run`.
+        """
+        what = f"cannot go on from {path}"
+        self._position = self.checkpointer.resume(path, lambda saved: check_same_run(saved, self._given, what))
+        self.start_epoch = self._position.get("epoch", -1) + 1
 
     def load_weights(self) -> None:
         """Load ``MODEL.WEIGHTS``, if any, without the state of its training."""
@@ -214,28 +294,66 @@ class Trainer(DefaultTrainer):
         self.checkpointer.load(path, checkpointables=[])
 
     def train(self) -> dict:
-        """Run from ``start_epoch`` to ``max_epoch``; returns the last evaluation's results ({} without any).
+        """Run from where the last checkpoint was to ``max_epoch``; returns the last evaluation's results ({} without any).
 
         A run that was finished before and is resumed is evaluated again, unless ``TEST.EVAL_PERIOD`` is 0.
+
+        Raises:
+            Stopped: SIGTERM or SIGINT came; the run is saved.
+            FloatingPointError: a loss or the model is not finite; the checkpoint before is kept.
         """
         if self.start_epoch >= self.max_epoch:
             logger.info("all %d epochs are done: nothing left to train", self.max_epoch)
             self.epoch = self.start_epoch - 1
+            self._checkpoints.finish(self.epoch)
             return self.evaluate() if self.cfg.TEST.EVAL_PERIOD else {}
-        self.iter = self.start_iter = self.start_epoch * self.iters_per_epoch
-        logger.info("training epochs %d to %d of %d iterations", self.start_epoch, self.max_epoch, self.iters_per_epoch)
-        with EventStorage(self.start_iter) as self.storage:
+        done = self._position.get("step")  # steps of the epoch that was begun, None between two epochs
+        self.iter = self.start_iter = self.start_epoch * self.iters_per_epoch + (done or 0)
+        logger.info("training epochs %d to %d of %d iterations, from iteration %d",
+                    self.start_epoch, self.max_epoch, self.iters_per_epoch, self.iter)
+        if not self._position:
+            self.checkpointer.forget()
+        broadcast_model(self.model)
+        with listen() as stop, EventStorage(self.start_iter) as self.storage:
             self.before_train()
             try:
                 for epoch in range(self.start_epoch, self.max_epoch):
                     self.epoch = epoch
-                    self.before_epoch()
-                    for _ in range(self.iters_per_epoch):
+                    if done is None:
+                        self.before_epoch()
+                        self._between_steps(stop)
+                    else:
+                        self._take_up_epoch(done)
+                    for _ in range(done or 0, self.iters_per_epoch):
                         self.before_step()
                         self.run_step()
                         self.after_step()
                         self.iter += 1
+                        self._between_steps(stop)
+                    done = None
                     self.after_epoch()
+                    self._between_epochs(stop)
             finally:
                 self.after_train()
         return self._last_eval_results
+
+    def _between_steps(self, stop: StopRequest) -> None:
+        """Save if it is time to, or to leave: the epoch is gone on with at the next step, without another refresh."""
+        leave, due = agree(stop.signal is not None, self._checkpoints.due(self.iter))
+        if leave or due:
+            done = self.iter - self.epoch * self.iters_per_epoch
+            states = on_every(random_state())
+            self._checkpoints.save_inside(self.iter, epoch=self.epoch - 1, step=done, random=states)
+        if leave:
+            self._leave()
+
+    def _between_epochs(self, stop: StopRequest) -> None:
+        (leave,) = agree(stop.signal is not None)
+        if leave and self.epoch + 1 < self.max_epoch:
+            self._checkpoints.save_epoch(self.epoch)
+            self._leave()
+
+    def _leave(self) -> None:
+        comm.synchronize()  # the others end when the main process has written
+        logger.warning("stopped after %d iterations; --resume goes on from there", self.iter)
+        raise Stopped

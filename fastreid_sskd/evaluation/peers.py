@@ -7,7 +7,7 @@ from fastreid.evaluation import ReidEvaluator, inference_on_dataset
 from fastreid.evaluation.evaluator import DatasetEvaluator
 
 from ..data.loaders import test_loader
-from ..modeling import SSKD, ensemble_feature
+from ..modeling import SSKD
 from .features import TeacherFeatures
 
 __all__ = ["PeersEvaluator", "evaluate_peers", "peer_names"]
@@ -22,17 +22,18 @@ def peer_names(num_peers: int) -> list:
 class PeersEvaluator(DatasetEvaluator):
     """One of the host's evaluators a teacher and one for the ensemble; takes the outputs of ``TeacherFeatures``."""
 
-    def __init__(self, cfg: CfgNode, num_query: int, num_peers: int):
-        self.evaluators = OrderedDict((name, ReidEvaluator(cfg, num_query)) for name in peer_names(num_peers))
+    def __init__(self, cfg: CfgNode, num_query: int, model: SSKD):
+        self.model = model
+        self.evaluators = OrderedDict((name, ReidEvaluator(cfg, num_query)) for name in peer_names(model.num_peers))
 
     def reset(self) -> None:
         for evaluator in self.evaluators.values():
             evaluator.reset()
 
     def process(self, inputs: dict, outputs: torch.Tensor) -> None:
-        features = list(outputs.unbind(dim=1))
+        features = outputs.split(self.model.feature_sizes, dim=1)
         for name, evaluator in self.evaluators.items():
-            feature = ensemble_feature(features) if name == "ensemble" else features[int(name[len("peer"):])]
+            feature = self.model.combine(features) if name == "ensemble" else features[int(name[len("peer"):])]
             evaluator.process(inputs, feature)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -44,7 +45,7 @@ def evaluate_peers(cfg: CfgNode, model: SSKD) -> dict[str, dict[str, dict[str, f
     results = OrderedDict()
     for name in cfg.DATASETS.TESTS:
         loader, num_query = test_loader(cfg, name)
-        evaluator = PeersEvaluator(cfg, num_query, model.num_peers)
+        evaluator = PeersEvaluator(cfg, num_query, model)
         results[name] = inference_on_dataset(
             TeacherFeatures(model), loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .gather import gather_batch
 from .peer_batch import PeerBatch
 from .registry import PeerLoss, build_loss
 
@@ -18,6 +19,11 @@ class LossSet:
     A loss of weight 0 is not computed. The method's total, (1 - w) L_id + w L_soft + w_ms L_ms + w_nn L_nn,
     is the sum over the peers for the weights (1 - w, w, w_ms, w_nn).
 
+    Args:
+        weighted_losses: (weight, loss) pairs.
+        gather: with several processes, compute the losses of the whole batch in each, see :func:`.gather.gather_batch`;
+            else each process computes those of its share.
+
     Attributes:
         active: the (weight, loss) pairs with a weight above 0, in the order given.
         requires: the optional fields of PeerBatch that the active losses read.
@@ -26,7 +32,7 @@ class LossSet:
         ValueError: a weight is negative or not finite, none is above 0, or two losses share a short name.
     """
 
-    def __init__(self, weighted_losses: Iterable[tuple[float, PeerLoss]]) -> None:
+    def __init__(self, weighted_losses: Iterable[tuple[float, PeerLoss]], gather: bool = False) -> None:
         weighted_losses = [(float(weight), loss) for weight, loss in weighted_losses]
         seen: set[str] = set()
         for weight, loss in weighted_losses:
@@ -38,6 +44,7 @@ class LossSet:
                     "total: name each loss once, or give a class of your own another short_name"
                 )
             seen.add(loss.short_name)
+        self.gather = gather
         self.active = [(weight, loss) for weight, loss in weighted_losses if weight > 0]
         if not self.active:
             raise ValueError("no loss has a weight above 0, so nothing would be trained: give one a weight")
@@ -53,6 +60,8 @@ class LossSet:
         Raises:
             ValueError: a loss needs a teacher's output that the batch does not have.
         """
+        if self.gather:
+            batch = gather_batch(batch)
         suffix = "" if peer is None else f"_peer{peer}"
         values = {}
         for weight, loss in self.active:
@@ -70,7 +79,7 @@ class LossSet:
         return f"LossSet({' + '.join(terms)})"
 
 
-def build_loss_set(specs: Iterable[tuple[str, float, Mapping[str, Any] | None]]) -> LossSet:
+def build_loss_set(specs: Iterable[tuple[str, float, Mapping[str, Any] | None]], gather: bool = False) -> LossSet:
     """Build a LossSet from (registered name, weight, keyword parameters) triples.
 
     Every loss is constructed, those of weight 0 too, so that a wrong name or parameter does not wait for the
@@ -79,4 +88,4 @@ def build_loss_set(specs: Iterable[tuple[str, float, Mapping[str, Any] | None]])
     Raises:
         ValueError: see build_loss and LossSet.
     """
-    return LossSet([(weight, build_loss(name, params)) for name, weight, params in specs])
+    return LossSet([(weight, build_loss(name, params)) for name, weight, params in specs], gather)

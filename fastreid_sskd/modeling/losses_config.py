@@ -20,4 +20,4 @@ def build_losses(cfg: CfgNode) -> LossSet:
             raise ValueError(f"SSKD.LOSSES.{name} must be a node with a WEIGHT (0: not computed), got {node!r}")
         parameters = {key.lower(): value for key, value in node.items() if key != "WEIGHT"}
         specs.append((name, node.WEIGHT, parameters))
-    return build_loss_set(specs)
+    return build_loss_set(specs, gather=cfg.SSKD.GATHER_LOSSES)

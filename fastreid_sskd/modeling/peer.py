@@ -1,4 +1,5 @@
 """One peer network: a backbone and a head of the host, with a classifier that follows the number of clusters."""
+from collections.abc import Sequence
 
 import torch
 from fastreid.config import CfgNode
@@ -7,6 +8,7 @@ from fastreid.modeling.heads import ClasHead, EmbeddingHead, build_heads
 from torch import nn
 
 from .bn_chunk import chunk_batch_norm
+from .pixels import renormalisation
 
 __all__ = ["Peer", "build_peer"]
 
@@ -22,17 +24,19 @@ class Peer(nn.Module):
         backbone: maps (B, 3, H, W) normalised images to feature maps (or tokens) that the head takes.
         heads: one of the host's heads; a ``ClasHead``, which would return logits in evaluation, is read as the
             ``EmbeddingHead`` that it extends.
+        pixels: applied to the images first, for a network that was trained with another normalisation; without state.
     """
 
-    def __init__(self, backbone: nn.Module, heads: nn.Module):
+    def __init__(self, backbone: nn.Module, heads: nn.Module, pixels: nn.Module | None = None):
         super().__init__()
         self.backbone = backbone
         self.heads = heads
+        self.own_pixels = pixels
 
     def forward(
         self, images: torch.Tensor, targets: torch.Tensor | None = None
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        maps = self.backbone(images)
+        maps = self.backbone(images if self.own_pixels is None else self.own_pixels(images))
         if isinstance(self.heads, ClasHead):
             return EmbeddingHead.forward(self.heads, maps, targets)
         return self.heads(maps, targets) if self.training else self.heads(maps)
@@ -41,6 +45,11 @@ class Peer(nn.Module):
     def num_classes(self) -> int:
         """C, the number of rows of the classifier."""
         return self.heads.weight.shape[0]
+
+    @property
+    def feature_size(self) -> int:
+        """d, the size of a feature and of the classifier's rows."""
+        return self.heads.weight.shape[1]
 
     @torch.no_grad()
     def reset_classifier(self, centroids: torch.Tensor) -> None:
@@ -78,14 +87,19 @@ class Peer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def build_peer(cfg: CfgNode) -> Peer:
+def build_peer(cfg: CfgNode, normalisation: tuple[Sequence[float], Sequence[float]] | None = None) -> Peer:
     """Build one peer from ``MODEL.BACKBONE`` and ``MODEL.HEADS``, with batch norm in chunks of ``SSKD.BN_CHUNK``.
+
+    Args:
+        cfg: the peer's config.
+        normalisation: (mean, std) that its images come normalised with, where that is not its own config's.
 
     A head without classes yet (``NUM_CLASSES`` 0) gets one, which the first refresh replaces.
     """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.HEADS.NUM_CLASSES = max(cfg.MODEL.HEADS.NUM_CLASSES, 1)
-    peer = Peer(build_backbone(cfg), build_heads(cfg))
+    own = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    peer = Peer(build_backbone(cfg), build_heads(cfg), renormalisation(normalisation or own, own))
     chunk_batch_norm(peer, cfg.SSKD.BN_CHUNK)
     return peer

@@ -10,23 +10,13 @@ from torch import nn
 
 from ..losses import LossSet, PeerBatch
 from .ema import ema_decay, update_teacher
+from .ensemble import COMBINATIONS
 from .losses_config import build_losses
 from .peer import Peer, build_peer
+from .peer_config import peer_config
 from .pixels import PixelNormalisation
 
-__all__ = ["SSKD", "ensemble_feature"]
-
-
-def ensemble_feature(features: Sequence[torch.Tensor]) -> torch.Tensor:
-    """F = normalise(mean_k normalise(f_k)), the feature that is clustered (method, refresh step 1).
-
-    Args:
-        features: K tensors (N, d) of one d.
-
-    Returns:
-        (N, d) of unit length.
-    """
-    return F.normalize(torch.stack([F.normalize(f.float(), dim=1) for f in features]).mean(0), dim=1)
+__all__ = ["SSKD"]
 
 
 @META_ARCH_REGISTRY.register()
@@ -40,13 +30,16 @@ class SSKD(nn.Module):
     Evaluation: ``forward({"images": (B, 3, H, W)})`` returns the feature (B, d) that ``eval_with`` names.
 
     Args:
-        students: K networks of equal shape.
+        students: K networks, of equal shape or not.
         losses: the weighted losses of one student.
         pixel_mean, pixel_std: 3 values each, in units of 0..255.
         eval_with: "best", "ensemble" or a peer's number, see ``SSKD.EVAL_WITH``.
+        combine: "features", the method's, for peers that share one space of features: the ensemble's feature is the mean
+            and its centroids are every peer's classifier. "distances", for peers that share none: the ensemble's distance
+            is the mean of the peers', and every peer gets the centroids in its own space. See ``SSKD.COMBINE``.
 
     Raises:
-        ValueError: if there is no peer or ``eval_with`` names none.
+        ValueError: if there is no peer, ``eval_with`` names none, or the peers' features cannot be combined so.
     """
 
     @configurable
@@ -58,6 +51,7 @@ class SSKD(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         eval_with: str = "best",
+        combine: str = "features",
     ):
         super().__init__()
         if len(students) < 1:
@@ -70,15 +64,34 @@ class SSKD(nn.Module):
         # the teacher that was best when the best metric so far was reached; -1: nothing evaluated yet
         self.register_buffer("best_peer", torch.tensor(-1))
         self.eval_with = self.check_eval_with(str(eval_with))
+        self.combination = combine
+        if combine not in COMBINATIONS:
+            raise ValueError(f"SSKD.COMBINE must be auto or one of {', '.join(COMBINATIONS)}; got {combine!r}")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        if len(cfg.SSKD.PEERS) not in (0, cfg.SSKD.NUM_PEERS):
+            raise ValueError(f"SSKD.PEERS describes {len(cfg.SSKD.PEERS)} peers, and SSKD.NUM_PEERS is {cfg.SSKD.NUM_PEERS}")
+        networks = [peer_config(cfg, k) for k in range(cfg.SSKD.NUM_PEERS)]
+        for network in networks:  # source models take the place of pre-trained backbones, whatever a peer's file says
+            network.MODEL.BACKBONE.PRETRAIN &= cfg.MODEL.BACKBONE.PRETRAIN
+        students = [build_peer(network, (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)) for network in networks]
+        combine = cfg.SSKD.COMBINE
+        if combine == "auto":
+            combine = "distances" if cfg.SSKD.PEERS else "features"
+        sizes = [student.feature_size for student in students]
+        if combine == "features" and len(set(sizes)) > 1:
+            raise ValueError(
+                f"the peers' features have {', '.join(map(str, sizes))} values, and only features of one size have a mean: "
+                "set SSKD.COMBINE to distances, or auto"
+            )
         return {
-            "students": [build_peer(cfg) for _ in range(cfg.SSKD.NUM_PEERS)],
+            "students": students,
             "losses": build_losses(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "eval_with": cfg.SSKD.EVAL_WITH,
+            "combine": combine,
         }
 
     @property
@@ -91,11 +104,27 @@ class SSKD(nn.Module):
         """Where the model is; batches are moved there by ``forward``."""
         return self.pixels.mean.device
 
+    @property
+    def feature_sizes(self) -> list[int]:
+        """d_k of every peer."""
+        return [student.feature_size for student in self.students]
+
+    @property
+    def centroid_size(self) -> int:
+        """Columns of :meth:`combine`'s rows, and so of the centroids."""
+        return sum(self.feature_sizes) if self.combination == "distances" else self.feature_sizes[0]
+
     def check_eval_with(self, eval_with: str) -> str:
         names = ["best", "ensemble", *map(str, range(self.num_peers))]
         if eval_with not in names:
             raise ValueError(f"SSKD.EVAL_WITH must be one of {', '.join(names)}; got {eval_with!r}")
         return eval_with
+
+    def chosen_peer(self, eval_with: str) -> int | None:
+        """The teacher that a value of ``SSKD.EVAL_WITH`` names, None for the ensemble; before any evaluation 0 is best."""
+        if self.check_eval_with(eval_with) == "ensemble":
+            return None
+        return max(int(self.best_peer), 0) if eval_with == "best" else int(eval_with)
 
     def forward(self, batched_inputs: dict) -> dict[str, torch.Tensor] | torch.Tensor:
         if not self.training:
@@ -139,20 +168,35 @@ class SSKD(nn.Module):
         return decay
 
     def reset_classifiers(self, centroids: torch.Tensor) -> None:
-        """Make the centroids (C, d) the classifier of every student and teacher."""
-        for peer in (*self.students, *self.teachers):
-            peer.reset_classifier(centroids)
+        """Make the centroids of the combined feature the classifier of every student and teacher.
+
+        Args:
+            centroids: (C, d) normalised means of :meth:`combine`'s rows. Where these are concatenated, a peer's part,
+                normalised, is the normalised mean of that peer's own normalised features.
+        """
+        own = [centroids] * self.num_peers
+        if self.combination == "distances":
+            if centroids.ndim != 2 or centroids.shape[1] != self.centroid_size:
+                raise ValueError(f"centroids must have shape (C, {self.centroid_size}), got {tuple(centroids.shape)}")
+            own = [F.normalize(part, dim=1) for part in centroids.split(self.feature_sizes, dim=1)]
+        for rows, student, teacher in zip(own, self.students, self.teachers):
+            student.reset_classifier(rows)
+            teacher.reset_classifier(rows)
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
     def teacher_features(self, batched_inputs: dict) -> list[torch.Tensor]:
-        """f_k of every teacher for images (B, 3, H, W): K tensors (B, d), not normalised."""
+        """f_k of every teacher for images (B, 3, H, W): K tensors (B, d_k), not normalised."""
         images = self.pixels(batched_inputs["images"])
         return [teacher(images) for teacher in self.teachers]
 
+    def combine(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One feature (N, d) of unit length of K features (N, d_k): what is clustered, and the ensemble's."""
+        return COMBINATIONS[self.combination](features)
+
     def evaluation_feature(self, batched_inputs: dict) -> torch.Tensor:
         """The feature (B, d) of what ``eval_with`` names; "best" is teacher 0 before the first evaluation."""
-        if self.eval_with == "ensemble":
-            return ensemble_feature(self.teacher_features(batched_inputs))
-        k = max(int(self.best_peer), 0) if self.eval_with == "best" else int(self.eval_with)
+        k = self.chosen_peer(self.eval_with)
+        if k is None:
+            return self.combine(self.teacher_features(batched_inputs))
         return self.teachers[k](self.pixels(batched_inputs["images"]))

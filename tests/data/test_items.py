@@ -53,6 +53,20 @@ def test_several_data_sets_in_the_order_named(register):
     assert [item[0] for item in training_items(["First", "Second"])] == ["z", "a"]
 
 
+def test_people_and_cameras_of_several_data_sets_are_kept_apart(register):
+    register("First", [("z", 0, 0), ("y", None, 1)])
+    register("Second", [("a", 0, 0)])
+    assert training_items(["First", "Second"]) == [
+        ("y", None, "First:1"), ("z", "First:0", "First:0"), ("a", "Second:0", "Second:0"),
+    ]  # fmt: skip
+
+
+def test_named_twice(register):
+    register("First", [("z", 0, 0)])
+    with pytest.raises(ValueError, match="names a data set twice: First, First"):
+        training_items(["First", "First"])
+
+
 def test_items_are_tuples_of_their_own(register):
     register("Lists", [["a", 0, 0]])
     assert training_items(["Lists"]) == [("a", 0, 0)]

@@ -1,17 +1,11 @@
 """The loaders of both stages, of the features and of the evaluation."""
 
-import itertools
-
 import pytest
 import torch
 from tiny_reid import tiny_source
 
 from fastreid_sskd.data import SourceLoader, adaptation_loader, extraction_loader, training_items
 from fastreid_sskd.data.loaders import test_loader as evaluation_loader
-
-
-def take(loader, count):
-    return list(itertools.islice(iter(loader), count))
 
 
 def same(one, other):
@@ -79,7 +73,9 @@ def test_number_of_views_follows_the_peers(cfg):
 def test_source_batches(source_cfg):
     loader = SourceLoader(source_cfg, seed=1)
     assert loader.num_classes == 6 and len(loader.items) == 48
-    for batch in take(loader, 5):
+    found = list(loader.epoch(0))
+    assert len(found) == 2
+    for batch in found:
         assert batch["images"].shape == batch["bn_images"].shape == (8, 3, 32, 16)
         classes = [int(path.split("/")[-1][:4]) - 1 for path in batch["img_paths"]]
         assert batch["targets"].tolist() == classes  # identities 1..6, numbered from 0
@@ -88,25 +84,37 @@ def test_source_batches(source_cfg):
 
 
 def test_target_images_in_the_source_batches_have_no_labels(source_cfg):
-    batch = next(iter(SourceLoader(source_cfg, seed=1)))
+    batch = next(iter(SourceLoader(source_cfg, seed=1).epoch(0)))
     assert set(batch) == {"images", "targets", "img_paths", "indices", "bn_images"}
 
 
 def test_source_without_target_images(source_cfg):
     source_cfg.SSKD.SOURCE.BN_DATASETS = ()
-    loader = SourceLoader(source_cfg, seed=1)
-    assert "bn_images" not in next(iter(loader))
-    assert len(take(loader, 5)) == 5  # goes on after an epoch of 2
+    found = list(SourceLoader(source_cfg, seed=1).epoch(0))
+    assert len(found) == 2 and not any("bn_images" in batch for batch in found)
 
 
 def test_source_epochs_differ_and_can_be_taken_up(source_cfg):
-    first, second = [take(SourceLoader(source_cfg, seed=1), 4)[i : i + 2] for i in (0, 2)]
-    later = take(SourceLoader(source_cfg, seed=1, start_epoch=1), 2)
-    assert all(same(a, b) for a, b in zip(second, later))
+    """An epoch from its second batch on is what it would have been; its first is not read."""
+    first, second = (list(SourceLoader(source_cfg, seed=1).epoch(epoch)) for epoch in (0, 1))
     assert not any(same(a, b) for a, b in zip(first, second))
+    (later,) = SourceLoader(source_cfg, seed=1).epoch(1, start=1)
+    assert same(later, second[1])
+    assert list(SourceLoader(source_cfg, seed=1).epoch(1, start=2)) == []
 
 
 def test_source_batches_differ_by_seed(source_cfg):
-    one, again, other = (next(iter(SourceLoader(source_cfg, seed=seed))) for seed in (1, 1, 2))
+    one, again, other = (next(iter(SourceLoader(source_cfg, seed=seed).epoch(0))) for seed in (1, 1, 2))
     assert same(one, again) and not same(one, other)
     assert not torch.equal(one["bn_images"], other["bn_images"])
+
+
+def test_adaptation_epoch_can_be_taken_up(cfg):
+    items, labels = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS), [k // 8 for k in range(48)]
+    whole = list(adaptation_loader(cfg, items, labels, seed=1))
+    later = list(adaptation_loader(cfg, items, labels, seed=1, start=1))
+    assert len(whole) == len(later) + 1
+    for a, b in zip(whole[1:], later):
+        assert torch.equal(a["images"], b["images"]) and torch.equal(a["targets"], b["targets"])
+    with pytest.raises(ValueError, match="epoch of 3 batches cannot go on after 4"):
+        adaptation_loader(cfg, items, labels, seed=1, start=4)

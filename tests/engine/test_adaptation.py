@@ -240,7 +240,7 @@ def test_batches_are_drawn_anew_every_epoch(trainer):
     def batches(epoch):
         made.epoch = epoch
         made.start_epoch_with(labels)
-        return [(batch["indices"].tolist(), float(batch["images"].sum())) for batch in made.data_loader]
+        return [(batch["indices"].tolist(), float(batch["images"].sum())) for batch in made.epoch_batches(epoch)]
 
     first, second = batches(0), batches(1)
     assert not set(map(str, first)) & set(map(str, second))

@@ -9,6 +9,7 @@ from tiny_reid import load_checkpoint, tiny_baseline
 from torch import nn
 
 from fastreid_sskd.engine import AdaptationTrainer, Checkpointer, Trainer
+from fastreid_sskd.engine.checkpoint import damage, last_checkpoint
 
 
 class State:
@@ -148,6 +149,143 @@ def test_checkpoints_of_an_earlier_run_go_first(tmp_path):
     one.remove_all_but(2)
     assert sorted(name for name in os.listdir(tmp_path) if name.endswith("pth")) == ["model_0000.pth", "model_0019.pth"]
     assert os.path.exists(one.get_checkpoint_file())
+
+
+def test_kinds_are_kept_apart(tmp_path):
+    one = checkpointer(tmp_path)
+    for name in ("model_0001", "step_0000002", "step_0000004", "step_0000006", "model_best"):
+        one.save(name)
+    assert [os.path.basename(path) for path in one.remove_all_but(1, "step")] == ["step_0000002.pth", "step_0000004.pth"]
+    assert [os.path.basename(path) for path in one.remove_all_but(0, "step")] == ["step_0000006.pth"]
+    assert one.remove_all_but(1) == []
+    assert sorted(name for name in os.listdir(tmp_path) if name.endswith("pth")) == ["model_0001.pth", "model_best.pth"]
+
+
+# ---- damaged files ----------------------------------------------------------------------------------------------
+
+
+def test_whole_file_has_no_damage(tmp_path):
+    checkpointer(tmp_path, extra=State({"text": "x" * 1000, "tensor": torch.arange(1000)})).save("model")
+    assert damage(str(tmp_path / "model.pth")) is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_torn_file_is_found(tmp_path, share):
+    checkpointer(tmp_path).save("model")
+    content = (tmp_path / "model.pth").read_bytes()
+    (tmp_path / "model.pth").write_bytes(content[: int(share * len(content))])
+    assert damage(str(tmp_path / "model.pth"))
+
+
+def test_changed_byte_is_found(tmp_path):
+    """Anywhere: either the file is refused, or what it holds is what was saved."""
+    checkpointer(tmp_path, extra=State({"tensor": torch.arange(500)})).save("model")
+    path = tmp_path / "model.pth"
+    content, saved = path.read_bytes(), load_checkpoint(path)
+    found = 0
+    for at in range(0, len(content), max(1, len(content) // 300)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :])
+        if damage(str(path)):
+            found += 1
+            continue
+        try:
+            again = load_checkpoint(path)
+        except Exception:  # noqa: BLE001 - a byte of the archive's structure, which torch itself refuses
+            found += 1
+            continue
+        assert torch.equal(again["extra"]["tensor"], saved["extra"]["tensor"])
+        assert torch.equal(again["model"]["weight"], saved["model"]["weight"])
+    assert found > 150  # most of the file is content
+
+
+def test_file_that_is_no_checkpoint(tmp_path):
+    (tmp_path / "text.pth").write_text("hello")
+    assert damage(str(tmp_path / "text.pth")) and damage(str(tmp_path / "none.pth"))
+
+
+def saved_in_turn(folder, *names):
+    one = checkpointer(folder)
+    for seconds, name in enumerate(names):
+        one.save(name)
+        os.utime(folder / f"{name}.pth", (seconds, seconds))
+
+
+def test_last_checkpoint(tmp_path):
+    assert last_checkpoint("") == last_checkpoint(str(tmp_path)) == ""
+    saved_in_turn(tmp_path, "model_0001", "step_0000012", "model_best")
+    assert last_checkpoint(str(tmp_path)) == str(tmp_path / "model_best.pth")
+
+
+def test_torn_last_checkpoint(tmp_path, caplog):
+    """The one before it is used, then the one before that, with a warning that names the torn one."""
+    saved_in_turn(tmp_path, "model_0002", "step_0000012", "model_0003")
+    for torn, used in (("model_0003", "step_0000012"), ("step_0000012", "model_0002")):
+        (tmp_path / f"{torn}.pth").write_bytes((tmp_path / f"{torn}.pth").read_bytes()[:-100])
+        os.utime(tmp_path / f"{torn}.pth", (100, 100))
+        caplog.clear()
+        assert last_checkpoint(str(tmp_path)) == str(tmp_path / f"{used}.pth")
+        assert f"{torn}.pth cannot be used" in caplog.text
+
+
+@pytest.mark.parametrize("pointer", ["gone.pth", "", "../../etc/passwd", "model_0009.pth\n"])
+def test_pointer_to_nowhere(tmp_path, caplog, pointer):
+    saved_in_turn(tmp_path, "model_0001", "model_0002")
+    (tmp_path / "last_checkpoint").write_text(pointer)
+    assert last_checkpoint(str(tmp_path)) == str(tmp_path / "model_0002.pth")
+    assert "cannot be used" in caplog.text
+
+
+def test_nothing_whole_is_left(tmp_path, caplog):
+    saved_in_turn(tmp_path, "model_0001")
+    (tmp_path / "model_0001.pth").write_bytes(b"")
+    torch.save({"model": {}}, tmp_path / "somebody_elses.pth")
+    assert last_checkpoint(str(tmp_path)) == ""
+    assert "starts from its beginning" in caplog.text
+
+
+def test_without_a_pointer_there_is_nothing_to_go_on_from(tmp_path):
+    """As after the start of a run: checkpoints of an earlier one are not its own."""
+    one = checkpointer(tmp_path)
+    one.save("model_0001")
+    one.forget()
+    one.forget()
+    assert last_checkpoint(str(tmp_path)) == "" and (tmp_path / "model_0001.pth").exists()
+
+
+def test_diverged_model_is_not_saved(tmp_path):
+    one = checkpointer(tmp_path)
+    one.save("model_0001")
+    with torch.no_grad():
+        one.model.bias[1] = float("nan")
+    with pytest.raises(FloatingPointError, match="bias of the model is not finite.*model_0002.pth"):
+        one.save("model_0002")
+    assert last_checkpoint(str(tmp_path)) == str(tmp_path / "model_0001.pth")
+    assert not (tmp_path / "model_0002.pth").exists()
+
+
+def test_stamp_is_in_every_file(tmp_path):
+    one = checkpointer(tmp_path)
+    one.stamp = {"config": {"SEED": 3}}
+    one.save("model", epoch=1)
+    assert {key: load_checkpoint(tmp_path / "model.pth")[key] for key in ("config", "epoch")} == {
+        "config": {"SEED": 3}, "epoch": 1,
+    }  # fmt: skip
+
+
+def test_resume_looks_before_it_loads(tmp_path):
+    one = checkpointer(tmp_path, extra=State({"a": 1}))
+    one.save("model", epoch=4)
+    other = checkpointer(tmp_path, extra=State(None))
+    before = other.model.weight.detach().clone()
+
+    def refuse(checkpoint):
+        raise ZeroDivisionError(checkpoint["epoch"])
+
+    with pytest.raises(ZeroDivisionError, match="4"):
+        other.resume(str(tmp_path / "model.pth"), refuse)
+    assert torch.equal(other.model.weight, before) and other.checkpointables["extra"].value is None
+    assert other.resume(str(tmp_path / "model.pth"), lambda checkpoint: None) == {"epoch": 4}
+    assert torch.equal(other.model.weight, one.model.weight) and other.checkpointables["extra"].value == {"a": 1}
 
 
 def test_bare_state_dict(tmp_path):

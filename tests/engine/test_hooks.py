@@ -7,7 +7,9 @@ import torch
 from fastreid.utils.events import EventStorage
 from torch import nn
 
-from fastreid_sskd.engine.hooks import Checkpoints, PeerEMA, PeriodicEvaluation
+from fastreid_sskd.engine import hooks as hooks_module
+from fastreid_sskd.engine.hooks import Checkpoints, PeerEMA, PeriodicEvaluation, ScalarWriters
+from fastreid_sskd.engine.writers import MetricsFile
 
 
 class Recorder:
@@ -19,8 +21,8 @@ class Recorder:
     def save(self, name, **extra):
         self.saved.append((name, extra["epoch"]))
 
-    def remove_all_but(self, keep):
-        self.kept.append(keep)
+    def remove_all_but(self, keep, kind="model"):
+        self.kept.append((keep, kind))
 
 
 def epochs(hook, count, before=lambda epoch, storage: None, start=0):
@@ -62,7 +64,7 @@ def test_checkpoint_period():
     recorder = Recorder()
     epochs(Checkpoints(recorder, period=2, keep=3), 5)
     assert recorder.saved == [("model_0001", 1), ("model_0003", 3), ("model_final", 4)]
-    assert recorder.kept == [3, 3]
+    assert recorder.kept == [(3, "model"), (3, "model"), (0, "step")]
 
 
 def test_only_the_final_checkpoint():
@@ -115,6 +117,99 @@ def test_periods_below_one(period, keep):
         Checkpoints(Recorder(), period=period, keep=keep)
 
 
+@pytest.mark.parametrize(
+    "seconds, iters, expected",
+    [(0, 0, []), (0, 3, [3, 6, 9]), (4, 0, [4, 8]), (4, 3, [3, 6, 9]), (0.5, 0, [1, 2, 3, 4, 5, 6, 7, 8, 9])],
+)
+def test_when_to_save_inside_an_epoch(monkeypatch, seconds, iters, expected):
+    """One second a step; every checkpoint begins the time anew."""
+    now = [100.0]
+    monkeypatch.setattr(hooks_module.time, "monotonic", lambda: now[0])
+    recorder = Recorder()
+    recorder.save = lambda name, **position: recorder.saved.append((name, position))
+    hook = Checkpoints(recorder, period=1, keep=2, seconds=seconds, iters=iters)
+    hook.before_train()
+    for iteration in range(1, 10):
+        now[0] += 1
+        if hook.due(iteration):
+            hook.save_inside(iteration, epoch=-1, step=iteration)
+    assert [position["step"] for _, position in recorder.saved] == expected
+    assert [name for name, _ in recorder.saved] == [f"step_{iteration:07d}" for iteration in expected]
+    assert recorder.kept == [(2, "step")] * len(expected)
+
+
+def test_epoch_is_saved_once():
+    recorder = Recorder()
+    hook = Checkpoints(recorder, period=3, keep=1)
+    for epoch in range(4):
+        hook.save_epoch(epoch)
+    assert recorder.saved == [("model_0000", 0), ("model_0001", 1), ("model_0003", 3)]
+
+
+# ---- scalars ----------------------------------------------------------------------------------------------------
+
+
+def training(folder, steps, state=None, start=0, save_after=None):
+    """Scalars of `steps` steps through the hook: metrics.json's lines, and the state after one of the steps."""
+    hook = ScalarWriters(lambda: [MetricsFile(str(folder / "metrics.json"))], period=2)
+    if state is not None:
+        hook.load_state_dict(state)
+    with EventStorage(start) as storage:
+        hook.trainer = types.SimpleNamespace(storage=storage, start_iter=start, max_iter=100)
+        hook.before_train()
+        saved = None
+        for iteration in range(start, start + steps):
+            storage.iter = hook.trainer.iter = iteration
+            storage.put_scalar("loss", (iteration * 7) % 5)
+            if iteration % 4 == 1:
+                storage.put_scalar("mAP", iteration, smoothing_hint=False)
+            hook.after_step()
+            if iteration == save_after:
+                saved = hook.state_dict()
+        hook.after_epoch()
+        hook.after_train()
+    return (folder / "metrics.json").read_text(), saved
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 5, 7])
+def test_scalars_go_on_from_a_checkpoint(tmp_path, at):
+    """Smoothed over the values before it, none twice, although the killed run wrote on after its last checkpoint."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole, _ = training(tmp_path / "whole", 12)
+    _, saved = training(tmp_path / "parts", 10, save_after=at)
+    path = tmp_path / "state.pth"
+    torch.save(saved, path)
+    saved = torch.load(path, weights_only=True)
+    parts, _ = training(tmp_path / "parts", 11 - at, saved, start=at + 1)
+    assert parts == whole
+
+
+def test_metrics_of_an_earlier_run_are_put_aside(tmp_path):
+    first, _ = training(tmp_path, 4)
+    second, _ = training(tmp_path, 2)
+    assert first.startswith(second) and first != second
+    assert (tmp_path / "metrics.json.old").read_text() == first
+
+
+def test_metrics_that_are_shorter_than_they_were(tmp_path, caplog):
+    _, saved = training(tmp_path, 8, save_after=7)
+    (tmp_path / "metrics.json").write_text("")
+    text, _ = training(tmp_path, 2, saved, start=8)
+    assert "is shorter than it was" in caplog.text
+    assert '"iteration": 9' in text
+
+
+def test_no_writers_no_state():
+    hook = ScalarWriters(list, period=1)
+    assert hook.state_dict() == {}
+    hook.load_state_dict({})
+    with EventStorage(0) as storage:
+        hook.trainer = types.SimpleNamespace(storage=storage, start_iter=0)
+        hook.before_train()
+        assert not storage.histories()
+
+
 def test_peer_ema_uses_the_global_step():
     calls = []
     model = types.SimpleNamespace(update_teachers=lambda step, momentum: calls.append((step, momentum)) or 0.25)
@@ -129,11 +224,11 @@ def test_peer_ema_uses_the_global_step():
 
 
 def test_hooks_of_an_adaptation_run_in_this_order(trainer):
-    """Refresh before anything looks at the epoch; EMA before evaluation, evaluation before checkpoints and writers."""
+    """Refresh before anything looks at the epoch; EMA before evaluation, all before checkpoints, which hold the rest."""
     names = [type(hook).__name__ for hook in trainer()._hooks]
     assert names == [
-        "PseudoLabelRefresh", "PeerEMA", "IterationTimer", "LRScheduler", "PeriodicEvaluation", "Checkpoints",
-        "PeriodicWriter",
+        "PseudoLabelRefresh", "PeerEMA", "IterationTimer", "LRScheduler", "PeriodicEvaluation",
+        "ScalarWriters", "Checkpoints",
     ]  # fmt: skip
 
 

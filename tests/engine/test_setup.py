@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_reid import CONFIGS, TINY_TARGET
+from tiny_reid import CONFIGS, TINY_TARGET, tiny_source
 
-from fastreid_sskd.engine import load_config, resolve, seed_everything, setup
+from fastreid_sskd.engine import load_config, resolve, run, seed_everything, setup
 from fastreid_sskd.engine.setup import without_pretraining
 
 
@@ -65,6 +65,37 @@ def test_device_that_is_not_there(monkeypatch):
     assert resolve(cfg).MODEL.DEVICE == "cpu" and cfg.SEED == 3
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve(load_config("", ["MODEL.DEVICE", "cuda:0"])).MODEL.DEVICE == "cuda:0"
+
+
+def test_resumed_run_keeps_the_seed_that_it_drew(tmp_path, host_logging):
+    opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)]
+    first = setup(arguments("", *opts)).SEED
+    again = arguments("", *opts)
+    again.resume = True
+    assert setup(again).SEED == first
+    given = arguments("", *opts, "SEED", "7")
+    given.resume = True
+    assert setup(given).SEED == 7
+
+
+@pytest.fixture
+def flags():
+    """Torch's settings, as they were."""
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    cudnn.deterministic, cudnn.benchmark = before[1:]
+
+
+def test_deterministic_mode(tmp_path, flags, monkeypatch):
+    """Both trainings work in it, and a kernel that is not deterministic is an error."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    torch.backends.cudnn.benchmark = True
+    run(tiny_source(tmp_path, "SSKD.DETERMINISTIC", "True", "SOLVER.MAX_EPOCH", "1"))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 @pytest.mark.parametrize("seed", [0, 5, 2**31 - 1])

@@ -1,16 +1,18 @@
 """The command line: tools/train_net.py."""
 
 import argparse
+import fcntl
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 from tiny_reid import CONFIGS, TINY_SOURCE, TINY_TARGET
 
-from fastreid_sskd.engine import evaluate
+from fastreid_sskd.engine import AdaptationTrainer, evaluate
 
 TOOL = CONFIGS.parent / "tools" / "train_net.py"
 
@@ -49,6 +51,40 @@ def test_unusable_clusters_exit_with_3(main, finished, tmp_path, host_logging, c
     assert main(arguments(tmp_path, *start)) == 3
     message = capsys.readouterr().err
     assert "0 clusters" in message and "SSKD.CLUSTER" in message and str(tmp_path) in message
+
+
+def test_another_config_exits_with_2(main, finished, tmp_path, host_logging, capsys):
+    """One sentence, and config.yaml stays that of the run."""
+    start = ["SSKD.SOURCE.WEIGHTS", str(finished.sources), "TEST.EVAL_PERIOD", "0"]
+    assert main(arguments(tmp_path, *start, "SOLVER.MAX_EPOCH", "1")) == 0
+    before = (tmp_path / "config.yaml").read_text()
+    assert main(arguments(tmp_path, *start, "SOLVER.BASE_LR", "0.5", resume=True)) == 2
+    assert "SOLVER.BASE_LR: 0.00035 there, 0.5 here" in capsys.readouterr().err
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_folder_in_use_exits_with_2(main, finished, tmp_path, host_logging, capsys):
+    """And is left as it is; what only reads a model may be done beside a run."""
+    with open(tmp_path / ".lock", "w", encoding="utf-8") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert main(arguments(tmp_path)) == 2
+        assert "another run writes into" in capsys.readouterr().err
+        assert os.listdir(tmp_path) == [".lock"]
+        weights = str(finished.output / "model_final.pth")
+        assert main(arguments(tmp_path, "MODEL.WEIGHTS", weights, eval_only=True)) == 0
+
+
+def test_signal_exits_with_4(main, finished, tmp_path, host_logging, monkeypatch):
+    step = AdaptationTrainer.run_step
+    monkeypatch.setattr(
+        AdaptationTrainer, "run_step", lambda self: (step(self), self.iter == 1 and os.kill(os.getpid(), signal.SIGTERM))
+    )
+    start = ["SSKD.SOURCE.WEIGHTS", str(finished.sources), "TEST.EVAL_PERIOD", "0"]
+    with pytest.raises(SystemExit) as raised:
+        main(arguments(tmp_path, *start))
+    assert raised.value.code == 4
+    assert "--resume goes on" in (tmp_path / "log.txt").read_text()
+    assert (tmp_path / "last_checkpoint").read_text() == "step_0000002.pth"
 
 
 @pytest.mark.slow

@@ -56,10 +56,10 @@ def test_teachers_as_one_network(model, loader):
     batch = next(iter(loader))
     model.eval()
     with torch.no_grad():
-        stacked = TeacherFeatures(model)(batch)
+        side_by_side = TeacherFeatures(model)(batch)
         expected = model.teacher_features(batch)
-    assert stacked.shape == (32, 2, 16)
-    assert all(torch.equal(stacked[:, k], expected[k]) for k in range(2))
+    assert side_by_side.shape == (32, 2 * 16)
+    assert all(torch.equal(side_by_side[:, 16 * k:16 * (k + 1)], expected[k]) for k in range(2))
 
 
 @pytest.mark.parametrize("training", [True, False])

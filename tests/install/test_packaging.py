@@ -88,8 +88,12 @@ def test_one_faiss_an_extra(metadata):
 
 def test_every_import_of_the_package_is_declared(metadata):
     known = set(sys.stdlib_module_names) | {"fastreid", "fastreid_sskd"}
+    extras = metadata["extras_require"]  # those of onnx, parquet and infomap are imported where they are used
     declared = {
-        distribution_name(r) for r in metadata["install_requires"] + metadata["extras_require"]["cpu"]
+        distribution_name(r)
+        for r in (
+            *metadata["install_requires"], *extras["cpu"], *extras["onnx"], *extras["parquet"], *extras["infomap"]
+        )  # fmt: skip
     }
     modules = imported_modules(PACKAGE.rglob("*.py"))
     assert "torch" in modules, "no source was read"
@@ -105,7 +109,8 @@ def test_every_import_of_the_tests_and_tools_is_declared(metadata):
     known = set(sys.stdlib_module_names) | {"fastreid", "fastreid_sskd", "setuptools"}
     known |= {file.stem for folder in ("tests", "tools") for file in (ROOT / folder).rglob("*.py")}
     extras = metadata["extras_require"]
-    declared = {distribution_name(r) for r in metadata["install_requires"] + extras["cpu"] + extras["test"]}
+    optional = [r for name in ("cpu", "test", "onnx", "parquet") for r in extras[name]]
+    declared = {distribution_name(r) for r in metadata["install_requires"] + optional}
     modules = imported_modules(
         file for folder in ("tests", "tools") for file in (ROOT / folder).rglob("*.py")
     )
@@ -136,8 +141,12 @@ def test_what_the_host_imports_at_the_top_is_declared(metadata):
                 names = [node.module]
             found.update({name.split(".")[0]: file.name for name in names})
     assert {"torch", "yacs"} <= set(found), "no source of the host was read"
+    extras = metadata["extras_require"]  # those of onnx, parquet and infomap are imported where they are used
     declared = {
-        distribution_name(r) for r in metadata["install_requires"] + metadata["extras_require"]["cpu"]
+        distribution_name(r)
+        for r in (
+            *metadata["install_requires"], *extras["cpu"], *extras["onnx"], *extras["parquet"], *extras["infomap"]
+        )  # fmt: skip
     }
     known = set(sys.stdlib_module_names) | {"fastreid"}
     missing = {
@@ -151,6 +160,18 @@ def test_every_folder_of_the_package_is_a_package():
     folders = {file.parent for file in PACKAGE.rglob("*.py")}
     assert folders, "no source was found"
     assert not [str(folder) for folder in folders if not (folder / "__init__.py").exists()]
+
+
+def test_every_file_of_the_package_is_packed(metadata):
+    """setuptools leaves out what is no Python; an editable installation would not show it."""
+    packed = {
+        file
+        for package, patterns in metadata["package_data"].items()
+        for pattern in patterns
+        for file in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    others = {file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix != ".py" and "__pycache__" not in file.parts}
+    assert PACKAGE / "report" / "template.html" in others and not others - packed
 
 
 def test_licence():

@@ -1,0 +1,177 @@
+"""A data set made of folders of crops, in any layout: identities and cameras are read off the paths, or there are none."""
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from fastreid.data.datasets.bases import ImageDataset
+
+from .image import image_paths
+
+__all__ = ["CropFolder", "folder_class"]
+
+logger = logging.getLogger("fastreid.sskd.data")
+
+_SETTINGS = {
+    "TRAIN": "train_folder", "QUERY": "query_folder", "GALLERY": "gallery_folder", "CAMERA": "camera",
+    "IDENTITY": "identity",
+}  # fmt: skip
+_NOBODY = -1  # a person of the gallery whom no query shows
+
+
+class CropFolder(ImageDataset):
+    """Images below a folder, searched with its sub-folders: enough to be a target.
+
+    ``camera`` and ``identity`` are regular expressions, searched for in an image's path below its folder (with ``/``
+    between folders, ending included). The first group that takes part is the name, without groups the whole match is:
+    ``^([^/]+)/`` is the first sub-folder, ``_c(\\d+)`` the number in ``0002_c1s1_000451_03.jpg``. Empty, there are
+    no cameras, or no identities.
+
+    A data set of one's own takes five lines::
+
+        @DATASET_REGISTRY.register()
+        class MySite(CropFolder):
+            train_folder, query_folder, gallery_folder = "my_site/train", "my_site/query", "my_site/gallery"
+            identity, camera = r"^(\\d+)_", r"_c(\\d+)"
+            dataset_name = "my_site"
+
+    and the config's ``SSKD.FOLDERS`` does it without code. Training images carry identities (None where
+    ``identity`` finds none) and cameras as text prefixed with ``dataset_name``. Query and gallery carry them as numbers; they
+    need ``identity``. A gallery image that it does not match shows somebody whom no query shows. Without cameras
+    the queries are of one camera and the gallery of another, so that nothing is left out of the ranking.
+
+    Args:
+        root: folder of data sets (FASTREID_DATASETS), which relative folders are below.
+        **kwargs: for :class:`fastreid.data.datasets.bases.ImageDataset`.
+
+    Raises:
+        FileNotFoundError: if a folder that is named is not there.
+        ValueError: if it holds no image, a path has no camera or no identity where it should, or only one of query
+            and gallery is named.
+    """
+
+    train_folder: str = ""
+    query_folder: str = ""
+    gallery_folder: str = ""
+    camera: str = ""
+    identity: str = ""
+    dataset_name: str = "crops"
+    _junk_pids: ClassVar[list[int]] = [_NOBODY]
+
+    def __init__(self, root: str = "datasets", **kwargs):
+        self.root = os.path.expanduser(root)
+        if bool(self.query_folder) != bool(self.gallery_folder):
+            raise ValueError(
+                f"{self._key('QUERY')} and {self._key('GALLERY')} go together: got {self.query_folder!r} and "
+                f"{self.gallery_folder!r}; name both, or neither to train without evaluation"
+            )
+        query, gallery = self._test() if self.query_folder else ([], [])
+        super().__init__(self._train() if self.train_folder else [], query, gallery, **kwargs)
+
+    def _key(self, setting: str) -> str:
+        return f"SSKD.FOLDERS.{self.dataset_name}.{setting}"
+
+    def _train(self) -> list[tuple]:
+        paths = self._paths("TRAIN", self.train_folder)
+        cameras = self._names("CAMERA", paths) or [""] * len(paths)
+        identities = self._names("IDENTITY", paths, needed=False) or [None] * len(paths)
+        prefix = f"{self.dataset_name}_"
+        people = [name if name is None else prefix + name for name in identities]
+        logger.info(
+            "%s: %d training images, %s, %d of them with one of %d identities", self.dataset_name, len(paths),
+            f"{len(set(cameras))} cameras" if self.camera else "no cameras",
+            len(people) - people.count(None), len(set(people) - {None}),
+        )
+        return list(zip(paths.values(), people, (prefix + camera for camera in cameras)))
+
+    def _test(self) -> tuple[list[tuple], list[tuple]]:
+        if not self.identity:
+            raise ValueError(
+                f"{self.dataset_name} has a query folder, but {self._key('IDENTITY')} is empty: ranking needs the "
+                r"identities of query and gallery, as a regular expression such as '^(\d+)_'"
+            )
+        paths = [self._paths("QUERY", self.query_folder), self._paths("GALLERY", self.gallery_folder)]
+        people = [self._names("IDENTITY", paths[0]), self._names("IDENTITY", paths[1], needed=False)]
+        if set(people[1]) == {None}:
+            raise ValueError(self._nothing_found("IDENTITY", paths[1], people[1]))
+        if self.camera:
+            cameras = [self._names("CAMERA", part) for part in paths]
+        else:
+            cameras = [[str(which)] * len(part) for which, part in enumerate(paths)]
+            both = sorted(set(map(os.path.realpath, paths[0].values())) & set(map(os.path.realpath, paths[1].values())))
+            if both:
+                raise ValueError(
+                    f"{self.dataset_name} has no cameras, and {len(both)} images are in query and gallery both (first: "
+                    f"{both[0]}), so that a query would find itself: keep the folders apart, or set {self._key('CAMERA')}"
+                )
+        person, camera = _numbers(people[0] + people[1]), _numbers(cameras[0] + cameras[1])
+        query, gallery = (
+            [(path, person[name], camera[at]) for path, name, at in zip(part.values(), names, places)]
+            for part, names, places in zip(paths, people, cameras)
+        )
+        logger.info(
+            "%s: %d query and %d gallery images, %d of these of people whom no query shows", self.dataset_name,
+            len(query), len(gallery), people[1].count(None),
+        )
+        return query, gallery
+
+    def _paths(self, setting: str, folder: str) -> dict[str, str]:
+        """{path below the folder, with "/": path} in sorted order."""
+        at = os.path.join(self.root, os.path.expanduser(folder))
+        if not os.path.isdir(at):
+            raise FileNotFoundError(
+                f"{self._key(setting)}: there is no folder {os.path.abspath(at)!r}; give an absolute path, or one below "
+                "FASTREID_DATASETS"
+            )
+        return {os.path.relpath(path, at).replace(os.sep, "/"): path for path in image_paths(at)}
+
+    def _names(self, setting: str, paths: Mapping[str, str], needed: bool = True) -> list[str | None]:
+        """What a setting's expression finds in every path, None for nothing; [] if the expression is empty."""
+        rule = getattr(self, _SETTINGS[setting])
+        if not rule:
+            return []
+        try:
+            matches = [re.search(rule, path) for path in paths]
+        except re.error as error:
+            raise ValueError(f"{self._key(setting)} {rule!r} is no regular expression: {error}") from error
+        groups = [match.groups() or (match[0],) if match else () for match in matches]
+        names = [next((name for name in found if name is not None), None) for found in groups]
+        if needed and None in names:
+            raise ValueError(self._nothing_found(setting, paths, names))
+        return names
+
+    def _nothing_found(self, setting: str, paths: Mapping[str, str], names: Sequence) -> str:
+        first = next(path for path, name in zip(paths, names) if name is None)
+        return (
+            f"{self._key(setting)} {getattr(self, _SETTINGS[setting])!r} finds nothing in {names.count(None)} of "
+            f"{len(names)} paths (first: {first!r}): correct the regular expression, or move these images away"
+        )
+
+
+def _numbers(names: Sequence) -> dict:
+    """{name: 0, 1, ... in sorted order}; None is :data:`_NOBODY`."""
+    return {**{name: number for number, name in enumerate(sorted(set(names) - {None}))}, None: _NOBODY}
+
+
+def folder_class(name: str, settings: Mapping[str, str]) -> type[CropFolder]:
+    """The data set that a node of ``SSKD.FOLDERS`` describes.
+
+    Args:
+        name: of the node, and so of the data set.
+        settings: TRAIN, QUERY, GALLERY (folders), CAMERA and IDENTITY (regular expressions); what is missing is empty.
+
+    Raises:
+        TypeError: if it is no node.
+        ValueError: if a setting is unknown or no text.
+    """
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"SSKD.FOLDERS.{name} must be a node with {', '.join(_SETTINGS)}; got {settings!r}")
+    wrong = [key for key, value in settings.items() if key not in _SETTINGS or not isinstance(value, str)]
+    if wrong:
+        raise ValueError(
+            f"SSKD.FOLDERS.{name}.{wrong[0]} = {settings[wrong[0]]!r}: a folder takes {', '.join(_SETTINGS)}, each a text"
+        )
+    attributes = {_SETTINGS[key]: value for key, value in settings.items()}
+    return type(name, (CropFolder,), {**attributes, "dataset_name": name})

@@ -1,0 +1,123 @@
+"""Whether a checkpoint belongs to the run that a config describes."""
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fastreid.config import CfgNode
+from fastreid.utils import comm
+
+from .atomic import write_atomically
+from .setup import load_config
+
+__all__ = ["OtherConfigError", "check_same_run", "config_kept_on_refusal", "plain_config"]
+
+logger = logging.getLogger("fastreid.sskd.same_run")
+
+# Keys that may differ, as they do not change what is learned: where things are, how fast, how often it is looked at.
+_WITHOUT_EFFECT = (
+    "OUTPUT_DIR", "VERSION", "MODEL.DEVICE", "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD", "TEST.IMS_PER_BATCH", "SSKD.LOG_PERIOD", "SSKD.KEEP_CHECKPOINTS", "SSKD.CHECKPOINT_SECONDS",
+    "SSKD.CHECKPOINT_ITERS", "SSKD.EVAL_WITH", "SSKD.MAY_DIFFER",
+    "SOLVER.MAX_EPOCH",  # see check_same_run
+    "SSKD.CLUSTER.EPS",  # what a run that stopped for its clusters is resumed with
+    "SSKD.CLUSTER.ON_COLLAPSE", "SSKD.CLUSTER.ON_LIMIT", "SSKD.CLUSTER.MAX_NOISE_SHARE", "SSKD.CLUSTER.MAX_LARGEST_SHARE",
+    "SSKD.CLUSTER.EPS_MIN", "SSKD.CLUSTER.EPS_MAX",
+)
+# Keys that have had their effect before the first step.
+_AT_THE_START = ("MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH", "SSKD.SOURCE")
+
+_ABSENT = "(absent)"
+
+
+class OtherConfigError(ValueError):
+    """A checkpoint is of a run with another config."""
+
+
+@contextlib.contextmanager
+def config_kept_on_refusal(folder: str) -> Iterator[None]:
+    """Leave ``config.yaml`` in ``OUTPUT_DIR`` as it was if the body, which may write it, finds another run's checkpoint."""
+    path, before = os.path.join(folder, "config.yaml"), None
+    if folder and os.path.isfile(path):
+        with open(path, "rb") as file:
+            before = file.read()
+    try:
+        yield
+    except OtherConfigError:
+        if before is not None and comm.is_main_process():
+            write_atomically(path, lambda file: file.write(before))
+        raise
+
+
+def plain_config(cfg: Mapping, prefix: str = "") -> dict[str, Any]:
+    """A config as {"SOLVER.BASE_LR": 0.1, ...}, for a checkpoint: numbers, text and lists only."""
+    found: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            found.update(plain_config(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _is_below(key: str, names: tuple[str, ...] | list[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _differing(saved: dict[str, Any], given: dict[str, Any], but: tuple[str, ...]) -> list[str]:
+    defaults = plain_config(load_config(""))  # a file of an earlier version lacks the keys that came later
+    return [
+        key
+        for key in sorted(set(given) | (set(saved) & set(defaults)))
+        if not _is_below(key, but) and saved.get(key, defaults.get(key, _ABSENT)) != given.get(key, _ABSENT)
+    ]
+
+
+def check_same_run(checkpoint: dict[str, Any], given: dict[str, Any], what: str, *, anew: bool = False) -> None:
+    """Check that a checkpoint was written under a config that means the same run.
+
+    Keys without an effect on what is learned may differ, those that ``SSKD.MAY_DIFFER`` names too (and the keys below
+    them); ``SOLVER.MAX_EPOCH`` may if the learning rate does not depend on it. Keys that only act at the start of a run
+    are warned of, where the run is gone on with.
+
+    Args:
+        checkpoint: a file's content.
+        given: :func:`plain_config` of the run's config, as it was given.
+        what: names the file and what is to be done with it, for the messages.
+        anew: the checkpoint is to stand for a run from its start, so keys that act there count too.
+
+    Raises:
+        OtherConfigError: if other keys differ, naming each with both values.
+    """
+    saved = checkpoint.get("config")
+    if saved is None:
+        logger.warning("%s does not say what config it was trained with (an earlier version wrote it): taken as it is", what)
+        return
+    differing = _differing(saved, given, (*_WITHOUT_EFFECT, *given["SSKD.MAY_DIFFER"]))
+    at_start = [] if anew else [key for key in differing if _is_below(key, _AT_THE_START)]
+    others = [key for key in differing if key not in at_start]
+    epochs, done = "SOLVER.MAX_EPOCH", checkpoint.get("epoch", -1) + 1
+    if given["SOLVER.SCHED"] == "CosineAnnealingLR" and saved.get(epochs) != given[epochs]:
+        others.append(epochs)  # the rate anneals over all epochs
+    elif given[epochs] < done:
+        raise OtherConfigError(f"{what}: it has {done} epochs, which is more than {epochs} = {given[epochs]}")
+
+    def values(keys: list[str]) -> str:
+        return "; ".join(f"{key}: {saved.get(key, _ABSENT)!r} there, {given.get(key, _ABSENT)!r} here" for key in keys)
+
+    if others:
+        raise OtherConfigError(
+            f"{what}: it is of another config ({values(others)}). Give these keys their old values, or another "
+            "OUTPUT_DIR to start anew; keys changed on purpose go into SSKD.MAY_DIFFER"
+        )
+    if at_start:
+        logger.warning("%s: %s act only at the start of a run and are not looked at", what, values(at_start))

@@ -1,0 +1,72 @@
+"""Which epoch and which teacher a run is best at, where no labels may say so."""
+import logging
+import time
+
+from fastreid.engine.train_loop import HookBase
+
+from ..clustering import jaccard_distance
+from ..clustering.silhouette import sparse_silhouette
+from ..data import extraction_loader
+from ..evaluation.features import extract_features
+from .records import LABEL_FREE, Record
+from .refresh import PseudoLabelRefresh
+
+__all__ = ["LabelFreeSelection"]
+
+logger = logging.getLogger("fastreid.sskd.selection")
+
+class LabelFreeSelection(HookBase):
+    """After every epoch clusters the target once more and says how good that looks; the best so far is ``model_best``.
+
+    Logs under ``selection/``: clusters, noise share, the share of labels changed since this epoch's refresh, the mean
+    silhouette on the sparse Jaccard distances (noise counts 0) of the combined feature and of each teacher's own under the
+    same labels, and ``score``, the one that ``SSKD.SELECT_BY`` names. The teacher that is best is the one with the highest
+    silhouette, at the epoch with the highest score; the earliest of equals. Costs a refresh an epoch, and a search for
+    neighbours for each teacher. To be registered after the refresh and before the checkpoints, whose metric is
+    ``selection/score``. Nothing is trained on what it finds.
+
+    Args:
+        refresh: the run's refresh, for its settings, its eps and this epoch's labels.
+        record: says what to select by, and is told what is selected.
+    """
+
+    def __init__(self, refresh: PseudoLabelRefresh, record: Record):
+        self.refresh = refresh
+        self.record = record
+
+    def after_epoch(self):
+        start = time.perf_counter()
+        refresh, model = self.refresh, self.refresh.model
+        features = extract_features(model, extraction_loader(refresh.cfg, refresh.items))
+        combined = model.combine(features)
+        result = refresh.cluster(combined, previous=refresh.labels.numpy())
+        signals = {
+            "clusters": result.report.num_clusters,
+            "noise_share": result.report.noise_share,
+            "changed_share": result.report.changed_share,
+            "silhouette": self._silhouette(combined, result.labels),
+        }
+        own = [self._silhouette(feature, result.labels) for feature in features]
+        signals.update({f"silhouette_peer{k}": value for k, value in enumerate(own)})
+        signals["score"] = float(LABEL_FREE[self.record.select_by](signals))
+
+        done = self.trainer.epoch + 1
+        if self.record.select(done, own.index(max(own)), signals["score"]):
+            model.best_peer.fill_(self.record.selected["peer"])
+        signals["seconds"] = time.perf_counter() - start
+        self.trainer.storage.put_scalars(
+            smoothing_hint=False, **{f"selection/{name}": float(value) for name, value in signals.items()}
+        )
+        logger.info(
+            "epoch %d: %d clusters, %.1f %% noise, %.1f %% of labels changed, silhouette %.3f (%s); %s %.4f; best so far, "
+            "without labels: teacher %d after %d epochs", done, signals["clusters"], 100 * signals["noise_share"],
+            100 * signals["changed_share"], signals["silhouette"], ", ".join(f"teacher {k} {v:.3f}" for k, v in enumerate(own)),
+            self.record.select_by, signals["score"], self.record.selected["peer"], self.record.selected["epoch"],
+        )  # fmt: skip
+
+    def _silhouette(self, features, labels) -> float:
+        cluster = self.refresh.cfg.SSKD.CLUSTER
+        distances = jaccard_distance(
+            features, cluster.K1, cluster.K2, variant=cluster.VARIANT, knn=cluster.KNN, device=self.refresh.model.device
+        )
+        return float(sparse_silhouette(distances, labels).mean())

@@ -1,0 +1,69 @@
+"""SIGTERM and SIGINT as a request: finish the step, save, leave with a status of its own."""
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+__all__ = ["EXIT_STOPPED", "StopRequest", "Stopped", "listen"]
+
+logger = logging.getLogger("fastreid.sskd.stop")
+
+#: exit status of a run that a signal has stopped and that can be resumed
+EXIT_STOPPED = 4
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(SystemExit):
+    """A signal has asked the run to end; it is saved and can be resumed. Ends the process with ``EXIT_STOPPED``."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_STOPPED)
+
+
+class StopRequest:
+    """Whether a signal has come; the second one ends the process at once, as if nobody listened.
+
+    Attributes:
+        signal: the first signal's number; None before one.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, frame: object) -> None:
+        if self.signal is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.signal = number
+        name = signal.Signals(number).name
+        logger.warning("%s: the run is saved after this step and ends; a second signal ends it at once", name)
+
+
+_listening: list[StopRequest] = []
+
+
+@contextlib.contextmanager
+def listen() -> Iterator[StopRequest]:
+    """Take SIGTERM and SIGINT as a request while the body runs; nested, the outermost one's request is given.
+
+    Outside the main thread, where Python allows no signal handlers, nothing is listened to.
+    """
+    if _listening:
+        yield _listening[0]
+        return
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request) for number in _SIGNALS}
+    _listening.append(request)
+    try:
+        yield request
+    finally:
+        _listening.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

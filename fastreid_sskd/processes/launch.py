@@ -1,0 +1,111 @@
+"""Starting the processes of a run on this machine, and ending all of them when one fails."""
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from .join import LAUNCHER
+
+__all__ = ["launch", "supervise"]
+
+
+def launch(num_processes: int, num_machines: int = 1, machine_rank: int = 0, dist_url: str = "") -> int:
+    """Run this very command line in ``num_processes`` processes, as torchrun would, and wait for them.
+
+    Args:
+        num_processes: on this machine, of as many on every other.
+        num_machines: M; on each of them the same command is given, with its own rank.
+        machine_rank: of this machine, 0..M-1.
+        dist_url: ``tcp://ADDRESS:PORT`` of machine 0 as the others reach it; not needed with one machine.
+
+    Returns:
+        The exit status for this process: 0, or that of the first process that failed.
+
+    Raises:
+        ValueError: if the numbers or the address do not fit.
+    """
+    if num_processes < 1 or num_machines < 1 or not 0 <= machine_rank < num_machines:
+        raise ValueError(
+            f"--num-gpus and --num-machines must be >= 1 and --machine-rank below the latter, got {num_processes}, "
+            f"{num_machines} and {machine_rank}"
+        )
+    address, port = ("127.0.0.1", _free_port()) if num_machines == 1 else _address(dist_url)
+    shared = {
+        **os.environ, LAUNCHER: str(os.getpid()), "MASTER_ADDR": address, "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(num_processes * num_machines), "LOCAL_WORLD_SIZE": str(num_processes),
+    }
+    # as many threads in all as one process would have
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    command = [sys.executable, *sys.orig_argv[1:]]
+    processes = [
+        subprocess.Popen(
+            command, start_new_session=True,  # Ctrl-C reaches them through this process, once
+            env={**shared, "LOCAL_RANK": str(k), "RANK": str(machine_rank * num_processes + k)},
+        )
+        for k in range(num_processes)
+    ]
+    return supervise(processes, first_rank=machine_rank * num_processes)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _address(dist_url: str) -> tuple[str, int]:
+    parts = urlsplit(dist_url)
+    if parts.scheme != "tcp" or not parts.hostname or not parts.port or parts.hostname in ("127.0.0.1", "localhost"):
+        raise ValueError(
+            f"several machines need --dist-url tcp://ADDRESS:PORT of machine 0, an address that the others reach; got {dist_url!r}"
+        )
+    return parts.hostname, parts.port
+
+
+def supervise(processes: Sequence[subprocess.Popen], first_rank: int = 0, grace: float = 20.0) -> int:
+    """Wait for processes; when one fails, end the others.
+
+    SIGTERM and SIGINT are passed on to all of them. The others of a failed one notice by themselves that it is gone, and
+    tell their own errors; those that have not after ``grace`` seconds (waiting on a device) are killed.
+
+    Args:
+        processes: running ones.
+        first_rank: for the messages.
+        grace: seconds.
+
+    Returns:
+        0, or the exit status of the first that failed, as a shell gives it (128 + the signal that killed it).
+    """
+    def pass_on(number: int, frame: object) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    status, deadline = 0, float("inf")
+    try:
+        while any(process.poll() is None for process in processes):
+            if status == 0:
+                failed = next((k for k, process in enumerate(processes) if process.returncode), None)
+                if failed is not None:
+                    status, deadline = _as_shell(processes[failed].returncode), time.monotonic() + grace
+                    print(f"rank {first_rank + failed} ended with status {status}: the other processes are ended", file=sys.stderr)
+            if time.monotonic() > deadline:
+                for process in processes:
+                    process.kill()
+            time.sleep(0.1)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status or next((_as_shell(process.returncode) for process in processes if process.returncode), 0)
+
+
+def _as_shell(returncode: int) -> int:
+    return returncode if returncode >= 0 else 128 - returncode

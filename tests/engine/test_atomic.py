@@ -1,0 +1,105 @@
+"""Files that are whole or not there, when the disk is full, read-only, or the process is killed."""
+
+import errno
+import os
+import resource
+import signal
+
+import pytest
+import torch
+from own_processes import exit_status
+
+from fastreid_sskd.engine.atomic import remove_unfinished, write_atomically
+
+
+def write(content):
+    return lambda file: file.write(content)
+
+
+def test_file_is_written_and_replaced(tmp_path):
+    path = tmp_path / "file"
+    for content in (b"one", b"another", b""):
+        write_atomically(str(path), write(content))
+        assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_atomically("file", write(b"content"))
+    assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_file_and_folder_are_flushed_in_this_order(tmp_path, monkeypatch):
+    """The content before the name, the name before anybody relies on it: a power cut leaves the old or the new file."""
+    events, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: events.append(os.path.isdir(f"/proc/self/fd/{fd}")) or fsync(fd))
+    monkeypatch.setattr(os, "replace", lambda *paths: events.append("rename") or replace(*paths))
+    write_atomically(str(tmp_path / "file"), write(b"content"))
+    assert events == [False, "rename", True]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize("where", ["open", "write", "fsync", "replace"])
+def test_failure_of_the_disk(tmp_path, monkeypatch, number, where):
+    """The error names the file and its cause, the old file stays, nothing half-written is left."""
+    path = tmp_path / "model.pth"
+    write_atomically(str(path), write(b"old"))
+    failure = OSError(number, os.strerror(number))
+
+    def fail(*args, **kwargs):
+        raise failure
+
+    if where == "open":
+        monkeypatch.setattr("builtins.open", fail)
+    elif where != "write":
+        monkeypatch.setattr(os, where, fail)
+    with pytest.raises(OSError, match=f"{os.strerror(number)}.*model.pth") as raised:
+        write_atomically(str(path), fail if where == "write" else write(b"new"))
+    monkeypatch.undo()
+    assert raised.value.errno == number
+    assert os.listdir(tmp_path) == ["model.pth"] and path.read_bytes() == b"old"
+
+
+def test_other_errors_are_left_as_they_are(tmp_path):
+    def fail(file):
+        raise ZeroDivisionError("the real one")
+
+    with pytest.raises(ZeroDivisionError, match="the real one"):
+        write_atomically(str(tmp_path / "file"), fail)
+    assert os.listdir(tmp_path) == []
+
+
+def save_with_a_quota(folder):
+    """torch.save under the kernel's own limit of a file's size."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    path = os.path.join(folder, "model.pth")
+    try:
+        write_atomically(path, lambda file: torch.save({"weight": torch.zeros(1_000_000)}, file))
+    except OSError as error:
+        os._exit(7 if error.errno == errno.EFBIG and error.filename == path else 8)
+
+
+def test_full_disk(tmp_path):
+    """A quota refuses the write in the middle: torch's own error says nothing of the disk, ours does."""
+    (tmp_path / "model.pth").write_bytes(b"old")
+    assert exit_status(save_with_a_quota, str(tmp_path)) == 7
+    assert os.listdir(tmp_path) == ["model.pth"] and (tmp_path / "model.pth").read_bytes() == b"old"
+
+
+def test_what_killed_runs_left_is_removed(tmp_path):
+    left = ["model_0001.pth.123.tmp", "last_checkpoint.9.tmp", "results.json.77.tmp"]
+    stays = ["model_0001.pth", "notes.tmp", "tmp", "123.tmp.bak"]
+    for name in (*left, *stays):
+        (tmp_path / name).touch()
+    gone = remove_unfinished(str(tmp_path))
+    assert sorted(map(os.path.basename, gone)) == sorted(left)
+    assert sorted(os.listdir(tmp_path)) == sorted(stays)
+
+
+def test_folder_with_a_name_like_a_pattern(tmp_path):
+    folder = tmp_path / "run[1]"
+    folder.mkdir()
+    (folder / "model.pth.1.tmp").touch()
+    assert len(remove_unfinished(str(folder))) == 1

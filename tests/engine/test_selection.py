@@ -1,0 +1,182 @@
+"""The best epoch and teacher without labels: signals, what is kept, and a run without any source."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastreid.engine.train_loop import HookBase
+from tiny_reid import load_checkpoint, tiny_adaptation
+
+from fastreid_sskd.clustering import jaccard_distance, pseudo_labels
+from fastreid_sskd.clustering.silhouette import sparse_silhouette
+from fastreid_sskd.data import extraction_loader
+from fastreid_sskd.engine import AdaptationTrainer, run
+from fastreid_sskd.engine import adaptation as adaptation_module
+from fastreid_sskd.engine.records import LABEL_FREE, Record
+from fastreid_sskd.engine.setup import seed_everything
+from fastreid_sskd.evaluation.features import extract_features
+from fastreid_sskd.modeling import load_source_weights
+
+UNLABELLED = ("DATASETS.TESTS", "()", "SSKD.SELECT_BY", "silhouette")
+
+
+def selections(output):
+    """The selection/ scalars of every epoch, from metrics.json."""
+    rows = {}
+    for line in (output / "metrics.json").read_text().splitlines():
+        found = {key.removeprefix("selection/"): value for key, value in json.loads(line).items() if key.startswith("selection/")}
+        if found:
+            rows.setdefault(json.loads(line)["iteration"], {}).update(found)
+    return [rows[iteration] for iteration in sorted(rows)]
+
+
+def test_signals_are_those_of_the_state_after_the_epoch(trainer):
+    made = trainer(*UNLABELLED, "SOLVER.MAX_EPOCH", "1")
+    made.train()
+    cluster = made.cfg.SSKD.CLUSTER
+    features = extract_features(made.model, extraction_loader(made.cfg, made.items))
+    labels = pseudo_labels(made.model.combine(features), k1=cluster.K1, k2=cluster.K2, eps=made.refresh.eps, min_samples=4).labels
+
+    def silhouette(feature):
+        return sparse_silhouette(jaccard_distance(feature, cluster.K1, cluster.K2), labels).mean()
+
+    (signals,) = selections(made.output)
+    assert signals["clusters"] == labels.max() + 1
+    assert signals["noise_share"] == pytest.approx((labels == -1).mean())
+    assert signals["silhouette"] == pytest.approx(silhouette(made.model.combine(features)), abs=1e-6)
+    own = [silhouette(feature) for feature in features]
+    assert [signals["silhouette_peer0"], signals["silhouette_peer1"]] == pytest.approx(own, abs=1e-6)
+    assert signals["score"] == signals["silhouette"]
+    assert int(made.model.best_peer) == int(np.argmax(own))
+
+
+@pytest.fixture
+def trainer(trainer, tmp_path):
+    """The trainer of this folder's other tests, and where it writes."""
+
+    def make(*opts, **kwargs):
+        made = trainer(*opts, **kwargs)
+        made.output = Path(made.cfg.OUTPUT_DIR)
+        return made
+
+    return make
+
+
+def test_scores_are_larger_where_it_looks_better():
+    signals = {"silhouette": 0.2, "noise_share": 0.3, "changed_share": 0.1}
+    better = {"silhouette": 0.3, "noise_share": 0.2, "changed_share": 0.0}
+    for name, score in LABEL_FREE.items():
+        assert -1 <= score(signals) < score(better) <= 1, name
+
+
+@pytest.mark.parametrize("select_by", LABEL_FREE)
+def test_model_best_is_the_highest_score(adaptation, tmp_path, caplog, select_by):
+    caplog.set_level(logging.INFO, logger="fastreid.sskd")
+    run(adaptation("DATASETS.TESTS", "()", "SSKD.SELECT_BY", select_by, "SOLVER.MAX_EPOCH", "3", "SOLVER.BASE_LR", "0.01"))
+    rows = selections(tmp_path / "out")
+    scores = [row["score"] for row in rows]
+    best = scores.index(max(scores))
+    saved = load_checkpoint(tmp_path / "out" / "model_best.pth")
+    assert len(rows) == 3 and saved["epoch"] == best
+    own = [rows[best]["silhouette_peer0"], rows[best]["silhouette_peer1"]]
+    assert int(saved["model"]["best_peer"]) == own.index(max(own))
+    assert f"the best epoch and teacher are chosen by {select_by}" in caplog.text
+    assert f"model_best holds the state after {best + 1} epochs" in caplog.text and "without labels" in caplog.text
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_selecting_trains_nothing_else(adaptation, tmp_path):
+    """The same weights with and without; only the marked teacher may differ."""
+    states = []
+    for name, opts in (("plain", ("DATASETS.TESTS", "()")), ("selected", UNLABELLED)):
+        run(adaptation(*opts, output=tmp_path / name))
+        states.append(load_checkpoint(tmp_path / name / "model_final.pth")["model"])
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items() if key != "best_peer")
+
+
+def test_evaluations_do_not_choose(adaptation, tmp_path):
+    """With a test set the figures are there, and the choice is not theirs."""
+    run(adaptation("SSKD.SELECT_BY", "stability", "SOLVER.MAX_EPOCH", "2"))
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    scores = [row["score"] for row in selections(tmp_path / "out")]
+    assert [evaluation["epoch"] for evaluation in written["evaluations"]] == [0, 1, 2]
+    assert written["best"]["chosen_on"] == "stability, without labels"
+    assert written["best"]["epoch"] == scores.index(max(scores)) + 1
+    final = load_checkpoint(tmp_path / "out" / "model_final.pth")
+    assert written["best"]["row"] == f"peer{int(final['model']['best_peer'])}"
+
+
+def test_resumed_run_remembers(adaptation, tmp_path):
+    whole = adaptation(*UNLABELLED, "SOLVER.MAX_EPOCH", "3", output=tmp_path / "whole")
+    run(whole)
+
+    class Killed(Exception):
+        pass
+
+    class Kill(HookBase):
+        def before_epoch(self):
+            if self.trainer.epoch == 2:
+                raise Killed
+
+    cfg = adaptation(*UNLABELLED, "SOLVER.MAX_EPOCH", "3", output=tmp_path / "parts")
+    seed_everything(cfg.SEED)
+    first = AdaptationTrainer(cfg)
+    load_source_weights(first.model, list(cfg.SSKD.SOURCE.WEIGHTS))
+    first.register_hooks([Kill()])
+    with pytest.raises(Killed):
+        first.train()
+    run(cfg, resume=True)
+    one, other = (load_checkpoint(at / "model_final.pth") for at in (tmp_path / "whole", tmp_path / "parts"))
+    assert one["record"]["selected"] == other["record"]["selected"]
+    assert torch.equal(one["model"]["best_peer"], other["model"]["best_peer"])
+
+
+def test_record():
+    record = Record(["First"], "noise")
+    assert record.label_free and not Record(["First"]).label_free
+    assert record.best == (None, "peer0")
+    assert record.select(1, 1, 0.5) and not record.select(2, 0, 0.5) and not record.select(3, 0, 0.4)
+    assert record.select(4, 2, 0.6) and record.selected == {"epoch": 4, "peer": 2, "score": 0.6}
+    rows = {name: {"mAP": value} for name, value in (("peer0", 90.0), ("peer2", 10.0), ("ensemble", 50.0))}
+    record.add(4, {"First": rows})
+    assert record.best[1] == "peer2" and record.best[0]["epoch"] == 4
+    table = record.table()
+    assert "best, epoch 4" in table and "chosen by noise, without labels" in table and "mAP on the test split" not in table
+    other = Record(["First"], "noise")
+    other.load_state_dict(record.state_dict())
+    assert other.selected == record.selected
+    assert not record.select(5, 0, float("nan"))
+
+
+def test_unknown_selection(tmp_path):
+    with pytest.raises(ValueError, match="SSKD.SELECT_BY must be one of mAP, silhouette, noise, stability; got 'ndcg'"):
+        run(tiny_adaptation(tmp_path, "SSKD.SELECT_BY", "ndcg"))
+
+
+# ---- no source ---------------------------------------------------------------------------------------------------
+
+
+def test_without_any_source(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, logger="fastreid.sskd")
+    cfg = tiny_adaptation(
+        tmp_path, "SSKD.SOURCE.SKIP", "True", "SSKD.SOURCE.CONFIG", "", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0",
+    )  # fmt: skip
+    run(cfg)
+    state = load_checkpoint(tmp_path / "model_final.pth")["model"]
+    assert "2 peers start from random weights" in caplog.text
+    assert not torch.equal(state["teachers.0.backbone.0.weight"], state["teachers.1.backbone.0.weight"])
+    assert not (tmp_path / "source").exists()
+
+
+def test_without_a_source_from_a_pretrained_backbone(tmp_path, monkeypatch):
+    """The backbone's weights are asked for; given source models go before."""
+    seen = []
+    monkeypatch.setattr(adaptation_module.Trainer, "build_model", classmethod(lambda cls, cfg: seen.append(cfg.MODEL.BACKBONE.PRETRAIN)))
+    pretrained = ("MODEL.BACKBONE.PRETRAIN", "True", "SSKD.SOURCE.SKIP", "True")
+    AdaptationTrainer.build_model(tiny_adaptation(tmp_path, *pretrained))
+    AdaptationTrainer.build_model(tiny_adaptation(tmp_path, *pretrained, "SSKD.SOURCE.WEIGHTS", "['a.pth']"))
+    AdaptationTrainer.build_model(tiny_adaptation(tmp_path, "MODEL.BACKBONE.PRETRAIN", "True"))
+    assert seen == [True, False, False]

@@ -1,0 +1,73 @@
+"""Processes of their own for what ends a process: forked from a server that has imported everything once."""
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+_SERVER = multiprocessing.get_context("forkserver")
+_TESTS = str(Path(__file__).resolve().parent)
+
+
+def start(function, *args):
+    """Start `function(*args)`, a function of a test module or of this folder, in a process of one thread."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([_TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
+    _SERVER.set_forkserver_preload(["tiny_reid"])
+    process = _SERVER.Process(target=_call, args=(dict(os.environ), list(sys.path), function, args))
+    process.start()
+    return process
+
+
+def _call(environment, path, function, args):
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:] = path
+    multiprocessing.set_start_method("fork", force=True)  # a loader's workers, as in a process of the command line
+    import torch
+
+    torch.set_num_threads(1)
+    function(*args)
+
+
+def exit_status(function, *args, seconds=120):
+    """Run it to its end: its exit status, the negative number of the signal that killed it."""
+    process = start(function, *args)
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise AssertionError(f"{function.__name__} has not ended after {seconds} s")
+    return process.exitcode
+
+
+def together(function, *args, world=2, seconds=240):
+    """Run `function(*args)` in `world` processes of one group; the exit statuses by rank.
+
+    The group is that of `fastreid_sskd.processes.join`, on the CPU, as torchrun's environment describes it.
+    """
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    members = []
+    for rank in range(world):
+        own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        members.append(start(_as_member, own, function, args))
+    for member in members:
+        member.join(seconds)
+    for member in members:
+        if member.is_alive():
+            member.kill()
+            member.join()
+            raise AssertionError(f"{function.__name__} has not ended after {seconds} s")
+    return [member.exitcode for member in members]
+
+
+def _as_member(environment, function, args):
+    os.environ.update(environment)
+    from fastreid_sskd.processes import join
+
+    with join("cpu"):
+        function(*args)

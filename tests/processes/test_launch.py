@@ -1,0 +1,100 @@
+"""Starting processes, ending all of them when one fails, passing signals on."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from fastreid_sskd.processes.launch import launch, supervise
+
+WAIT = "import time; time.sleep(600)"
+NO_SIGNALS = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+
+
+def python(code):
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+
+
+def test_all_done():
+    assert supervise([python("pass"), python("pass")]) == 0
+
+
+@pytest.mark.parametrize(
+    "code, status",
+    [("import sys; sys.exit(7)", 7), ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137)],
+    ids=["error", "killed"],
+)
+def test_failure_ends_the_others(code, status, capsys):
+    """Also one that listens to nothing, as in a collective on a device."""
+    others = [python(NO_SIGNALS), python(WAIT)]
+    assert others[0].stdout.readline() == b"ready\n"
+    start = time.monotonic()
+    assert supervise([others[0], python(code), others[1]], first_rank=4, grace=0.5) == status
+    assert time.monotonic() - start < 30
+    assert all(process.poll() is not None for process in others)
+    assert f"rank 5 ended with status {status}" in capsys.readouterr().err
+
+
+def test_others_may_tell_their_own_error():
+    """Within the grace they end by themselves."""
+    slow = python("import time, sys; time.sleep(1); sys.exit(9)")
+    assert supervise([slow, python("import sys; sys.exit(3)")], grace=30) == 3
+    assert slow.returncode == 9
+
+
+def test_the_last_one_may_fail():
+    assert supervise([python("pass"), python("import time, sys; time.sleep(.3); sys.exit(5)")]) == 5
+
+
+def test_signals_are_passed_on():
+    leaves = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: sys.exit(4)); print('ready', flush=True); time.sleep(600)"
+    processes = [python(leaves), python(leaves)]
+    for process in processes:
+        assert process.stdout.readline() == b"ready\n"
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert supervise(processes) == 4
+    assert [process.returncode for process in processes] == [4, 4]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+SCRIPT = """
+import os, sys
+sys.path.insert(0, {folder!r})
+import runpy
+if "RANK" in os.environ:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+    print(" ".join(os.environ[name] for name in names), *sys.argv[1:], flush=True)
+    sys.exit(0)
+from fastreid_sskd.processes import launch
+sys.exit(launch(2, 2, 1, "tcp://10.0.0.7:29511"))
+"""
+
+
+def test_the_command_is_run_again_with_torchruns_environment(tmp_path):
+    """Arguments as they are; the second of two machines has ranks 2 and 3; threads are shared."""
+    script = tmp_path / "script.py"
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    script.write_text(SCRIPT.format(folder=root))
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, str(script), "--a", "b c"], env=env, capture_output=True, text=True, check=True)
+    threads = max(1, os.cpu_count() // 2)
+    assert sorted(done.stdout.splitlines()) == [
+        f"{2 + k} 4 {k} 2 10.0.0.7 29511 {threads} --a b c" for k in range(2)
+    ]
+
+
+@pytest.mark.parametrize("url", ["", "tcp://127.0.0.1:5000", "tcp://localhost:5000", "10.0.0.1:5000", "tcp://10.0.0.1"])
+def test_address_that_other_machines_cannot_reach(url):
+    with pytest.raises(ValueError, match="several machines need --dist-url tcp://ADDRESS:PORT"):
+        launch(1, 2, 0, url)
+
+
+@pytest.mark.parametrize("processes, machines, rank", [(0, 1, 0), (1, 0, 0), (1, 2, 2), (1, 2, -1)])
+def test_numbers_that_cannot_be(processes, machines, rank):
+    with pytest.raises(ValueError, match="must be >= 1"):
+        launch(processes, machines, rank, "tcp://10.0.0.1:5000")
