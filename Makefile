@@ -3,6 +3,9 @@ SHELL := /bin/sh
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
+# Processes that the tests are spread over, one thread each; JOBS=0 runs them in one, as a debugger wants.
+JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(RUN)" -m pytest -n $(JOBS) --dist loadfile
 
 # Waiting OpenMP threads must sleep: torch, faiss and numba bring a runtime each and would spin on the same cores.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -39,10 +42,10 @@ demo: setup  ## adapt a model to the synthetic target and print the table of res
 	"$(RUN)" tools/compare.py --config-file configs/demo.yml --output runs/demo $(ARGS)
 
 test: setup  ## the whole test-suite
-	"$(RUN)" -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-quick: setup  ## the tests that take less than about ten seconds each
-	"$(RUN)" -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 lint: setup  ## ruff
 	"$(RUN)" -m ruff check .

@@ -60,7 +60,7 @@ EXTRAS_REQUIRE = {
     # SSKD.CLUSTER.METHOD infomap. GPL-3.0, so nothing requires it; no wheels for Python 3.10
     "infomap": ["infomap>=2.9"],
     # ruff is held to one minor version: its default rules change between them
-    "test": ["pytest>=7.3", "pytorch-metric-learning>=2.3", "ruff>=0.17,<0.18"],
+    "test": ["pytest>=7.3", "pytest-xdist>=3.5", "pytorch-metric-learning>=2.3", "ruff>=0.17,<0.18"],
     # the map in the report of a run by UMAP, not PCA
     "umap": ["umap-learn>=0.5.4"],
     # what some parts of the host import when they are used: weights from the network, CUHK03, its visualiser

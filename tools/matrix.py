@@ -27,7 +27,7 @@ import environment
 
 ROOT = environment.ROOT
 RECORD = ROOT / "benchmarks" / "matrix.json"
-QUICK = ["-q", "-m", "not slow"]
+QUICK = ["-q", "-n", "2", "--dist", "loadfile", "-m", "not slow"]
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "numba", "faiss-cpu")
 
 

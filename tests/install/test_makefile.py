@@ -73,12 +73,15 @@ def test_make_passes_choices_on(make):
     assert done.stdout.strip() == f"environment {expected}"
 
 
+PYTEST = 'OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ".venv/bin/python" -m pytest -n 2 --dist loadfile'
+
+
 @pytest.mark.parametrize(
     ("target", "command"),
     [
         ("demo", '".venv/bin/python" tools/compare.py --config-file configs/demo.yml --output runs/demo'),
-        ("test", '".venv/bin/python" -m pytest'),
-        ("test-quick", '".venv/bin/python" -m pytest -m "not slow"'),
+        ("test", PYTEST),
+        ("test-quick", f'{PYTEST} -m "not slow"'),
         ("lint", '".venv/bin/python" -m ruff check .'),
     ],
 )
