@@ -23,6 +23,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "torch" in sys.modules:  # a pytest plugin was first
     sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
 
+import fastreid_sskd  # noqa: F401  mends the host, so that any one test file may import fastreid first
+
 
 def optional_folder(variable: str, default: Path) -> Path:
     """The folder that the variable names, or `default`; a relative name counts from the repository root."""

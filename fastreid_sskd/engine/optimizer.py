@@ -13,8 +13,9 @@ def build_optimizer(cfg: CfgNode, networks: Sequence[nn.Module]) -> torch.optim.
     """Build ``SOLVER.OPT`` over the parameters of all networks, with the host's rules for each of them.
 
     The rules (``HEADS_LR_FACTOR``, weight decay of norms and biases) go by a parameter's name inside
-    its network. Layers are frozen by :class:`.freeze.FreezeLayers`. The host makes a group of every parameter; groups of equal options are joined here, so that torch
-    updates them together. ``contiguous=False``: the host's flat buffer never sees a gradient on torch >= 2.
+    its network. Layers are frozen by :class:`.freeze.FreezeLayers`. The host makes a group of every parameter; groups
+    of equal options are joined here and updated by torch's fused kernel where there is one, which reads every tensor
+    once. ``contiguous=False``: the host's flat buffer never sees a gradient on torch >= 2.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -29,7 +30,19 @@ def build_optimizer(cfg: CfgNode, networks: Sequence[nn.Module]) -> torch.optim.
         options = {key: value for key, value in group.items() if key != "params"}
         joined.setdefault(repr(sorted(options.items())), {**options, "params": []})["params"].extend(group["params"])
     optimizer.param_groups[:] = list(joined.values())
+    if has_fused_kernel(type(optimizer), optimizer.param_groups):
+        for group in optimizer.param_groups:
+            group["fused"] = True
     return optimizer
+
+
+def has_fused_kernel(kind: type[torch.optim.Optimizer], groups: Sequence[dict]) -> bool:
+    """Whether torch can update all the groups' parameters by its fused kernel: asked of torch, which knows its devices."""
+    try:
+        kind([{"params": group["params"]} for group in groups], lr=0.0, fused=True)
+    except (RuntimeError, TypeError):  # not on this device in this version, or an optimiser without one
+        return False
+    return True
 
 
 def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:

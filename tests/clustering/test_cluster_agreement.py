@@ -3,7 +3,7 @@ import pytest
 from sklearn import metrics
 
 from fastreid_sskd.clustering import cluster_agreement
-from fastreid_sskd.clustering.diagnostics import bcubed, noise_as_singletons
+from fastreid_sskd.clustering.diagnostics import adjusted_mutual_information, bcubed, noise_as_singletons
 
 
 def slow_bcubed(labels, identities):
@@ -54,6 +54,17 @@ def test_agreement():
         "BCubed F": pytest.approx(slow_bcubed(singles, identities)[2]),
     }
     assert all(0 < value < 1 for value in found.values())
+
+
+@pytest.mark.parametrize("clusters, identities", [(1, 1), (1, 5), (5, 1), (7, 4), (40, 40), (300, 9), (300, 200)])
+@pytest.mark.parametrize("count", [2, 50, 400])
+def test_ami_equals_scikit_learn(count, clusters, identities):
+    rng = np.random.default_rng(count + clusters)
+    truth = rng.integers(0, identities, count)
+    drawn = rng.integers(0, clusters, count)
+    for labels in (drawn, truth, np.arange(count), np.where(truth == 0, 0, drawn + 1)):
+        expected = metrics.adjusted_mutual_info_score(truth, labels)
+        assert adjusted_mutual_information(labels, truth) == pytest.approx(expected, abs=1e-9)
 
 
 def test_perfect_and_all_noise():

@@ -5,7 +5,7 @@ import torch
 from fastreid.solver import build as host
 from tiny_reid import tiny_adaptation
 
-from fastreid_sskd.engine.optimizer import build_optimizer, reset_optimizer
+from fastreid_sskd.engine.optimizer import build_optimizer, has_fused_kernel, reset_optimizer
 from fastreid_sskd.modeling import build_peer
 
 
@@ -17,9 +17,9 @@ def cfg(tmp_path):
 
 
 def options(optimizer):
-    """{parameter: its options}."""
+    """{parameter: its options}, but for how torch computes the update."""
     return {
-        p: {key: value for key, value in group.items() if key != "params"}
+        p: {key: value for key, value in group.items() if key not in ("params", "fused")}
         for group in optimizer.param_groups
         for p in group["params"]
     }
@@ -61,7 +61,26 @@ def test_joined_groups_step_as_the_hosts_do(cfg):
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
         results.append([p.detach().clone() for p in network.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*results))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+class WithoutKernel(torch.optim.Optimizer):
+    """An optimiser of somebody's own."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+
+def test_the_fused_kernel_is_taken_where_torch_has_one(cfg):
+    groups = build_optimizer(cfg, [build_peer(cfg)]).param_groups
+    try:
+        torch.optim.Adam([torch.zeros(1)], fused=True)
+        expected = True
+    except RuntimeError:  # torch < 2.4 on CPU
+        expected = None
+    assert [group.get("fused") for group in groups] == [expected] * len(groups)
+    assert not has_fused_kernel(WithoutKernel, groups)
 
 
 def test_reset(cfg):
