@@ -1,6 +1,7 @@
 """What all tests share: thread counts, and the folders of real images and weights that a machine may have."""
 
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -23,7 +24,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "torch" in sys.modules:  # a pytest plugin was first
     sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
 
-import fastreid_sskd  # noqa: F401  mends the host, so that any one test file may import fastreid first
+
+from tiny_reid import tiny_adaptation, write_world
+
+from fastreid_sskd.engine import run
 
 
 def optional_folder(variable: str, default: Path) -> Path:
@@ -64,3 +68,41 @@ def real_data() -> Path:
 def weights() -> Path:
     """Folder of pre-trained backbone weights; skips the test where there is none."""
     return _require(WEIGHTS, "pre-trained weights", "FASTREID_SSKD_WEIGHTS")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny data sets."""
+    return write_world(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture
+def data_sets(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """FASTREID_DATASETS names the tiny data sets."""
+    monkeypatch.setenv("FASTREID_DATASETS", str(world))
+    return world
+
+
+@pytest.fixture(scope="session")
+def finished_folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of two source models and two epochs of two peers on the tiny target, evaluated after each."""
+    output = tmp_path_factory.mktemp("runs") / "sskd"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTREID_DATASETS", str(world))
+        run(tiny_adaptation(output))
+    return output
+
+
+@pytest.fixture
+def run_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs tools/NAME.py in this process; returns exit status, stdout and stderr."""
+
+    def call(name: str, *args) -> tuple:
+        path = str(ROOT / "tools" / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [path, *map(str, args)])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(path, run_name="__main__")
+        captured = capsys.readouterr()
+        return left.value.code, captured.out, captured.err
+
+    return call

@@ -1,31 +1,17 @@
-"""The tiny data sets, and a finished run of the whole pipeline on them."""
+"""A finished run of the whole pipeline, and results made up."""
 
 import pytest
-from tiny_reid import tiny_adaptation, write_world
-
-from fastreid_sskd.engine import run
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    """Folder of the tiny data sets."""
-    return write_world(tmp_path_factory.mktemp("datasets"))
 
 
 @pytest.fixture(autouse=True)
-def data_sets(world, monkeypatch):
-    """FASTREID_DATASETS names the tiny data sets."""
-    monkeypatch.setenv("FASTREID_DATASETS", str(world))
+def _data_sets(data_sets):
+    """Every test here reads the tiny data sets."""
 
 
 @pytest.fixture(scope="session")
-def finished(world, tmp_path_factory):
-    """Folder of a run of two source models and two epochs of two peers on the target, evaluated after each."""
-    output = tmp_path_factory.mktemp("runs") / "sskd"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTREID_DATASETS", str(world))
-        run(tiny_adaptation(output))
-    return output
+def finished(finished_folder):
+    """Folder of a finished run."""
+    return finished_folder
 
 
 @pytest.fixture

@@ -1,28 +1,16 @@
 """tools/benchmark.py as a command."""
 
+import functools
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
-
 
 @pytest.fixture
-def tool(monkeypatch, tmp_path, capsys):
+def tool(run_tool, monkeypatch, tmp_path):
     """Runs the tool in a folder of the test's own; returns exit status, stdout and stderr."""
-
-    def call(*args):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
-        with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        captured = capsys.readouterr()
-        return left.value.code, captured.out, captured.err
-
-    return call
+    monkeypatch.chdir(tmp_path)
+    return functools.partial(run_tool, "benchmark")
 
 
 def test_runs_and_weights_in_one_table(tool, finished, tmp_path):

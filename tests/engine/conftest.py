@@ -5,24 +5,16 @@ import logging
 import types
 
 import pytest
-from tiny_reid import load_checkpoint, tiny_adaptation, write_world
+from tiny_reid import load_checkpoint, tiny_adaptation
 
 from fastreid_sskd.engine import AdaptationTrainer, run
 from fastreid_sskd.engine.setup import seed_everything
 from fastreid_sskd.modeling import load_source_weights
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    """Folder of the tiny data sets."""
-    return write_world(tmp_path_factory.mktemp("datasets"))
-
-
 @pytest.fixture(autouse=True)
-def data_sets(world, monkeypatch):
-    """FASTREID_DATASETS names the tiny data sets."""
-    monkeypatch.setenv("FASTREID_DATASETS", str(world))
-    return world
+def _data_sets(data_sets):
+    """Every test here reads the tiny data sets."""
 
 
 @pytest.fixture(scope="session")

@@ -3,19 +3,12 @@
 import pytest
 import torch
 from fastreid.modeling import build_model
-from tiny_reid import tiny_adaptation, write_world
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    """Folder of the tiny data sets."""
-    return write_world(tmp_path_factory.mktemp("datasets"))
+from tiny_reid import tiny_adaptation
 
 
 @pytest.fixture
-def cfg(world, monkeypatch, tmp_path):
+def cfg(data_sets, tmp_path):
     """A tiny adaptation with two peers; may be changed."""
-    monkeypatch.setenv("FASTREID_DATASETS", str(world))
     cfg = tiny_adaptation(tmp_path / "out")
     cfg.defrost()
     return cfg

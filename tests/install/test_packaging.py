@@ -93,7 +93,7 @@ def test_every_import_of_the_package_is_declared(metadata):
         distribution_name(r)
         for r in (
             *metadata["install_requires"], *extras["cpu"], *extras["onnx"], *extras["parquet"], *extras["infomap"]
-        )  # fmt: skip
+        )
     }
     modules = imported_modules(PACKAGE.rglob("*.py"))
     assert "torch" in modules, "no source was read"
@@ -146,7 +146,7 @@ def test_what_the_host_imports_at_the_top_is_declared(metadata):
         distribution_name(r)
         for r in (
             *metadata["install_requires"], *extras["cpu"], *extras["onnx"], *extras["parquet"], *extras["infomap"]
-        )  # fmt: skip
+        )
     }
     known = set(sys.stdlib_module_names) | {"fastreid"}
     missing = {

@@ -1,26 +1,14 @@
 """tools/report.py as a command."""
 
-import runpy
-import sys
-from pathlib import Path
+import functools
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "report.py"
-
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
+def tool(run_tool):
     """Runs the tool; returns exit status, stdout and stderr."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
-        with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        captured = capsys.readouterr()
-        return left.value.code, captured.out, captured.err
-
-    return call
+    return functools.partial(run_tool, "report")
 
 
 def test_options_reach_the_report(tool, finished, tmp_path):
