@@ -29,7 +29,7 @@ from fastreid_sskd.engine.same_run import OtherConfigError, config_kept_on_refus
 from fastreid_sskd.engine.setup import begin, read_config
 from fastreid_sskd.export.feature_files import write_features
 from fastreid_sskd.processes import join, launch
-from fastreid_sskd.processes.join import joined_from_outside
+from fastreid_sskd.processes.group import joined_from_outside
 
 # isort: split
 from fastreid.utils import comm

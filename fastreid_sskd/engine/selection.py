@@ -8,6 +8,7 @@ from ..clustering import jaccard_distance
 from ..clustering.silhouette import sparse_silhouette
 from ..data import extraction_loader
 from ..evaluation.features import extract_features
+from ..processes import on_main
 from .records import LABEL_FREE, Record
 from .refresh import PseudoLabelRefresh
 
@@ -36,20 +37,8 @@ class LabelFreeSelection(HookBase):
 
     def after_epoch(self):
         start = time.perf_counter()
-        refresh, model = self.refresh, self.refresh.model
-        features = extract_features(model, extraction_loader(refresh.cfg, refresh.items))
-        combined = model.combine(features)
-        result = refresh.cluster(combined, previous=refresh.labels.numpy())
-        signals = {
-            "clusters": result.report.num_clusters,
-            "noise_share": result.report.noise_share,
-            "changed_share": result.report.changed_share,
-            "silhouette": self._silhouette(combined, result.labels),
-        }
-        own = [self._silhouette(feature, result.labels) for feature in features]
-        signals.update({f"silhouette_peer{k}": value for k, value in enumerate(own)})
-        signals["score"] = float(LABEL_FREE[self.record.select_by](signals))
-
+        model = self.refresh.model
+        signals, own = on_main(self._signals)
         done = self.trainer.epoch + 1
         if self.record.select(done, own.index(max(own)), signals["score"]):
             model.best_peer.fill_(self.record.selected["peer"])
@@ -63,6 +52,23 @@ class LabelFreeSelection(HookBase):
             100 * signals["changed_share"], signals["silhouette"], ", ".join(f"teacher {k} {v:.3f}" for k, v in enumerate(own)),
             self.record.select_by, signals["score"], self.record.selected["peer"], self.record.selected["epoch"],
         )  # fmt: skip
+
+    def _signals(self) -> tuple[dict, list[float]]:
+        """What says how good the epoch's teachers are together, and the silhouette of each."""
+        refresh, model = self.refresh, self.refresh.model
+        features = extract_features(model, extraction_loader(refresh.cfg, refresh.items))
+        combined = model.combine(features)
+        result = refresh.cluster(combined, previous=refresh.labels.numpy())
+        signals = {
+            "clusters": result.report.num_clusters,
+            "noise_share": result.report.noise_share,
+            "changed_share": result.report.changed_share,
+            "silhouette": self._silhouette(combined, result.labels),
+        }
+        own = [self._silhouette(feature, result.labels) for feature in features]
+        signals.update({f"silhouette_peer{k}": value for k, value in enumerate(own)})
+        signals["score"] = float(LABEL_FREE[self.record.select_by](signals))
+        return signals, own
 
     def _silhouette(self, features, labels) -> float:
         cluster = self.refresh.cfg.SSKD.CLUSTER

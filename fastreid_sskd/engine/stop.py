@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 __all__ = ["EXIT_STOPPED", "StopRequest", "Stopped", "listen"]
@@ -24,23 +25,30 @@ class Stopped(SystemExit):
 
 
 class StopRequest:
-    """Whether a signal has come; the second one ends the process at once, as if nobody listened.
+    """Whether a signal has come; another one later ends the process at once, as if nobody listened.
 
     Attributes:
         signal: the first signal's number; None before one.
+        echo: seconds in which further signals are taken for the same one: Ctrl-C reaches a process from the terminal and,
+            as SIGTERM, from torchrun as well; schedulers signal a launcher and its processes.
     """
+
+    echo = 3.0
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = 0.0
 
     def __call__(self, number: int, frame: object) -> None:
         if self.signal is not None:
+            if time.monotonic() - self._since < self.echo:
+                return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        self.signal = number
+        self.signal, self._since = number, time.monotonic()
         name = signal.Signals(number).name
-        logger.warning("%s: the run is saved after this step and ends; a second signal ends it at once", name)
+        logger.warning("%s: the run is saved after this step and ends; a second signal, later, ends it at once", name)
 
 
 _listening: list[StopRequest] = []

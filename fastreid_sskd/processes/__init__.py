@@ -1,8 +1,8 @@
 """Several processes of one run: starting them, and what they tell each other. With one process nothing here does anything."""
 from .agreement import DisagreementError, check_agreement
 from .control import agree, gather_rows, on_every, on_main, share_of
-from .join import join
-from .launch import launch
+from .group import join
+from .launcher import launch
 from .tensors import average_gradients, broadcast_buffers, broadcast_model
 
 __all__ = [

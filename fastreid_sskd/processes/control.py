@@ -18,7 +18,7 @@ _PATIENCE = datetime.timedelta(days=7)
 
 @functools.lru_cache(maxsize=1)
 def control_group() -> dist.ProcessGroup:
-    """The group; every process has to call this for the first time at the same place, see :func:`.join.join`."""
+    """The group; every process has to call this for the first time at the same place, see :func:`.group.join`."""
     return dist.new_group(backend="gloo", timeout=_PATIENCE)
 
 

@@ -55,7 +55,7 @@ def test_adaptation_goes_on_where_it_stopped(finished, adaptation, monkeypatch, 
     results = run(cfg, resume=True)
     final = load(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))
     assert set(final) == {
-        "model", "optimizer", "lr_sched", "record", "refresh", "checkpoints", "scalars", "config", "epoch",
+        "model", "optimizer", "lr_sched", "record", "refresh", "checkpoints", "scalars", "config", "processes", "epoch",
     }  # fmt: skip
     assert_same_files(cfg.OUTPUT_DIR, finished.output)
     assert_same(results, finished.results)

@@ -8,9 +8,9 @@ import torch
 from fastreid.engine import DefaultPredictor
 from fastreid.utils import comm
 from PIL import Image
-from tiny_reid import MARKET, load_checkpoint, tiny_baseline
+from tiny_reid import MARKET, load_checkpoint, tiny_adaptation, tiny_baseline, tiny_source
 
-from fastreid_sskd.engine import Trainer, evaluate, run, seed_everything
+from fastreid_sskd.engine import Trainer, evaluate, run, seed_everything, trainer_class
 
 
 def changed(cfg, **model):
@@ -148,10 +148,24 @@ def test_cosine_rate(tmp_path):
     assert made.optimizer.param_groups[0]["lr"] == pytest.approx(made.cfg.SOLVER.ETA_MIN_LR)
 
 
-def test_several_processes_are_refused(cfg, monkeypatch):
+@pytest.mark.parametrize("make, processes, message", [
+    (tiny_baseline, 3, "8 images cannot be shared equally by 3 processes"),
+    (tiny_source, 4, "8 images cannot be shared by 4 processes in whole identities of DATALOADER.NUM_INSTANCE = 4 images"),
+    (tiny_adaptation, 4, "make it a multiple of 16"),
+])  # fmt: skip
+def test_batches_that_the_processes_cannot_share(tmp_path, monkeypatch, make, processes, message):
+    monkeypatch.setattr(comm, "get_world_size", lambda: processes)
+    cfg = make(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        trainer_class(cfg)(cfg)
+
+
+def test_share_that_batch_norm_cannot_chunk(tmp_path, monkeypatch):
+    """8 images in two processes: chunks of 3 and 1."""
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match="one process, got 2"):
-        Trainer(cfg)
+    cfg = tiny_adaptation(tmp_path, "SSKD.BN_CHUNK", "3")
+    with pytest.raises(ValueError, match="4 images in chunks of SSKD.BN_CHUNK = 3 ends with a chunk of one"):
+        trainer_class(cfg)(cfg)
 
 
 def test_error_of_a_step_is_shown_as_it_is(cfg):

@@ -2,14 +2,17 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
+from own_processes import start
 
-from fastreid_sskd.processes.launch import launch, supervise
+from fastreid_sskd.processes.launcher import launch, supervise
+from fastreid_sskd.processes.machines import Machines
 
 WAIT = "import time; time.sleep(600)"
 NO_SIGNALS = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
@@ -68,13 +71,16 @@ sys.path.insert(0, {folder!r})
 import runpy
 if "RANK" in os.environ:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
-    print(" ".join(os.environ[name] for name in names), *sys.argv[1:], flush=True)
+    os.write(1, (" ".join([*(os.environ[name] for name in names), *sys.argv[1:]]) + "\\n").encode())
     sys.exit(0)
 from fastreid_sskd.processes import launch
+import fastreid_sskd.processes.launcher
+fastreid_sskd.processes.launcher.Machines = lambda *where: None  # there is no other machine
 sys.exit(launch(2, 2, 1, "tcp://10.0.0.7:29511"))
 """
 
 
+@pytest.mark.slow
 def test_the_command_is_run_again_with_torchruns_environment(tmp_path):
     """Arguments as they are; the second of two machines has ranks 2 and 3; threads are shared."""
     script = tmp_path / "script.py"
@@ -86,6 +92,83 @@ def test_the_command_is_run_again_with_torchruns_environment(tmp_path):
     assert sorted(done.stdout.splitlines()) == [
         f"{2 + k} 4 {k} 2 10.0.0.7 29511 {threads} --a b c" for k in range(2)
     ]
+
+
+# ---- several machines -------------------------------------------------------------------------------------------
+
+
+def two_machines(codes, before=lambda launchers: None, patience=20.0):
+    """A launcher each, in a thread, for processes of these codes; their exit statuses, and what they have said."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    statuses, processes = {}, [[python(code) for code in own] for own in codes]
+
+    def one(rank):
+        machines = Machines("127.0.0.1", port, 2, rank, patience=patience, interval=0.1)
+        statuses[rank] = supervise(processes[rank], first_rank=10 * rank, grace=0.5, machines=machines)
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    before(processes)
+    for thread in threads:
+        thread.join(60)
+    assert all(process.poll() is not None for own in processes for process in own)
+    return statuses
+
+
+@pytest.fixture
+def any_thread(monkeypatch):
+    """Launchers of several machines in one process: signals are the main thread's."""
+    monkeypatch.setattr(signal, "signal", lambda number, handler: signal.SIG_DFL)
+
+
+def test_machines_that_are_done(any_thread):
+    """At different times."""
+    assert two_machines([["pass"], ["import time; time.sleep(1)", "pass"]]) == {0: 0, 1: 0}
+    assert two_machines([["import time; time.sleep(1)"], ["pass"]]) == {0: 0, 1: 0}
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_failure_on_one_machine_ends_the_other(any_thread, capfd, failing):
+    """Although its processes wait for nothing that breaks."""
+    codes = [[WAIT], [WAIT, WAIT]]
+    codes[failing] = ["import sys, time; time.sleep(.5); sys.exit(7)", WAIT]
+    assert two_machines(codes) == {failing: 7, 1 - failing: 1}
+    assert f"machine {failing}: rank {10 * failing} ended with status 7: the processes here are ended" in capfd.readouterr().err
+
+
+def speaks_and_stays(port, rank, there):
+    machines = Machines("127.0.0.1", port, 2, rank, interval=0.1)
+    for _ in range(10):
+        machines.news()
+        time.sleep(0.1)
+    there.touch()
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_machine_that_is_lost(tmp_path, capfd, lost):
+    """Its launcher is killed, and can tell nobody."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    there = tmp_path / "there"
+    other = start(speaks_and_stays, port, lost, there)
+    machines = Machines("127.0.0.1", port, 2, 1 - lost, patience=3.0, interval=0.1)
+
+    def lose():
+        while not there.exists():
+            time.sleep(0.05)
+        other.kill()
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    assert supervise([python(WAIT)], grace=0.5, machines=machines) == 1
+    thread.join()
+    other.join()
+    assert f"machine {lost} no longer answers" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("url", ["", "tcp://127.0.0.1:5000", "tcp://localhost:5000", "10.0.0.1:5000", "tcp://10.0.0.1"])

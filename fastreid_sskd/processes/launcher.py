@@ -8,7 +8,8 @@ import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from .join import LAUNCHER
+from .group import LAUNCHER
+from .machines import Machines
 
 __all__ = ["launch", "supervise"]
 
@@ -20,7 +21,7 @@ def launch(num_processes: int, num_machines: int = 1, machine_rank: int = 0, dis
         num_processes: on this machine, of as many on every other.
         num_machines: M; on each of them the same command is given, with its own rank.
         machine_rank: of this machine, 0..M-1.
-        dist_url: ``tcp://ADDRESS:PORT`` of machine 0 as the others reach it; not needed with one machine.
+        dist_url: ``tcp://ADDRESS:PORT`` of machine 0 as the others reach it, PORT + 1 too; not needed with one machine.
 
     Returns:
         The exit status for this process: 0, or that of the first process that failed.
@@ -48,7 +49,8 @@ def launch(num_processes: int, num_machines: int = 1, machine_rank: int = 0, dis
         )
         for k in range(num_processes)
     ]
-    return supervise(processes, first_rank=machine_rank * num_processes)
+    machines = Machines(address, port + 1, num_machines, machine_rank) if num_machines > 1 else None
+    return supervise(processes, first_rank=machine_rank * num_processes, machines=machines)
 
 
 def _free_port() -> int:
@@ -66,7 +68,9 @@ def _address(dist_url: str) -> tuple[str, int]:
     return parts.hostname, parts.port
 
 
-def supervise(processes: Sequence[subprocess.Popen], first_rank: int = 0, grace: float = 20.0) -> int:
+def supervise(
+    processes: Sequence[subprocess.Popen], first_rank: int = 0, grace: float = 20.0, machines: Machines | None = None
+) -> int:
     """Wait for processes; when one fails, end the others.
 
     SIGTERM and SIGINT are passed on to all of them. The others of a failed one notice by themselves that it is gone, and
@@ -76,6 +80,7 @@ def supervise(processes: Sequence[subprocess.Popen], first_rank: int = 0, grace:
         processes: running ones.
         first_rank: for the messages.
         grace: seconds.
+        machines: the other machines' launchers; a failure there ends the processes here, and the other way round.
 
     Returns:
         0, or the exit status of the first that failed, as a shell gives it (128 + the signal that killed it).
@@ -88,12 +93,18 @@ def supervise(processes: Sequence[subprocess.Popen], first_rank: int = 0, grace:
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     status, deadline = 0, float("inf")
     try:
-        while any(process.poll() is None for process in processes):
+        while None in [process.poll() for process in processes]:  # a list: each has to be asked
             if status == 0:
                 failed = next((k for k, process in enumerate(processes) if process.returncode), None)
                 if failed is not None:
                     status, deadline = _as_shell(processes[failed].returncode), time.monotonic() + grace
-                    print(f"rank {first_rank + failed} ended with status {status}: the other processes are ended", file=sys.stderr)
+                    what = f"rank {first_rank + failed} ended with status {status}"
+                    print(f"{what}: the other processes are ended", file=sys.stderr)
+                    if machines:
+                        machines.failed(what)
+                elif machines and (what := machines.news()):
+                    status, deadline = 1, time.monotonic() + grace
+                    print(f"{what}: the processes here are ended", file=sys.stderr)
             if time.monotonic() > deadline:
                 for process in processes:
                     process.kill()
@@ -104,7 +115,14 @@ def supervise(processes: Sequence[subprocess.Popen], first_rank: int = 0, grace:
                 process.kill()
         for number, handler in before.items():
             signal.signal(number, handler)
-    return status or next((_as_shell(process.returncode) for process in processes if process.returncode), 0)
+    failed = next((k for k, process in enumerate(processes) if process.returncode), None)
+    if status == 0 and failed is not None:  # the last ones to end
+        status = _as_shell(processes[failed].returncode)
+        if machines:
+            machines.failed(f"rank {first_rank + failed} ended with status {status}")
+    if machines:
+        machines.done()
+    return status
 
 
 def _as_shell(returncode: int) -> int:
