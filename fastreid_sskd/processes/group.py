@@ -57,6 +57,7 @@ def join(device: str) -> Iterator[None]:
         _leave()
         raise
     else:
+        dist.barrier(group=control_group())  # torch 2.1 can hang if one leaves while another still sends
         _leave()
 
 

@@ -42,13 +42,13 @@ class Machines:
         self._spoke_at = now
         try:
             self._store.add(f"beat{self.rank}", 1)
-            if self._store.check(["failed"]):
-                return self._store.get("failed").decode()
+            if self._flagged("failed"):
+                return self._store.get("what").decode()
             for other, (count, since) in self._heard.items():
                 found = self._store.add(f"beat{other}", 0)
                 if found != count:
                     self._heard[other] = (found, now)
-                elif count and now - since > self.patience and not self._store.check([f"done{other}"]):
+                elif count and now - since > self.patience and not self._flagged(f"done{other}"):
                     return f"machine {other} no longer answers"
         except RuntimeError as error:  # torch's DistError is one
             return f"machine 0 no longer answers ({error})"
@@ -57,13 +57,19 @@ class Machines:
     def failed(self, what: str) -> None:
         """Tell the others that a process of this machine has failed."""
         with contextlib.suppress(RuntimeError):
-            self._store.set("failed", f"machine {self.rank}: {what}")
+            self._store.set("what", f"machine {self.rank}: {what}")
+            self._store.add("failed", 1)
 
     def done(self) -> None:
         """Say that all processes of this machine have ended; machine 0 waits until the others have heard what they need."""
         with contextlib.suppress(RuntimeError):
-            self._store.set(f"done{self.rank}", "1")
+            self._store.add(f"done{self.rank}", 1)
             end = time.monotonic() + self.patience
-            others = [f"done{other}" for other in self._heard]
-            while self.rank == 0 and time.monotonic() < end and not self._store.check(others):
+            waiting = set(self._heard) if self.rank == 0 else set()
+            while waiting and time.monotonic() < end:
+                waiting = {other for other in waiting if not self._flagged(f"done{other}")}
                 time.sleep(0.1)
+
+    def _flagged(self, key: str) -> bool:
+        # a counter asked for without counting: torch before 2.3 cannot ask whether a key is there
+        return self._store.add(key, 0) > 0
