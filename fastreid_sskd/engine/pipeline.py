@@ -170,14 +170,6 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
                 "give them different names"
             )
         source.SSKD.FOLDERS[name] = folder.clone()
-    for name, folder in cfg.SSKD.FOLDERS.items():  # the source stage passes the target's images through batch norm
-        own = source.SSKD.FOLDERS.get(name, {})
-        if any(own.values()) and own != folder:
-            raise ValueError(
-                f"SSKD.FOLDERS.{name} is one folder in {cfg.SSKD.SOURCE.CONFIG} and another in the config of the target: "
-                "give them different names"
-            )
-        source.SSKD.FOLDERS[name] = folder.clone()
     source.SEED = derive_seed(cfg.SEED, k) >> 1
     source.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "source", f"peer{k}")
     source.merge_from_list(list(cfg.SSKD.SOURCE.OPTS))

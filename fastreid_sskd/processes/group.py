@@ -57,7 +57,7 @@ def join(device: str) -> Iterator[None]:
         _leave()
         raise
     else:
-        dist.barrier(group=control_group())  # torch 2.1 can hang if one leaves while another still sends
+        dist.barrier(group=control_group())  # one left early, and torch 2.1 was once seen to hang in leaving: all leave together
         _leave()
 
 
