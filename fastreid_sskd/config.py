@@ -25,6 +25,9 @@ def add_sskd_config(cfg: CfgNode) -> None:
     # peers that differ: a fast-reid yml a peer, whose backbone, head, pixel values and MODEL.WEIGHTS (where it starts, unless
     # SSKD.SOURCE.WEIGHTS says) are taken; NUM_PEERS is their number. Relative to the file that names them [paths]
     _C.PEERS = []
+    # the peers' way from images to features and logits: a registered meta-architecture with a backbone and one head, whose
+    # forward is Baseline's or ends like it; a file of PEERS says its own with MODEL.META_ARCHITECTURE [name]
+    _C.PEER_ARCHITECTURE = "Baseline"
     # what of the peers is combined for clusters and ensemble: "features" (the mean, the method's; for one space),
     # "distances" (their mean; every peer keeps a space and centroids of its own), "auto" (distances with PEERS)
     _C.COMBINE = "auto"
@@ -54,8 +57,13 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.MAY_DIFFER = []
     # same result bit for bit on the same device: deterministic kernels only, which are slower, and an error where torch has none
     _C.DETERMINISTIC = False
-    # type of SOLVER.AMP.ENABLED's forward pass: "auto" (float16 on CUDA, bfloat16 elsewhere), "float16", "bfloat16"
+    # type of SOLVER.AMP.ENABLED's forward pass: "float16" (CUDA), "bfloat16", or "auto", which measures the first batch and
+    # takes the faster of float32 and the device's half type; the choice is kept in checkpoints
     _C.AMP_DTYPE = "auto"
+    # feature maps in memory as (B, H, W, C), which some devices and networks are faster with; results differ by rounding
+    _C.CHANNELS_LAST = False
+    # backbones through torch.compile; where that fails, the reason is logged and they run as they are
+    _C.COMPILE = False
 
     # ---- mean teachers ------------------------------------------------------------------------------------------
     _C.EMA = node()

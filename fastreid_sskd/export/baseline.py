@@ -32,7 +32,7 @@ def baseline_config(cfg: CfgNode, k: int, num_classes: int, weights: str) -> dic
     """
     cfg = peer_config(cfg, k)
     model = cfg.MODEL
-    model.META_ARCHITECTURE, model.DEVICE = "Baseline", get_cfg().MODEL.DEVICE  # whoever loads it has another device
+    model.META_ARCHITECTURE, model.DEVICE = cfg.SSKD.PEER_ARCHITECTURE, get_cfg().MODEL.DEVICE  # whoever loads it has another device
     model.WEIGHTS = weights
     model.BACKBONE.PRETRAIN, model.BACKBONE.PRETRAIN_PATH = False, ""
     model.HEADS.NUM_CLASSES = num_classes

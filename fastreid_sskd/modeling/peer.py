@@ -7,6 +7,7 @@ from fastreid.modeling.backbones import build_backbone
 from fastreid.modeling.heads import ClasHead, EmbeddingHead, build_heads
 from torch import nn
 
+from .architecture import architecture_forward, build_architecture
 from .bn_chunk import chunk_batch_norm
 from .pixels import renormalisation
 
@@ -25,10 +26,22 @@ class Peer(nn.Module):
         heads: one of the host's heads; a ``ClasHead``, which would return logits in evaluation, is read as the
             ``EmbeddingHead`` that it extends.
         pixels: applied to the images first, for a network that was trained with another normalisation; without state.
+        architecture: the model that backbone and heads are of, if its forward is more than these two; its other
+            parameters become the peer's, under its names.
     """
 
-    def __init__(self, backbone: nn.Module, heads: nn.Module, pixels: nn.Module | None = None):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        heads: nn.Module,
+        pixels: nn.Module | None = None,
+        architecture: nn.Module | None = None,
+    ):
         super().__init__()
+        self.__dict__["architecture"] = architecture  # not a child, whose names would get a prefix: one table for both
+        if architecture is not None:
+            for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+                self.__dict__[table] = architecture.__dict__[table]
         self.backbone = backbone
         self.heads = heads
         self.own_pixels = pixels
@@ -36,10 +49,19 @@ class Peer(nn.Module):
     def forward(
         self, images: torch.Tensor, targets: torch.Tensor | None = None
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        maps = self.backbone(images if self.own_pixels is None else self.own_pixels(images))
+        if self.own_pixels is not None:
+            images = self.own_pixels(images)
+        if self.architecture is not None:
+            return architecture_forward(self.architecture, images, targets)
+        maps = self.backbone(images)
         if isinstance(self.heads, ClasHead):
             return EmbeddingHead.forward(self.heads, maps, targets)
         return self.heads(maps, targets) if self.training else self.heads(maps)
+
+    def train(self, mode: bool = True) -> "Peer":
+        if self.architecture is not None:
+            self.architecture.training = mode
+        return super().train(mode)
 
     @property
     def num_classes(self) -> int:
@@ -88,7 +110,9 @@ class Peer(nn.Module):
 
 
 def build_peer(cfg: CfgNode, normalisation: tuple[Sequence[float], Sequence[float]] | None = None) -> Peer:
-    """Build one peer from ``MODEL.BACKBONE`` and ``MODEL.HEADS``, with batch norm in chunks of ``SSKD.BN_CHUNK``.
+    """Build one peer from ``MODEL.BACKBONE``, ``MODEL.HEADS`` and ``SSKD.PEER_ARCHITECTURE``.
+
+    Its batch norm is in chunks of ``SSKD.BN_CHUNK``.
 
     Args:
         cfg: the peer's config.
@@ -100,6 +124,11 @@ def build_peer(cfg: CfgNode, normalisation: tuple[Sequence[float], Sequence[floa
     cfg.defrost()
     cfg.MODEL.HEADS.NUM_CLASSES = max(cfg.MODEL.HEADS.NUM_CLASSES, 1)
     own = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
-    peer = Peer(build_backbone(cfg), build_heads(cfg), renormalisation(normalisation or own, own))
+    pixels = renormalisation(normalisation or own, own)
+    architecture = build_architecture(cfg)
+    if architecture is None:
+        peer = Peer(build_backbone(cfg), build_heads(cfg), pixels)
+    else:
+        peer = Peer(architecture.backbone, architecture.heads, pixels, architecture)
     chunk_batch_norm(peer, cfg.SSKD.BN_CHUNK)
     return peer

@@ -13,7 +13,8 @@ def peer_config(cfg: CfgNode, k: int) -> CfgNode:
     """The run's config with the network of peer k: its file's in ``SSKD.PEERS``, or the same for all without any.
 
     Of the file (any fast-reid yml, ``_BASE_`` included) ``MODEL.BACKBONE``, ``MODEL.HEADS``, ``MODEL.PIXEL_MEAN``,
-    ``MODEL.PIXEL_STD`` and ``MODEL.WEIGHTS``, where this peer starts, are taken. ``MODEL.HEADS.NECK_FEAT``, the feature
+    ``MODEL.PIXEL_STD`` and ``MODEL.WEIGHTS``, where this peer starts, are taken, and its ``MODEL.META_ARCHITECTURE``
+    becomes ``SSKD.PEER_ARCHITECTURE``. ``MODEL.HEADS.NECK_FEAT``, the feature
     that the losses see, stays the run's: it is the method's, not the network's.
 
     Returns:
@@ -34,6 +35,9 @@ def peer_config(cfg: CfgNode, k: int) -> CfgNode:
     for key in _OWN:
         cfg.MODEL[key] = theirs.MODEL[key]
     cfg.MODEL.HEADS.NECK_FEAT = neck_feat
+    if theirs.MODEL.META_ARCHITECTURE not in ("SSKD", "SSKDSource"):  # of such a run the networks are meant
+        theirs.SSKD.PEER_ARCHITECTURE = theirs.MODEL.META_ARCHITECTURE
+    cfg.SSKD.PEER_ARCHITECTURE = theirs.SSKD.PEER_ARCHITECTURE
     return cfg
 
 

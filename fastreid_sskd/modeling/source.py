@@ -29,7 +29,7 @@ class SSKDSource(Peer):
 
     @configurable
     def __init__(self, *, peer: Peer, losses: LossSet, pixel_mean, pixel_std):
-        super().__init__(peer.backbone, peer.heads)
+        super().__init__(peer.backbone, peer.heads, architecture=peer.architecture)
         self.losses = losses
         self.pixels = PixelNormalisation(pixel_mean, pixel_std)
 
