@@ -6,6 +6,7 @@ import jinja2
 import pytest
 
 from fastreid_sskd.benchmark import read_results, render_zoo, write_results
+from fastreid_sskd.evaluation.table import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -14,6 +15,14 @@ def test_the_projects_zoo_is_what_its_notes_and_records_give():
     """Change benchmarks/model_zoo.md and run `tools/benchmark.py zoo`, not MODEL_ZOO.md."""
     text = render_zoo(str(ROOT / "benchmarks" / "model_zoo.md"), str(ROOT / "benchmarks" / "records"))
     assert text == (ROOT / "MODEL_ZOO.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_table_is_the_recorded_demonstration():
+    results = [r for r in read_results(str(ROOT / "benchmarks/records/demo.json")) if not r.selection.startswith("best")]
+    expected = {r.method: [f"{r.metrics[name]:.1f}" for name in METRICS] for r in results}
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").split("\n| last epoch, %")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert {method: figures for method, *figures in cells} == expected and len(expected) == 8
 
 
 @pytest.fixture
