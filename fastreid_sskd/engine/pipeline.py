@@ -1,6 +1,9 @@
 """One command for the whole method: pre-train the peers on the source, report direct transfer, adapt to the target."""
+import contextlib
+import gc
 import logging
 import os
+from collections.abc import Iterator
 
 import torch
 from fastreid.config import CfgNode
@@ -79,12 +82,21 @@ def run(cfg: CfgNode, resume: bool = False) -> dict:
     """
     if cfg.SSKD.DETERMINISTIC:
         make_deterministic()
-    with output_folder(cfg.OUTPUT_DIR), config_kept_on_refusal(cfg.OUTPUT_DIR), listen():
+    with output_folder(cfg.OUTPUT_DIR), config_kept_on_refusal(cfg.OUTPUT_DIR), listen(), _memory_given_back():
         if cfg.MODEL.META_ARCHITECTURE == "SSKD":
             return _run_both_stages(cfg, resume)
         if cfg.SEED >= 0:
             seed_everything(cfg.SEED)
         return _train(trainer_class(cfg)(cfg), resume)
+
+
+@contextlib.contextmanager
+def _memory_given_back() -> Iterator[None]:
+    """A trainer, its hooks and its loop refer to each other, and Python would free their networks some runs later."""
+    try:
+        yield
+    finally:
+        gc.collect()
 
 
 def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
@@ -223,7 +235,7 @@ def _pretrain(cfg: CfgNode, k: int) -> str:
             "and has to be of SSKDSource"
         )
     best, final = (os.path.join(source.OUTPUT_DIR, f"model_{name}.pth") for name in ("best", "final"))
-    with output_folder(source.OUTPUT_DIR), listen():
+    with output_folder(source.OUTPUT_DIR), listen(), _memory_given_back():
         if on_main(lambda: _is_finished(source, final)):
             logger.info("peer %d: reusing the finished source model in %s", k, source.OUTPUT_DIR)
         else:

@@ -1,5 +1,6 @@
 """One command for both stages: pre-training, reuse, direct transfer, and bad input refused before anything is lost."""
 
+import gc
 import os
 import shutil
 
@@ -159,6 +160,18 @@ def test_one_source_model_for_all_peers(finished, trainer, caplog):
     assert torch.equal(one.backbone[0].weight, other.backbone[0].weight)
     made.train()
     assert not torch.equal(one.backbone[0].weight, other.backbone[0].weight)  # their views differ
+
+
+def test_a_finished_run_leaves_no_network_behind(adaptation):
+    """Without a collection at its end a grid of runs grows by a run's networks and moments each."""
+    gc.collect()
+    before = sum(type(thing) is SSKD for thing in gc.get_objects())
+    gc.disable()
+    try:
+        run(adaptation())
+        assert sum(type(thing) is SSKD for thing in gc.get_objects()) == before
+    finally:
+        gc.enable()
 
 
 def test_whole_sskd_model_as_a_start(finished, no_training, tmp_path):
