@@ -34,6 +34,7 @@ from camera_features import camera_features
 from dense_refresh import dense_refresh
 from tabulate import tabulate
 
+from fastreid_sskd.benchmark.resident import ResidentMemory
 from fastreid_sskd.clustering import KNN_BACKENDS, VARIANTS, pseudo_labels
 from fastreid_sskd.clustering.diagnostics import bcubed, noise_as_singletons
 
@@ -90,33 +91,6 @@ def machine() -> dict:
     }
 
 
-class Memory:
-    """Highest resident size from now on, above what is resident now."""
-
-    def __init__(self) -> None:
-        try:
-            with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-                file.write("5")
-            self.method, self.before = "VmHWM", _status("VmRSS")
-        except OSError:
-            self.method, self.before = "ru_maxrss", _maxrss()
-
-    def peak(self) -> int:
-        """Bytes."""
-        return (_status("VmHWM") if self.method == "VmHWM" else _maxrss()) - self.before
-
-
-def _status(field: str) -> int:
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
-
-
-def _maxrss() -> int:
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def timed(function) -> tuple[float, float]:
     """Wall and CPU seconds of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -156,7 +130,7 @@ def measure(case: dict) -> dict:
     features, identities = camera_features(count, case["dim"], case["seed"])
 
     with_product = count <= case["product_up_to"]
-    memory, peak, product = Memory(), 0, None
+    memory, peak, product = ResidentMemory(), 0, None
     refreshes, products = [], []
     for run in range(runs):
         result = pseudo_labels(features, pairs_per_image=case["pairs_per_image"], **options)
@@ -200,7 +174,7 @@ def _compare_with_dense(features: np.ndarray, result, options: dict) -> dict:
     from fastreid_sskd.clustering import jaccard_distance
 
     options = {key: options[key] for key in ("k1", "k2", "variant", "min_samples")}
-    memory = Memory()
+    memory = ResidentMemory()
     labels, dense, seconds = dense_refresh(features, eps=result.eps, **options)
     peak = memory.peak()
     sparse = jaccard_distance(features, options["k1"], options["k2"], variant=options["variant"])

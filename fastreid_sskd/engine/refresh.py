@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
+from fastreid.utils import comm
 
 from ..clustering import (
     ApproximateOptions,
@@ -19,10 +20,11 @@ from ..clustering import (
     labels_again,
     pseudo_labels,
 )
-from ..data import Item, extraction_loader
+from ..data import CropCache, Item, extraction_loader
 from ..evaluation.features import extract_features
 from ..modeling import SSKD
-from ..processes import gather_rows, on_main
+from ..processes import all_rows, in_all, on_main
+from .shared_search import shared_candidates
 
 __all__ = ["PseudoLabelRefresh"]
 
@@ -31,6 +33,9 @@ logger = logging.getLogger("fastreid.sskd.refresh")
 
 class PseudoLabelRefresh(HookBase):
     """Method, "at the start of each epoch": features, distance, eps, clusters, classifiers, labels, optimiser.
+
+    Several processes share the extraction of the features and the search for neighbours (:func:`.shared_candidates`); the
+    main one does the rest and tells the labels. An error in any of them is raised in all.
 
     Runs in ``before_epoch`` and has to be registered before every hook that looks at the epoch's data. eps is
     estimated at the first refresh and is part of the checkpoint; ``SSKD.CLUSTER.EPS``, when given, goes before it, so
@@ -49,13 +54,16 @@ class PseudoLabelRefresh(HookBase):
         model: the peers.
         items: (path, identity, camera) of the target's images.
         on_labels: called with the new labels (N,) when the classifiers have been replaced.
+        cache: of the images, where the run has one.
     """
 
-    def __init__(self, cfg: CfgNode, model: SSKD, items: Sequence[Item], on_labels: Callable):
+    def __init__(self, cfg: CfgNode, model: SSKD, items: Sequence[Item], on_labels: Callable,
+                 cache: CropCache | None = None):
         self.cfg = cfg
         self.model = model
         self.items = items
         self.on_labels = on_labels
+        self.cache = cache
         cluster = cfg.SSKD.CLUSTER
         self.limits = Limits(cluster.MAX_NOISE_SHARE, cluster.MAX_LARGEST_SHARE, cluster.ON_LIMIT == "collapse")
         self.eps = 0.0
@@ -69,13 +77,7 @@ class PseudoLabelRefresh(HookBase):
         self.eps, self.labels, self.history = state["eps"], state["labels"], state["history"]
 
     def before_epoch(self):
-        start = time.perf_counter()
-        loader = extraction_loader(self.cfg, self.items, shared=True)
-        features = gather_rows(self.model.combine(extract_features(self.model, loader)))
-        seconds = {"features": time.perf_counter() - start}
-
-        result, kept = on_main(lambda: self._labels_of(features))
-        seconds.update(result.seconds)
+        result, kept, seconds = self._labels_together()
         if not kept:
             self.eps = result.eps or self.eps
             self.labels = torch.as_tensor(result.labels)
@@ -84,9 +86,26 @@ class PseudoLabelRefresh(HookBase):
         self.on_labels(result.labels)
         self._report(result, seconds, kept)
 
-    def _labels_of(self, features) -> tuple[PseudoLabels, bool]:
+    def _labels_together(self) -> tuple[PseudoLabels, bool, dict[str, float]]:
+        """The labels of this epoch in every process, as of `_labels_of`, and seconds per stage."""
+        start = time.perf_counter()
+        loader = extraction_loader(self.cfg, self.items, shared=True, cache=self.cache)
+        features = all_rows(in_all(lambda: self.model.combine(extract_features(self.model, loader))))
+        extracted = time.perf_counter()
+        options = self._clustering_options()
+        candidates = shared_candidates(features, **options)
+        searched = time.perf_counter() - extracted
+        if not comm.is_main_process():
+            features = None  # not held while the main process goes on with its own
+        result, kept = on_main(lambda: self._labels_of(features, candidates, options))
+        seconds = {"features": extracted - start, **result.seconds}
+        if "knn" in seconds:
+            seconds["knn"] += searched
+        return result, kept, seconds
+
+    def _labels_of(self, features, candidates, options: dict) -> tuple[PseudoLabels, bool]:
         """Pseudo-labels of features (N, d), and whether they are the last good ones, as the new ones have collapsed."""
-        result = self.cluster(features, self._previous())
+        result = pseudo_labels(features, previous=self._previous(), candidates=candidates, **options)
         kept = self._collapsed(result)
         if kept:
             result = labels_again(features, self._previous(), result)

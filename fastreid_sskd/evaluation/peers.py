@@ -3,11 +3,12 @@ from collections import OrderedDict
 
 import torch
 from fastreid.config import CfgNode
-from fastreid.evaluation import ReidEvaluator, inference_on_dataset
+from fastreid.evaluation import inference_on_dataset
 from fastreid.evaluation.evaluator import DatasetEvaluator
 
 from ..data.loaders import test_loader
 from ..modeling import SSKD
+from .evaluator import BlockwiseEvaluator
 from .features import TeacherFeatures
 
 __all__ = ["PeersEvaluator", "evaluate_peers", "peer_names"]
@@ -20,11 +21,11 @@ def peer_names(num_peers: int) -> list:
 
 
 class PeersEvaluator(DatasetEvaluator):
-    """One of the host's evaluators a teacher and one for the ensemble; takes the outputs of ``TeacherFeatures``."""
+    """One evaluator a teacher and one for the ensemble; takes the outputs of ``TeacherFeatures``."""
 
     def __init__(self, cfg: CfgNode, num_query: int, model: SSKD):
         self.model = model
-        self.evaluators = OrderedDict((name, ReidEvaluator(cfg, num_query)) for name in peer_names(model.num_peers))
+        self.evaluators = OrderedDict((name, BlockwiseEvaluator(cfg, num_query)) for name in peer_names(model.num_peers))
 
     def reset(self) -> None:
         for evaluator in self.evaluators.values():

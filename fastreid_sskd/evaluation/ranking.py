@@ -1,13 +1,18 @@
-"""CMC, average precision and inverse negative penalty of a distance matrix, without a full ranking.
+"""CMC, average precision and inverse negative penalty, without a ranking of the gallery.
 
 The metrics need only the *positions* of a query's few correct matches, not the order of the other thousands
-of gallery images. A position is a count of smaller distances, so one sorted copy of the row and a binary
-search for each match give it; sorting values is several times cheaper than sorting indices.
+of gallery images; see :mod:`.positions`.
 """
+
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-BLOCK_BYTES = 8 * 2**20  # of distances sorted at a time: small enough for a processor's cache
+from .positions import Relations, match_positions
+
+__all__ = ["evaluate_blocks", "evaluate_rank"]
+
+BLOCK_BYTES = 64 * 2**20  # of distances looked at, and where need be converted, at a time
 
 
 def evaluate_rank(
@@ -46,88 +51,111 @@ def evaluate_rank(
         ValueError: on shapes that do not fit, NaN distances, ``max_rank`` < 1, the cuhk03 protocol, or if no
             query has a match.
     """
-    distances, (query_ids, gallery_ids, query_cameras, gallery_cameras) = _checked(
-        distmat, q_pids, g_pids, q_camids, g_camids
-    )
-    if max_rank < 1:
-        raise ValueError(f"max_rank must be at least 1, got {max_rank}")
+    distances = np.asarray(distmat)
+    if distances.ndim != 2 or 0 in distances.shape:
+        raise ValueError(f"distmat must be num_query x num_gallery, neither 0, got shape {distances.shape}")
     if use_metric_cuhk03:
         raise ValueError(
             "the cuhk03 protocol is not computed here: call fastreid.evaluation.rank.eval_cuhk03"
         )
-    num_query, num_gallery = distances.shape
-    members = _members(query_ids, gallery_ids)
-    rows = max(1, BLOCK_BYTES // (distances.itemsize * max(1, num_gallery)))
-    first, average_precision, inverse_penalty = [], [], []
-    for start in range(0, num_query, rows):
-        block = distances[start : start + rows]
-        if np.isnan(block).any():
-            bad = start + int(np.argmax(np.isnan(block).any(axis=1)))
-            raise ValueError(f"the distances of query {bad} contain NaN: check the features of the model")
-        matches, kept = [], block.copy()
-        for row, query in enumerate(range(start, start + len(block))):
-            same = members[query]
-            junk = gallery_cameras[same] == query_cameras[query]
-            kept[row, same[junk]] = np.inf  # never strictly smaller than a match, so it takes no position
-            matches.append((same[~junk], same[junk]))
-        kept.sort(axis=1)
-        for row, (match, junk) in enumerate(matches):
-            if not len(match):
-                continue
-            position = _positions(block[row], kept[row], match, junk)
-            count = np.arange(1, len(position) + 1)
-            first.append(position[0])
-            average_precision.append(float(np.mean(count / position)))
-            inverse_penalty.append(float(len(position) / position[-1]))
+    labels = _checked(distances.shape, q_pids, g_pids, q_camids, g_camids)
+    return evaluate_blocks(_blocks(distances), *labels, max_rank)
+
+
+def evaluate_blocks(
+    blocks: Iterable[np.ndarray],
+    q_pids: np.ndarray,
+    g_pids: np.ndarray,
+    q_camids: np.ndarray,
+    g_camids: np.ndarray,
+    max_rank: int = 50,
+) -> tuple[np.ndarray, list[float], list[float]]:
+    """`evaluate_rank` of a matrix that comes in blocks of rows, so that it is never there as a whole.
+
+    Args:
+        blocks: distances of the first queries to the whole gallery, then of the next, until all queries have come;
+            each (rows, num_gallery) float32 or float64 in C order. A block is done with when the next is asked for.
+        The others are those of `evaluate_rank`, whose results and errors these are.
+    """
+    sizes = (len(q_pids), len(g_pids))
+    query_ids, gallery_ids, query_cameras, gallery_cameras = _checked(sizes, q_pids, g_pids, q_camids, g_camids)
+    if max_rank < 1:
+        raise ValueError(f"max_rank must be at least 1, got {max_rank}")
+    by_identity = np.argsort(gallery_ids, kind="stable")
+    identities = gallery_ids[by_identity]
+    first: list[int] = []
+    average_precision: list[float] = []
+    inverse_penalty: list[float] = []
+    start = 0
+    for block in blocks:
+        own = slice(start, start + len(block))
+        ids = query_ids[own]
+        if block.shape != (len(ids), sizes[1]):
+            raise ValueError(
+                f"distances of shape {block.shape} from query {start} on do not fit {sizes[0]} queries and {sizes[1]} "
+                "gallery images: give the distances of these"
+            )
+        span = (np.searchsorted(identities, ids, side=side) for side in ("left", "right"))
+        relations = _relations(by_identity, *span, query_cameras[own], gallery_cameras)
+        positions = match_positions(block, relations, first_query=start)
+        measures = _measures(positions, relations.match_start)
+        for values, more in zip((first, average_precision, inverse_penalty), measures):
+            values.extend(more.tolist())
+        start += len(block)
+    if start != sizes[0]:
+        raise ValueError(f"the distances of {start} of {sizes[0]} queries were given: give those of all")
     if not first:
         raise ValueError(
-            f"none of the {num_query} queries has a match in the gallery of {num_gallery} images "
+            f"none of the {sizes[0]} queries has a match in the gallery of {sizes[1]} images "
             "(same identity, other camera): check identities and cameras of query and gallery"
         )
     found = np.bincount(np.minimum(first, max_rank + 1), minlength=max_rank + 2)[1 : max_rank + 1]
     return np.cumsum(found) / len(first), average_precision, inverse_penalty
 
 
-def _checked(distmat: np.ndarray, *labels: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return the arguments as arrays of the right shapes, distances as floats."""
-    distances = np.asarray(distmat)
-    if distances.ndim != 2 or 0 in distances.shape:
-        raise ValueError(f"distmat must be num_query x num_gallery, neither 0, got shape {distances.shape}")
-    if not np.issubdtype(distances.dtype, np.floating):
-        distances = distances.astype(np.float64)
+def _checked(sizes: tuple[int, int], *labels: np.ndarray) -> list[np.ndarray]:
+    """The labels of query, gallery, query, gallery as arrays of the right shapes."""
     arrays = []
-    for name, values, size in zip(("q_pids", "g_pids", "q_camids", "g_camids"), labels, distances.shape * 2):
+    for name, values, size in zip(("q_pids", "g_pids", "q_camids", "g_camids"), labels, sizes * 2):
         array = np.asarray(values)
         if array.shape != (size,):
-            raise ValueError(
-                f"{name} must have shape ({size},) for distmat {distances.shape}, got {array.shape}"
-            )
+            raise ValueError(f"{name} must have shape ({size},) for distmat {sizes}, got {array.shape}")
         arrays.append(array)
-    return distances, arrays
+    return arrays
 
 
-def _members(query_ids: np.ndarray, gallery_ids: np.ndarray) -> list[np.ndarray]:
-    """Return for each query the ascending gallery indices of its identity."""
-    order = np.argsort(gallery_ids, kind="stable")
-    sorted_ids = gallery_ids[order]
-    begin = np.searchsorted(sorted_ids, query_ids, side="left")
-    end = np.searchsorted(sorted_ids, query_ids, side="right")
-    return [order[a:b] for a, b in zip(begin, end)]
+def _blocks(distances: np.ndarray) -> Iterator[np.ndarray]:
+    """Blocks of rows, as float32 or float64 in C order; views where they are that already."""
+    dtype = np.float32 if distances.dtype in (np.float16, np.float32) else np.float64
+    rows = max(1, BLOCK_BYTES // (np.dtype(dtype).itemsize * distances.shape[1]))
+    for start in range(0, len(distances), rows):
+        yield np.ascontiguousarray(distances[start : start + rows], dtype=dtype)
 
 
-def _positions(row: np.ndarray, kept: np.ndarray, match: np.ndarray, junk: np.ndarray) -> np.ndarray:
-    """Return the ascending 1-based positions of the matches among the images that are not junk.
+def _relations(
+    by_identity: np.ndarray, begin: np.ndarray, end: np.ndarray, query_cameras: np.ndarray, gallery_cameras: np.ndarray
+) -> Relations:
+    """Matches and junk of a block of queries.
 
     Args:
-        row: one query's distances.
-        kept: the same, sorted, junk replaced by infinity.
-        match: ascending gallery indices of the matches.
-        junk: gallery indices of the junk.
+        by_identity: gallery indices by identity, then index. begin, end: the range of each query's identity in it.
     """
-    values = row[match]
-    smaller = np.searchsorted(kept, values, side="left")
-    equal = np.searchsorted(kept, values, side="right") - smaller
-    for k in np.flatnonzero(equal > 1):  # ties: count those with a smaller index, junk apart
-        same = np.flatnonzero(row[: match[k]] == values[k])
-        smaller[k] += len(same) - np.count_nonzero(np.isin(junk, same))
-    return np.sort(smaller) + 1
+    counts = end - begin
+    query = np.repeat(np.arange(len(counts)), counts)
+    before = np.cumsum(counts) - counts
+    same = by_identity[np.arange(len(query)) + np.repeat(begin - before, counts)]
+    is_junk = gallery_cameras[same] == query_cameras[query]
+
+    def start_of(kept: np.ndarray) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(np.bincount(query[kept], minlength=len(counts)))])
+
+    return Relations(same[~is_junk], start_of(~is_junk), same[is_junk], start_of(is_junk))
+
+
+def _measures(positions: np.ndarray, match_start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First position, AP and INP of each query with a match, from the ascending positions of all matches."""
+    counts = np.diff(match_start)
+    start, counts = match_start[:-1][counts > 0], counts[counts > 0]
+    number = np.arange(len(positions)) - np.repeat(start, counts) + 1  # of the match within its query
+    precision = np.add.reduceat(number / positions, start) / counts
+    return positions[start], precision, counts / positions[start + counts - 1]

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from fastreid.utils import comm
 
-__all__ = ["agree", "control_group", "gather_rows", "on_every", "on_main", "share_of"]
+__all__ = ["agree", "all_rows", "control_group", "gather_rows", "in_all", "on_every", "on_main", "share_of"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,25 @@ def on_main(function: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def in_all(function: Callable[[], T]) -> T:
+    """Call a function, which talks to no other process, in every process; its own result in each.
+
+    Raises:
+        Exception: in every process, where it failed in any: what it raised in the first of these, by rank.
+    """
+    if comm.get_world_size() == 1:
+        return function()
+    result = error = None
+    try:
+        result = function()
+    except Exception as raised:  # noqa: BLE001 - raised below, in every process
+        error = raised
+    for found in on_every(error):
+        if found is not None:
+            raise found
+    return result
+
+
 def on_every(value: T) -> list[T]:
     """The values of all processes, by rank, in every process."""
     if comm.get_world_size() == 1:
@@ -64,6 +83,23 @@ def share_of(items: Sequence[T]) -> Sequence[T]:
     """This process's contiguous share of what all have; shares in the order of the ranks make up the whole."""
     rank, world = comm.get_rank(), comm.get_world_size()
     return items[len(items) * rank // world:len(items) * (rank + 1) // world]
+
+
+def all_rows(rows: torch.Tensor) -> torch.Tensor:
+    """All processes' rows (n_rank, d) one below the other in the order of the ranks, in every process.
+
+    Memory: every process holds the whole once, on its device.
+    """
+    if comm.get_world_size() == 1:
+        return rows
+    sizes, mine = on_every(len(rows)), rows.detach().cpu().contiguous()
+    whole = mine.new_empty((sum(sizes), *mine.shape[1:]))
+    for rank, part in enumerate(whole.split(sizes)):
+        if rank == comm.get_rank():
+            part.copy_(mine)
+        if len(part):
+            dist.broadcast(part, src=rank, group=control_group())
+    return whole.to(rows.device)
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:

@@ -82,7 +82,7 @@ def test_an_approximate_case_says_what_it_costs(tool):
 
 MEMORY = """
 import numpy as np
-from benchmark_refresh import Memory
+from fastreid_sskd.benchmark.resident import ResidentMemory as Memory
 before = np.ones(30_000_000)  # 240 MB, which must not count
 memory = Memory()
 after = np.ones(10_000_000)

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
-from fastreid_sskd.evaluation import ranking
-from fastreid_sskd.evaluation.ranking import evaluate_rank
+from fastreid_sskd.evaluation import positions, ranking
+from fastreid_sskd.evaluation.positions import Relations, match_positions
+from fastreid_sskd.evaluation.ranking import evaluate_blocks, evaluate_rank
 
 
 def slow_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50):
@@ -165,3 +167,83 @@ def test_integer_distances_and_text_labels():
     distances = np.array([[3, 1, 2]])
     arguments = [names[[0]], names[[1, 0, 0]], np.array([0]), np.array([1, 0, 1])]
     assert evaluate_rank(distances, *arguments)[1] == [1.0]
+
+
+# ---- blocks and positions ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("many", [0, 3, 10**9])
+@pytest.mark.parametrize("levels", [None, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_counting_and_sorting_find_the_same_positions(many, levels, dtype):
+    """Of three matches and two junk images, by a sorted list; and no matches, and no junk."""
+    count = 400  # numpy's default sort is stable on short rows
+    distances = problem(5, 20, count, 3, 3, dtype=dtype, levels=levels)[0]
+    matches = [[3, 7, 228], [], [100]] * 6 + [[], [399]]
+    junk = [[1, 205], [2], []] * 6 + [[], [0, 101, 302]]
+    starts = [np.concatenate([[0], np.cumsum([len(own) for own in of])]) for of in (matches, junk)]
+    flat = [np.array([j for own in of for j in own], dtype=np.int64) for of in (matches, junk)]
+    found = match_positions(distances, Relations(flat[0], starts[0], flat[1], starts[1]), many=many)
+    expected = []
+    for row, own, away in zip(distances, matches, junk):
+        order = sorted((j for j in range(count) if j not in away), key=lambda j: (row[j], j))
+        expected += sorted(order.index(j) + 1 for j in own)
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4", np.longdouble])
+@pytest.mark.parametrize("layout", ["C", "F", "strided"])
+def test_any_layout_and_precision(dtype, layout):
+    case = problem(2, 15, 40, ids=6, cameras=3, levels=16)
+    expected = evaluate_rank(*case)
+    distances = case[0].astype(dtype)
+    if layout == "F":
+        distances = np.asfortranarray(distances)
+    if layout == "strided":
+        distances = np.repeat(distances, 2, axis=1)[:, ::2]
+    assert_equal_results(evaluate_rank(distances, *case[1:]), expected)
+
+
+def test_threads_do_not_matter():
+    case = problem(3, 60, 300, ids=9, cameras=3, levels=50)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(evaluate_rank(*case))
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(*found):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_one_identity_has_the_whole_gallery():
+    """Every image is a match or junk, and there are more matches than are counted one by one."""
+    rng = np.random.default_rng(0)
+    count = 2 * positions.MANY_MATCHES
+    case = (rng.random((4, count)), np.zeros(4), np.zeros(count), np.zeros(4), rng.integers(0, 2, count))
+    cmc, precisions, penalties = evaluate_rank(*case)
+    assert cmc[0] == 1 and precisions == [1.0] * 4 and penalties == [1.0] * 4
+
+
+def test_nan_of_a_later_block_names_its_query(monkeypatch):
+    monkeypatch.setattr(ranking, "BLOCK_BYTES", 1)
+    case = problem(0, 9, 8, ids=2, cameras=2)
+    case[0][6, 2] = np.nan
+    with pytest.raises(ValueError, match="query 6 contain NaN"):
+        evaluate_rank(*case)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ([np.zeros((3, 8))], "the distances of 3 of 5 queries"),
+        ([], "the distances of 0 of 5 queries"),
+        ([np.zeros((3, 8)), np.zeros((3, 8))], "do not fit 5 queries and 8 gallery images"),
+        ([np.zeros((5, 7))], "do not fit 5 queries and 8 gallery images"),
+    ],
+)
+def test_blocks_that_do_not_fit(blocks, message):
+    labels = problem(0, 5, 8, ids=2, cameras=2)[1:]
+    with pytest.raises(ValueError, match=message):
+        evaluate_blocks(blocks, *labels)

@@ -72,3 +72,49 @@ def test_ensemble_is_the_normalised_mean_of_normalised_features(model, loader):
     one, two = extract_features(model, loader)
     expected = F.normalize((one / one.norm(dim=1, keepdim=True) + two / two.norm(dim=1, keepdim=True)) / 2, dim=1)
     assert torch.allclose(ensemble_feature([one, two]), expected, atol=1e-6)
+
+
+def memory_for(model, images, monkeypatch):
+    """A device that has memory for so many images; returns the sizes that it was asked for."""
+    asked, real = [], model.teacher_features
+
+    def features(batch):
+        asked.append(len(batch["images"]))
+        if asked[-1] > images:
+            raise torch.cuda.OutOfMemoryError("no more")
+        return real(batch)
+
+    monkeypatch.setattr(model, "teacher_features", features)
+    return asked
+
+
+def test_batches_that_do_not_fit_are_halved(model, loader, monkeypatch, caplog):
+    """Of 32 and 16 images where 10 fit: 32, 16, then 8 at a time, and only the first batch asks for more."""
+    expected = extract_features(model, loader)
+    asked = memory_for(model, 10, monkeypatch)
+    found = extract_features(model, loader)
+    assert asked == [32, 16, 8, 8, 8, 8, 8, 8]
+    assert "going on with 8 at a time" in caplog.text
+    for one, other in zip(found, expected):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+    asked.clear()
+    model.eval()
+    side_by_side = TeacherFeatures(model)(next(iter(loader)))
+    assert asked == [32, 16, 8, 8, 8, 8] and torch.allclose(side_by_side, torch.cat(expected, dim=1)[:32], atol=1e-6)
+
+
+def test_one_image_that_does_not_fit(model, loader, monkeypatch):
+    memory_for(model, 0, monkeypatch)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        extract_features(model, loader)
+
+
+def test_features_can_be_trained_on(model, loader):
+    """They come from inference mode, whose tensors autograd refuses."""
+    found = extract_features(model, loader)
+    weight = torch.ones(16, requires_grad=True)
+    (found[0] * weight).sum().backward()
+    found[1] += 1
+    assert not any(feature.is_inference() for feature in found) and weight.grad is not None
+    model.train()
+    assert not any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))

@@ -7,15 +7,17 @@ import torch
 from fastreid.utils import comm
 from own_processes import together
 
-from fastreid_sskd.processes import agree, gather_rows, on_every, on_main, share_of
+from fastreid_sskd.processes import agree, all_rows, gather_rows, in_all, on_every, on_main, share_of
 
 
 def test_alone():
     rows = torch.randn(3, 2)
     assert on_main(lambda: 5) == 5 and on_every("x") == ["x"] and agree(True, False) == [True, False]
-    assert gather_rows(rows) is rows and share_of([1, 2, 3]) == [1, 2, 3]
-    with pytest.raises(ZeroDivisionError):
-        on_main(lambda: 1 // 0)
+    assert gather_rows(rows) is rows and all_rows(rows) is rows and share_of([1, 2, 3]) == [1, 2, 3]
+    assert in_all(lambda: 6) == 6
+    for call in (on_main, in_all):
+        with pytest.raises(ZeroDivisionError):
+            call(lambda: 1 // 0)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8])
@@ -34,6 +36,11 @@ class OwnError(ValueError):
     """Is told to the other processes."""
 
 
+def fail_if(fails, rank):
+    if fails:
+        raise OwnError(f"of {rank}")
+
+
 def members_talk():
     rank = comm.get_rank()
     assert comm.get_world_size() == 3 and comm.get_local_rank() == rank and comm.get_local_size() == 3
@@ -44,18 +51,22 @@ def members_talk():
     with pytest.raises(OwnError, match="of the main process"):
         on_main(lambda: (_ for _ in ()).throw(OwnError("of the main process")))
     assert on_every(rank * 10) == [0, 10, 20]
+    assert in_all(lambda: rank + 1) == rank + 1
+    for failing in ((2,), (1, 2), (0, 1, 2)):
+        with pytest.raises(OwnError, match=f"of {failing[0]}"):
+            in_all(lambda failing=failing: fail_if(rank in failing, rank))
     assert agree(rank == 2, False, True) == [True, False, True]
 
     for sizes in ((2, 3, 1), (0, 2, 0), (1, 0, 0), (0, 0, 0)):
         rows = torch.full((sizes[rank], 2), float(rank))
         whole = gather_rows(rows)
-        if rank == 0:
-            assert whole.tolist() == [[float(r)] * 2 for r, size in enumerate(sizes) for _ in range(size)]
-        else:
-            assert whole is None
+        expected = [[float(r)] * 2 for r, size in enumerate(sizes) for _ in range(size)]
+        assert (whole.tolist() == expected) if rank == 0 else whole is None
+        assert all_rows(rows).tolist() == expected
     strided = torch.arange(12.0).reshape(2, 6)[:, ::2] + 100 * rank
     whole = gather_rows(strided)
     assert rank or whole[4].tolist() == [200.0, 202.0, 204.0]
+    assert all_rows(strided)[4].tolist() == [200.0, 202.0, 204.0]
 
 
 def test_three_processes():

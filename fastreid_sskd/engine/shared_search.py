@@ -1,0 +1,61 @@
+"""The refresh's search for neighbours, shared by the processes of a run."""
+
+import dataclasses
+
+import torch
+from fastreid.utils import comm
+
+from ..clustering import Candidates, Share, find_method, merge_shares, search_neighbors
+from ..processes import gather_rows, in_all, on_every
+
+__all__ = ["shared_candidates"]
+
+#: rows whose candidates are sent and merged at a time, so that the main process never holds those of all shares
+_ROWS = 65_536
+
+#: what `pseudo_labels` and `search_neighbors` are told alike
+_SEARCH_OPTIONS = ("k1", "k2", "variant", "knn", "approximate", "device")
+
+
+def shared_candidates(features: torch.Tensor, **options) -> Candidates | None:
+    """Candidates of the k-NN search of ``pseudo_labels(features, **options)``, each process having searched its share.
+
+    Every process has to call this with the same features and options. Labels are those of one process's search,
+    as :func:`merge_shares` says; what is sent does not depend on how many columns the features have.
+
+    Args:
+        features: (N, d), all of them. options: those of `pseudo_labels`.
+
+    Returns:
+        In the main process; None elsewhere, and where there is nothing to share: one process, or a method that
+        searches no neighbours.
+
+    Raises:
+        Exception: what a process's search has raised, in every process.
+
+    Memory: every process holds candidates of all rows, O(N k), the main process besides those of all shares for 65,536.
+    """
+    if comm.get_world_size() == 1 or find_method(options["method"]).uses == "features":
+        return None
+    share = Share(comm.get_rank(), comm.get_world_size())
+    search = {name: options[name] for name in _SEARCH_OPTIONS}
+    own = in_all(lambda: search_neighbors(features, share, **search))
+    bounds = on_every(own.error)  # of one search all or none
+    return _merged(own if own.error is None else dataclasses.replace(own, error=max(bounds)))
+
+
+def _merged(own: Candidates) -> Candidates | None:
+    """The candidates of all processes' shares, in the main process; those of this one are overwritten."""
+    world = comm.get_world_size()
+    names = ["indices", "approximate"] + ([] if own.farthest is None else ["farthest", "lowest"])
+    for start in range(0, len(own.indices), _ROWS):
+        mine = {name: getattr(own, name)[start : start + _ROWS] for name in names}
+        of_all = {name: gather_rows(torch.from_numpy(values)) for name, values in mine.items()}
+        if comm.is_main_process():
+            parts = zip(*(values.chunk(world) for values in of_all.values()))
+            whole = merge_shares(
+                [dataclasses.replace(own, **{n: v.numpy() for n, v in zip(names, part)}) for part in parts]
+            )
+            for name in names:
+                mine[name][...] = getattr(whole, name)
+    return own if comm.is_main_process() else None

@@ -1,0 +1,62 @@
+"""The host's evaluator without a matrix of all distances, where the options allow it."""
+import itertools
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from fastreid.evaluation import ReidEvaluator
+from fastreid.evaluation.query_expansion import aqe
+from fastreid.utils import comm
+
+from .distances import METRICS_IN_BLOCKS, distance_blocks
+from .ranking import evaluate_blocks
+
+__all__ = ["BlockwiseEvaluator", "evaluate_features"]
+
+
+class BlockwiseEvaluator(ReidEvaluator):
+    """CMC, mAP and mINP as the host's ``ReidEvaluator`` gives them, in memory of the features and one block of distances.
+
+    Re-ranking and ROC need all distances at once and take the host's way, as does a metric that is neither cosine nor
+    euclidean. ``TEST.AQE`` is the host's, whose own matrix is (Q + G) x (Q + G).
+    """
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics in percent in the main process; {} elsewhere."""
+        test = self.cfg.TEST
+        if test.RERANK.ENABLED or test.ROC.ENABLED or test.METRIC not in METRICS_IN_BLOCKS:
+            return super().evaluate()
+        predictions = self._predictions
+        if comm.get_world_size() > 1:
+            comm.synchronize()
+            predictions = list(itertools.chain(*comm.gather(predictions, dst=0)))
+            if not comm.is_main_process():
+                return {}
+        features, identities, cameras = (
+            torch.cat([prediction[key] for prediction in predictions]) for key in ("feats", "pids", "camids")
+        )
+        sides = [slice(None, self._num_query), slice(self._num_query, None)]
+        query, gallery = (features[side] for side in sides)
+        if test.AQE.ENABLED:
+            query, gallery = aqe(query, gallery, test.AQE.QE_TIME, test.AQE.QE_K, test.AQE.ALPHA)
+        labels = [values[side].numpy() for values in (identities, cameras) for side in sides]
+        self._results = evaluate_features(query, gallery, *labels, metric=test.METRIC)
+        return OrderedDict(self._results)
+
+
+def evaluate_features(
+    query: torch.Tensor, gallery: torch.Tensor, q_pids, g_pids, q_camids, g_camids, *, metric: str = "cosine"
+) -> dict[str, float]:
+    """Rank-1, Rank-5, Rank-10, mAP, mINP and the host's "metric", (mAP + Rank-1) / 2, in percent.
+
+    Args:
+        query: (Q, d) float32 features on the CPU. gallery: (G, d). Neither is modified.
+        q_pids, g_pids, q_camids, g_camids: see `evaluate_rank`, also for what is raised and the rule for ties.
+        metric: see `distance_blocks`.
+    """
+    blocks = distance_blocks(query, gallery, metric)
+    cmc, precisions, penalties = evaluate_blocks(blocks, q_pids, g_pids, q_camids, g_camids)
+    mean_ap, mean_inp = float(np.mean(precisions)), float(np.mean(penalties))
+    results = OrderedDict((f"Rank-{rank}", float(cmc[rank - 1]) * 100) for rank in (1, 5, 10))
+    results.update({"mAP": mean_ap * 100, "mINP": mean_inp * 100, "metric": (mean_ap + float(cmc[0])) / 2 * 100})
+    return results

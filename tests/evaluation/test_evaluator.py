@@ -1,0 +1,141 @@
+"""The evaluator without a matrix beside the host's, under every option of the host."""
+
+import numpy as np
+import pytest
+import torch
+from fastreid.evaluation import ReidEvaluator
+from own_processes import together
+
+from fastreid_sskd.evaluation import distances, evaluator
+from fastreid_sskd.evaluation.evaluator import BlockwiseEvaluator, evaluate_features
+
+QUERIES = 30
+
+
+def batches(count=230, size=50, dim=12, ids=15, seed=0):
+    """What a loader and a network give: batches of labels, and their features."""
+    rng = torch.Generator().manual_seed(seed)
+    identities = torch.randint(ids, (count,), generator=rng)
+    cameras = torch.randint(4, (count,), generator=rng)
+    feats = torch.randn(ids, dim, generator=rng)[identities] + torch.randn(count, dim, generator=rng)
+    parts = zip(identities.split(size), cameras.split(size), feats.split(size))
+    return [({"targets": pids, "camids": camids}, feature) for pids, camids, feature in parts]
+
+
+def results(cls, cfg, given=None):
+    made = cls(cfg, QUERIES)
+    made.reset()
+    for inputs, outputs in given or batches():
+        made.process(inputs, outputs)
+    return made.evaluate()
+
+
+def assert_same_results(found, expected):
+    assert list(found) == list(expected)
+    for name in expected:
+        assert found[name] == pytest.approx(expected[name], abs=1e-9), name
+
+
+@pytest.fixture
+def matrices(monkeypatch):
+    """How many matrices of all distances the host's evaluator has asked for."""
+    calls = []
+    from fastreid.evaluation import reid_evaluation
+
+    real = reid_evaluation.build_dist
+    monkeypatch.setattr(reid_evaluation, "build_dist", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
+    return calls
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("expansion", [False, True])
+@pytest.mark.parametrize("block", [1, 4 * 200 * 7, 2**26])
+def test_same_as_the_host(cfg, metric, expansion, block, matrices, monkeypatch):
+    cfg.TEST.METRIC, cfg.TEST.AQE.ENABLED = metric, expansion
+    cfg.TEST.AQE.QE_K = 3
+    expected = results(ReidEvaluator, cfg)
+    assert 20 < expected["mAP"] < 95
+    matrices.clear()
+    monkeypatch.setattr(distances, "BLOCK_BYTES", block)
+    found = results(BlockwiseEvaluator, cfg)
+    assert_same_results(found, expected)
+    assert not matrices and all(type(value) is float for value in found.values())
+    if not expansion:
+        cfg.TEST.AQE.ENABLED = True
+        assert abs(results(BlockwiseEvaluator, cfg)["mAP"] - expected["mAP"]) > 0.01
+
+
+@pytest.mark.parametrize("option", ["RERANK", "ROC"])
+def test_options_that_need_the_matrix_are_the_hosts(cfg, option, matrices):
+    pytest.importorskip("faiss")
+    plain = results(BlockwiseEvaluator, cfg)
+    cfg.TEST[option].ENABLED = True
+    cfg.TEST.RERANK.K1, cfg.TEST.RERANK.K2 = 8, 3
+    expected = results(ReidEvaluator, cfg)
+    matrices.clear()
+    found = results(BlockwiseEvaluator, cfg)
+    assert matrices
+    assert_same_results(found, expected)
+    assert found["mAP"] != plain["mAP"] if option == "RERANK" else "TPR@FPR=1e-02" in found
+
+
+def test_again_and_unchanged(cfg):
+    """A second evaluation of the same predictions gives the same; the features stay as they are."""
+    given = batches()
+    before = [outputs.clone() for _, outputs in given]
+    made = BlockwiseEvaluator(cfg, QUERIES)
+    for inputs, outputs in given:
+        made.process(inputs, outputs)
+    assert made.evaluate() == made.evaluate()
+    assert all(torch.equal(outputs, old) for (_, outputs), old in zip(given, before))
+    made.reset()
+    for inputs, outputs in batches(seed=1):
+        made.process(inputs, outputs)
+    assert made.evaluate() == results(BlockwiseEvaluator, cfg, batches(seed=1))
+
+
+def test_features_that_are_not_finite(cfg):
+    given = batches()
+    given[0][1][7, 0] = float("nan")
+    with pytest.raises(ValueError, match="query 7 contain NaN"):
+        results(BlockwiseEvaluator, cfg, given)
+
+
+def test_metrics_of_a_placed_example():
+    """Query 0 finds its match first; query 1, of whose two matches the first is second, last of three."""
+    query = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    gallery = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.3, 0.7], [0.7, 0.3]])
+    labels = [np.array(values) for values in ([1, 2], [1, 9, 2, 2], [0, 0], [1, 1, 1, 1])]
+    found = evaluate_features(query, gallery, *labels)
+    precision = (1 / 2 + 2 / 3) / 2
+    assert found["Rank-1"] == 50 and found["Rank-5"] == found["Rank-10"] == 100
+    assert found["mAP"] == pytest.approx(100 * (1 + precision) / 2)
+    assert found["mINP"] == pytest.approx(100 * (1 + 2 / 3) / 2)
+    assert found["metric"] == pytest.approx((found["mAP"] + 50) / 2)
+
+
+def shared(cfg):
+    """Each process has its share of the batches, one of them none: the main process ranks all."""
+    from fastreid.utils import comm
+
+    given, rank = batches(), comm.get_rank()
+    made = BlockwiseEvaluator(cfg, QUERIES)
+    for inputs, outputs in ([], given[:3], given[3:])[rank]:
+        made.process(inputs, outputs)
+    found = made.evaluate()
+    if rank:
+        assert found == {}
+    else:
+        alone = evaluator.evaluate_features(*_joined(given))
+        assert found == alone
+
+
+def _joined(given):
+    pids, camids = (torch.cat([inputs[key] for inputs, _ in given]).numpy() for key in ("targets", "camids"))
+    feats = torch.cat([outputs for _, outputs in given])
+    labels = [values[side] for values in (pids, camids) for side in (slice(QUERIES), slice(QUERIES, None))]
+    return feats[:QUERIES], feats[QUERIES:], *labels
+
+
+def test_three_processes(cfg):
+    assert together(shared, cfg, world=3) == [0, 0, 0]
