@@ -6,6 +6,7 @@ from fastreid.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..processes import share_of
+from .epoch_loader import Epoch, EpochLoader
 from .seeding import derive_seed, seeded
 
 __all__ = ["BatchesFrom", "HostEpochs", "SharedBatches"]
@@ -84,14 +85,13 @@ class HostEpochs:
         self.loader = loader
         self.seed = seed
         self.num_batches = num_batches
-
-    def epoch(self, epoch: int, start: int = 0) -> DataLoader:
-        """The batches of an epoch from number ``start`` on."""
-        loader = self.loader
-        return DataLoader(
-            _Seeded(loader.dataset), batch_sampler=BatchesFrom(self._batches(derive_seed(self.seed, epoch)), start),
-            num_workers=loader.num_workers, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory,
+        self._epochs = EpochLoader(
+            _Seeded(loader.dataset), num_workers=loader.num_workers, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory
         )
+
+    def epoch(self, epoch: int, start: int = 0) -> Epoch:
+        """The batches of an epoch from number ``start`` on."""
+        return self._epochs.epoch(BatchesFrom(self._batches(derive_seed(self.seed, epoch)), start))
 
     def _batches(self, seed: int) -> list[list[tuple[int, int]]]:
         sampler, size = self.loader.batch_sampler.sampler, self.loader.batch_sampler.batch_size

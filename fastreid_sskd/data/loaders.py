@@ -1,84 +1,157 @@
 """Data loaders of the two stages."""
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
+import torchvision.transforms as T
 from fastreid.config import CfgNode
-from fastreid.data.common import CommDataset
-from fastreid.data.transforms import build_transforms
+from fastreid.data.transforms import ToTensor, build_transforms
 from fastreid.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..processes import share_of
+from .crops import CropCache, Crops, open_cache
+from .epoch_loader import Epoch, EpochLoader
 from .epochs import BatchesFrom, SharedBatches
 from .items import Item, test_items, training_items
-from .multi_view import MultiViewDataset
+from .multi_view import FinishViews, MultiViewDataset
 from .samplers import IdentityBatches, ShuffledBatches
 from .seeding import derive_seed
-from .transforms import build_view_transforms
+from .transforms import build_views
 
-__all__ = ["SourceLoader", "adaptation_loader", "extraction_loader", "test_loader"]
+__all__ = ["SourceLoader", "TargetLoader", "adaptation_loader", "extraction_loader", "test_loader"]
 
 
-def _loader(cfg: CfgNode, dataset: Dataset, **kwargs) -> DataLoader:
+def _options(cfg: CfgNode) -> dict:
     on_cuda = torch.device(cfg.MODEL.DEVICE).type == "cuda"
-    return DataLoader(dataset, num_workers=cfg.DATALOADER.NUM_WORKERS, pin_memory=on_cuda, **kwargs)
+    return {"num_workers": cfg.DATALOADER.NUM_WORKERS, "pin_memory": on_cuda}
 
 
-def _in_order(cfg: CfgNode, dataset: Dataset, shared: bool) -> DataLoader:
+class _InOrder(Dataset):
+    """Every image once, after the test transforms, 8-bit, under the keys of the host's batches."""
+
+    def __init__(self, items: Sequence[tuple], once: Callable, cache: CropCache | None = None):
+        self.items = items
+        self.crops = Crops(once, cache)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict:
+        path, identity, camera = self.items[index]
+        return {"images": self.crops.pixels(path), "targets": identity, "camids": camera, "img_paths": path}
+
+
+class _OnDevice:
+    """The batches of a loader with their images on a device, as float32 in 0..255."""
+
+    def __init__(self, loader: DataLoader, device: str):
+        self.loader = loader
+        self.dataset, self.batch_size = loader.dataset, loader.batch_size  # the host's evaluation counts it
+        self.device = torch.device(device)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict]:
+        batches = iter(self.loader)
+        return ({**batch, "images": batch["images"].to(self.device, non_blocking=True).float()} for batch in batches)
+
+
+def _in_order(cfg: CfgNode, items: Sequence[tuple], shared: bool, cache: CropCache | None = None) -> _OnDevice:
     """Every image once, in batches of ``TEST.IMS_PER_BATCH``; ``shared``: this process's share of the batches."""
+    *once, to_tensor = build_transforms(cfg, is_train=False).transforms
+    assert isinstance(to_tensor, ToTensor)  # the host's test transforms end with it
+    dataset = _InOrder(items, T.Compose(once), cache)
     size, world = cfg.TEST.IMS_PER_BATCH, comm.get_world_size()
     if not shared or world == 1:
-        return _loader(cfg, dataset, batch_size=size)
-    if len(dataset) < size * world:  # fewer batches than processes
-        size = max(1, -(-len(dataset) // world))
-    batches = [range(at, min(at + size, len(dataset))) for at in range(0, len(dataset), size)]
-    return _loader(cfg, dataset, batch_sampler=share_of(batches))
+        batches: dict = {"batch_size": size}
+    else:
+        if len(dataset) < size * world:  # fewer batches than processes
+            size = max(1, -(-len(dataset) // world))
+        all_batches = [range(at, min(at + size, len(dataset))) for at in range(0, len(dataset), size)]
+        batches = {"batch_sampler": share_of(all_batches)}
+    return _OnDevice(DataLoader(dataset, **batches, **_options(cfg)), cfg.MODEL.DEVICE)
 
 
-def extraction_loader(cfg: CfgNode, items: Sequence[Item], shared: bool = False) -> DataLoader:
+def extraction_loader(
+    cfg: CfgNode, items: Sequence[Item], shared: bool = False, cache: CropCache | None = None
+) -> Iterable[dict]:
     """Every image once, in order, with the test transforms: for the features that are clustered, blind to identities.
 
-    ``shared``: this process's share of the batches, in the order of the ranks; see :func:`..processes.gather_rows`.
+    Args:
+        cfg: the run's config.
+        items: (path, identity, camera) of N images; only the paths are read.
+        shared: this process's share of the batches, in the order of the ranks; see :func:`..processes.gather_rows`.
+        cache: of a :class:`TargetLoader`; is used where training and test images are resized alike.
     """
-    blind = [(item[0], 0, 0) for item in items]
-    dataset = CommDataset(blind, build_transforms(cfg, is_train=False), relabel=False)
-    return _in_order(cfg, dataset, shared)
+    return _in_order(cfg, [(item[0], 0, 0) for item in items], shared, cache)
 
 
-def test_loader(cfg: CfgNode, name: str) -> tuple[DataLoader, int]:
+def test_loader(cfg: CfgNode, name: str) -> tuple[Iterable[dict], int]:
     """The query images, then the gallery of a data set, and the number of queries; every process has its share.
 
     The host's evaluators gather what they are given, in the order of the ranks.
     """
     query, gallery = test_items(name, cfg.SSKD.FOLDERS)
-    dataset = CommDataset(query + gallery, build_transforms(cfg, is_train=False), relabel=False)
-    return _in_order(cfg, dataset, shared=True), len(query)
+    return _in_order(cfg, query + gallery, shared=True), len(query)
 
 
-def adaptation_loader(
-    cfg: CfgNode, items: Sequence[Item], labels: Sequence[int], seed: int, start: int = 0
-) -> DataLoader:
-    """One epoch of ``SSKD.ITERS_PER_EPOCH`` batches of K views, images without a pseudo-label left out.
+def _view_loaders(cfg: CfgNode, *images: Sequence[Item], num_views: int = 0) -> tuple[list[EpochLoader], CropCache | None]:
+    """For each of some sets of images, what loads views of them onto the model's device; and the cache that all share.
+
+    The batches are made of :class:`.multi_view.Draw`.
+    """
+    once, augment = build_views(cfg)
+    cache = open_cache(cfg, [item[0] for items in images for item in items], once)
+    cut = cfg.SSKD.AUGMENT_ON == "worker"
+    finish = FinishViews(augment, num_views, cut, cfg.MODEL.DEVICE)
+    data_sets = (MultiViewDataset(items, once, augment, num_views, cut=cut, cache=cache) for items in images)
+    return [EpochLoader(data_set, finish=finish, **_options(cfg)) for data_set in data_sets], cache
+
+
+class TargetLoader:
+    """Epochs of batches of K views of the unlabelled target.
 
     Args:
         cfg: the run's config.
         items: (path, identity, camera) of the target's N images; the identities are not read.
-        labels: (N,) pseudo-labels, -1 for none.
-        seed: of this epoch.
-        start: batches to leave out at its beginning.
+
+    Attributes:
+        cache: of the decoded images, None without; for :func:`extraction_loader`.
     """
-    dataset = MultiViewDataset(items, *build_view_transforms(cfg), num_views=cfg.SSKD.NUM_PEERS)
-    batches = IdentityBatches(
-        labels, [item[2] for item in items], batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        num_instances=cfg.DATALOADER.NUM_INSTANCE, num_batches=cfg.SSKD.ITERS_PER_EPOCH, seed=seed,
-    )
-    return _loader(cfg, dataset, batch_sampler=BatchesFrom(SharedBatches(batches), start))
+
+    def __init__(self, cfg: CfgNode, items: Sequence[Item]):
+        self.cfg = cfg
+        self.cameras = [item[2] for item in items]
+        (self._views,), self.cache = _view_loaders(cfg, items, num_views=cfg.SSKD.NUM_PEERS)
+
+    def epoch(self, labels: Sequence[int], seed: int, start: int = 0) -> Epoch:
+        """One epoch of ``SSKD.ITERS_PER_EPOCH`` batches, images without a pseudo-label left out.
+
+        Args:
+            labels: (N,) pseudo-labels, -1 for none.
+            seed: of this epoch.
+            start: batches to leave out at its beginning.
+        """
+        cfg = self.cfg
+        batches = IdentityBatches(
+            labels, self.cameras, batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            num_instances=cfg.DATALOADER.NUM_INSTANCE, num_batches=cfg.SSKD.ITERS_PER_EPOCH, seed=seed,
+        )
+        return self._views.epoch(BatchesFrom(SharedBatches(batches), start))
+
+
+def adaptation_loader(
+    cfg: CfgNode, items: Sequence[Item], labels: Sequence[int], seed: int, start: int = 0
+) -> Epoch:
+    """One epoch of a :class:`TargetLoader` of its own."""
+    return TargetLoader(cfg, items).epoch(labels, seed, start)
 
 
 class _Beside:
     """Batches of one loader with the images of another's beside them; the workers of both start with ``iter``."""
 
-    def __init__(self, source: DataLoader, target: DataLoader):
+    def __init__(self, source: Epoch, target: Epoch):
         self.source = source
         self.target = target
 
@@ -112,20 +185,18 @@ class SourceLoader:
         self.bn_items = (
             training_items(cfg.SSKD.SOURCE.BN_DATASETS, cfg.SSKD.FOLDERS) if cfg.SSKD.SOURCE.BN_DATASETS else []
         )
+        (self._source, self._bn), _ = _view_loaders(cfg, self.items, self.bn_items)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterable[dict]:
         """The ``SSKD.ITERS_PER_EPOCH`` batches of an epoch from number ``start`` on."""
-        cfg, transforms = self.cfg, build_view_transforms(self.cfg)
+        cfg = self.cfg
         shape = {"batch_size": cfg.SOLVER.IMS_PER_BATCH, "num_batches": cfg.SSKD.ITERS_PER_EPOCH}
         batches = IdentityBatches(
             self.labels, [item[2] for item in self.items], num_instances=cfg.DATALOADER.NUM_INSTANCE,
             seed=derive_seed(self.seed, epoch, 0), **shape,
         )
-        batches = BatchesFrom(SharedBatches(batches), start)
-        source = _loader(cfg, MultiViewDataset(self.items, *transforms), batch_sampler=batches)
+        source = self._source.epoch(BatchesFrom(SharedBatches(batches), start))
         if not self.bn_items:
             return source
         shuffled = ShuffledBatches(len(self.bn_items), seed=derive_seed(self.seed, epoch, 1), **shape)
-        shuffled = BatchesFrom(SharedBatches(shuffled), start)
-        target = _loader(cfg, MultiViewDataset(self.bn_items, *transforms), batch_sampler=shuffled)
-        return _Beside(source, target)
+        return _Beside(source, self._bn.epoch(BatchesFrom(SharedBatches(shuffled), start)))

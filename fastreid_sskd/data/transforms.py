@@ -1,11 +1,16 @@
 """The host's transforms, split into what is done once per image and what is drawn anew for every view."""
+import logging
 from collections.abc import Callable
 
 import torchvision.transforms as T
 from fastreid.config import CfgNode
 from fastreid.data.transforms import build_transforms
 
-__all__ = ["build_view_transforms"]
+from .views import Views, without_numbers
+
+__all__ = ["build_view_transforms", "build_views"]
+
+logger = logging.getLogger("fastreid.sskd.data")
 
 
 def build_view_transforms(cfg: CfgNode) -> tuple[Callable, Callable]:
@@ -29,3 +34,23 @@ def build_view_transforms(cfg: CfgNode) -> tuple[Callable, Callable]:
                 p=step.p, scale=tuple(cfg.SSKD.ERASING.AREA), ratio=tuple(cfg.SSKD.ERASING.ASPECT), value=step.value
             )
     return T.Compose(once), T.Compose(steps)
+
+
+def build_views(cfg: CfgNode) -> tuple[Callable, Callable | Views]:
+    """As :func:`build_view_transforms`, with :class:`.views.Views` for ``augment`` where it has the same pixels.
+
+    It has not if a transform beyond padding, crop, flip and erasing is on (colour jitter, AutoAugment, ...): then the host's
+    own are applied in the workers, wherever ``SSKD.AUGMENT_ON`` wants it, which is logged.
+
+    Raises:
+        ValueError: if ``SSKD.AUGMENT_ON`` is no place.
+    """
+    if cfg.SSKD.AUGMENT_ON not in ("worker", "device"):
+        raise ValueError(f"SSKD.AUGMENT_ON must be worker or device, got {cfg.SSKD.AUGMENT_ON!r}")
+    once, augment = build_view_transforms(cfg)
+    unknown = without_numbers(augment.transforms)
+    if not unknown:
+        return once, Views(augment.transforms)
+    level = logging.WARNING if cfg.SSKD.AUGMENT_ON == "device" else logging.INFO
+    logger.log(level, "%s cannot be done in a batch: views are made by the workers, one after the other", ", ".join(unknown))
+    return once, augment

@@ -10,7 +10,7 @@ from fastreid.utils import comm
 from torch import nn
 
 from ..clustering import PseudoLabelError
-from ..data import adaptation_loader, training_items
+from ..data import TargetLoader, training_items
 from ..data.seeding import derive_seed
 from ..evaluation.peers import evaluate_peers
 from ..modeling import load_source_weights
@@ -41,6 +41,7 @@ class AdaptationTrainer(Trainer):
     def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
         check_shares(cfg)
         self.items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
+        self._loader = TargetLoader(cfg, self.items)
         return 0, cfg.SSKD.ITERS_PER_EPOCH  # the first refresh makes the classes
 
     @classmethod
@@ -53,7 +54,7 @@ class AdaptationTrainer(Trainer):
         return build_optimizer(cfg, list(model.students))
 
     def build_hooks(self) -> list[HookBase]:
-        self.refresh = PseudoLabelRefresh(self.cfg, self.model, self.items, self.start_epoch_with)
+        self.refresh = PseudoLabelRefresh(self.cfg, self.model, self.items, self.start_epoch_with, self._loader.cache)
         self.record = Record(self.cfg.DATASETS.TESTS, self.cfg.SSKD.SELECT_BY)
         self.checkpointer.checkpointables.update(refresh=self.refresh, record=self.record)
         selection = [LabelFreeSelection(self.refresh, self.record)] if self.record.label_free else []
@@ -76,7 +77,7 @@ class AdaptationTrainer(Trainer):
         self.labels = labels
 
     def epoch_batches(self, epoch: int, start: int = 0) -> Iterable:
-        return adaptation_loader(self.cfg, self.items, self.labels, derive_seed(self.cfg.SEED, epoch), start)
+        return self._loader.epoch(self.labels, derive_seed(self.cfg.SEED, epoch), start)
 
     def resume_from(self, path: str) -> None:
         super().resume_from(path)

@@ -56,7 +56,7 @@ class LabelFreeSelection(HookBase):
     def _signals(self) -> tuple[dict, list[float]]:
         """What says how good the epoch's teachers are together, and the silhouette of each."""
         refresh, model = self.refresh, self.refresh.model
-        features = extract_features(model, extraction_loader(refresh.cfg, refresh.items))
+        features = extract_features(model, extraction_loader(refresh.cfg, refresh.items, cache=refresh.cache))
         combined = model.combine(features)
         result = refresh.cluster(combined, previous=refresh.labels.numpy())
         signals = {

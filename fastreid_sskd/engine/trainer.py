@@ -2,7 +2,6 @@
 import logging
 import math
 import os
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,8 +10,7 @@ import torch
 from fastreid.config import CfgNode
 from fastreid.data import build_reid_train_loader
 from fastreid.engine import DefaultTrainer, hooks
-from fastreid.engine.train_loop import SimpleTrainer, TrainerBase
-from fastreid.evaluation import ReidEvaluator
+from fastreid.engine.train_loop import TrainerBase
 from fastreid.solver import build_lr_scheduler
 from fastreid.utils import comm
 from fastreid.utils.events import EventStorage
@@ -21,9 +19,9 @@ from torch import nn
 from ..data.epochs import HostEpochs
 from ..data.loaders import test_loader
 from ..data.seeding import derive_seed
+from ..evaluation.evaluator import BlockwiseEvaluator
 from ..processes import (
     agree,
-    average_gradients,
     broadcast_buffers,
     broadcast_model,
     check_agreement,
@@ -34,66 +32,18 @@ from .amp import Precision
 from .checkpoint import Checkpointer, last_checkpoint
 from .freeze import FreezeLayers
 from .hooks import Checkpoints, PeriodicEvaluation, ScalarWriters
+from .memory import reset_peak_memory
 from .optimizer import build_optimizer
 from .random_state import random_state, restore_random_state
 from .same_run import check_same_run, plain_config
 from .setup import seed_everything
+from .step import TrainingStep
 from .stop import Stopped, StopRequest, listen
 from .writers import build_writers
 
 __all__ = ["Trainer"]
 
 logger = logging.getLogger("fastreid.sskd.trainer")
-
-
-class _Step(SimpleTrainer):
-    """The host's training step under a precision, on any device; ``grad_scaler`` is None where none is needed."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision):
-        super().__init__(model, [], optimizer, param_wrapper=None)
-        self.precision = precision
-        self.grad_scaler = precision.scaler
-
-    def run_step(self):
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-
-        with self.precision.autocast():
-            loss_dict = self.model(data)
-            total = sum(loss_dict.values())
-        self.optimizer.zero_grad()
-        if self.grad_scaler is None:
-            total.backward()
-        else:
-            self.grad_scaler.scale(total).backward()
-        average_gradients(p for group in self.optimizer.param_groups for p in group["params"])
-        self._check_finite(loss_dict)  # before the step, so that the parameters stay those of the step before
-        self._write_metrics(loss_dict, data_time)
-        if self.grad_scaler is None:
-            self.optimizer.step()
-        else:
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
-
-    def _check_finite(self, loss_dict: dict[str, torch.Tensor]) -> None:
-        values = {name: float(loss.detach()) for name, loss in loss_dict.items()}
-        if all(map(math.isfinite, values.values())):
-            return
-        named = []
-        for name, value in values.items():
-            if not math.isfinite(value):
-                loss, _, peer = name.partition("_peer")
-                named.append(f"{loss} of peer {peer} is {value}" if peer else f"{loss} is {value}")
-        raise FloatingPointError(
-            f"step {self.iter}: {', '.join(named)}. Training has diverged; the last checkpoint is of before. Lower "
-            f"SOLVER.BASE_LR and go on from it (all losses: {values})"
-        )
-
-    def set_data_loader(self, data_loader: Iterable) -> None:
-        """Go on with another loader; the old one's workers end with it."""
-        self.data_loader = data_loader
-        self._data_loader_iter = iter(data_loader)
 
 
 class Trainer(DefaultTrainer):
@@ -117,8 +67,15 @@ class Trainer(DefaultTrainer):
         self._given = plain_config(cfg)
         cfg = self.auto_scale_hyperparams(cfg, num_classes)
         model = self.build_model(cfg)
+        if cfg.SSKD.CHANNELS_LAST:
+            model.to(memory_format=torch.channels_last)
         optimizer = self.build_optimizer(cfg, model)
-        self._trainer = _Step(model, optimizer, Precision(cfg))
+        precision = Precision(cfg)
+        # The CPU's losses are there at once. Another device is waited for to read its, so that is done when they are written.
+        every = 1 if precision.device_type == "cpu" else cfg.SSKD.LOG_PERIOD
+        self._trainer = TrainingStep(
+            model, optimizer, precision, read_every=every, epoch_length=self.iters_per_epoch, compiled=cfg.SSKD.COMPILE
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer, self.iters_per_epoch)
         self.checkpointer = Checkpointer(
             model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process(), optimizer=optimizer, **self.scheduler
@@ -126,6 +83,8 @@ class Trainer(DefaultTrainer):
         self.checkpointer.stamp = {"config": self._given, "processes": comm.get_world_size()}
         if self.grad_scaler is not None:
             self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
+        if not precision.settled:
+            self.checkpointer.checkpointables["precision"] = precision
 
         self.start_epoch = 0
         self._position: dict[str, Any] = {}  # of the checkpoint that is gone on from
@@ -191,7 +150,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_dir=None):
         loader, num_query = test_loader(cfg, dataset_name)
-        return loader, ReidEvaluator(cfg, num_query, output_dir)
+        return loader, BlockwiseEvaluator(cfg, num_query, output_dir)
 
     @property
     def metric_name(self) -> str:
@@ -254,6 +213,7 @@ class Trainer(DefaultTrainer):
         broadcast_buffers(self.model)
         check_agreement(self.model)
         super().before_epoch()
+        reset_peak_memory(self.cfg.MODEL.DEVICE)
         self._trainer.set_data_loader(self.epoch_batches(self.epoch))
 
     def _take_up_epoch(self, done: int) -> None:
@@ -341,6 +301,7 @@ class Trainer(DefaultTrainer):
         """Save if it is time to, or to leave: the epoch is gone on with at the next step, without another refresh."""
         leave, due = agree(stop.signal is not None, self._checkpoints.due(self.iter))
         if leave or due:
+            self._trainer.losses.read()  # of a run that has diverged nothing is saved
             done = self.iter - self.epoch * self.iters_per_epoch
             states = on_every(random_state())
             self._checkpoints.save_inside(self.iter, epoch=self.epoch - 1, step=done, random=states)

@@ -22,7 +22,7 @@ def full_precision(function: Function) -> Function:
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        with _without_autocast(tensors[0].device.type) if tensors else nullcontext():
+        with without_autocast(tensors[0].device.type) if tensors else nullcontext():
             return function(
                 *(_at_least_float32(value) for value in args),
                 **{name: _at_least_float32(value) for name, value in kwargs.items()},
@@ -37,7 +37,8 @@ def _at_least_float32(value):
     return value
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager:
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """Autocast off inside an autocast region."""
     try:
         return torch.autocast(device_type, enabled=False)
     except RuntimeError:

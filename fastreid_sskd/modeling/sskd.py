@@ -1,6 +1,6 @@
 """SSKD: K students that learn from pseudo-labels and from the mean teachers of each other (arXiv 2009.05972)."""
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from .pixels import PixelNormalisation
 
 __all__ = ["SSKD"]
 
+Each = Callable[[dict[str, torch.Tensor]], None]
+
 
 @META_ARCH_REGISTRY.register()
 class SSKD(nn.Module):
@@ -25,7 +27,7 @@ class SSKD(nn.Module):
 
     Training: ``forward({"images": (B, K, 3, H, W), "targets": (B,) pseudo-labels})`` gives student k and teacher k
     view k, both in train mode, and returns ``{"loss_<name>_peer<k>": weighted scalar}``; the sum is the method's
-    total. Teachers get no gradient, but their batch-norm statistics follow their own passes.
+    total. With ``each``, see :meth:`training_losses`. Teachers get no gradient, but their batch-norm statistics follow their own passes.
 
     Evaluation: ``forward({"images": (B, 3, H, W)})`` returns the feature (B, d) that ``eval_with`` names.
 
@@ -126,16 +128,24 @@ class SSKD(nn.Module):
             return None
         return max(int(self.best_peer), 0) if eval_with == "best" else int(eval_with)
 
-    def forward(self, batched_inputs: dict) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, batched_inputs: dict, each: Each | None = None) -> dict[str, torch.Tensor] | torch.Tensor:
         if not self.training:
             return self.evaluation_feature(batched_inputs)
-        return self.training_losses(batched_inputs)
+        return self.training_losses(batched_inputs, each)
 
     # ---- training ---------------------------------------------------------------------------------------------
 
-    def training_losses(self, batched_inputs: dict) -> dict[str, torch.Tensor]:
-        """The weighted losses of every peer; student k learns from teacher k+1 (cyclic) on view k+1."""
-        images, labels = batched_inputs["images"], batched_inputs["targets"].to(self.device)
+    def training_losses(self, batched_inputs: dict, each: Each | None = None) -> dict[str, torch.Tensor]:
+        """The weighted losses of every peer; student k learns from teacher k+1 (cyclic) on view k+1.
+
+        The teachers run first, so no peer's graph has anything in common with another's: where ``each`` runs the backward
+        pass, one student's activations are in memory, not all students', and the gradients are those of the sum.
+
+        Args:
+            batched_inputs: see the class.
+            each: called with one peer's losses before the next student runs; those returned are then without graph.
+        """
+        images, labels = (batched_inputs[key].to(self.device, non_blocking=True) for key in ("images", "targets"))
         if images.ndim != 5 or images.shape[1] != self.num_peers:
             raise ValueError(
                 f"SSKD trains on batches of shape (B, {self.num_peers}, 3, H, W), one view a peer; "
@@ -145,9 +155,9 @@ class SSKD(nn.Module):
         with torch.no_grad():
             taught = [teacher(view, labels) for teacher, view in zip(self.teachers, views)]
 
-        losses = {}
-        for k, (student, view) in enumerate(zip(self.students, views)):
-            learnt, own, next_peer = student(view, labels), taught[k], taught[(k + 1) % self.num_peers]
+        losses: dict[str, torch.Tensor] = {}
+        for k, student in enumerate(self.students):
+            learnt, own, next_peer = student(views[k], labels), taught[k], taught[(k + 1) % self.num_peers]
             batch = PeerBatch(
                 features=learnt["features"],
                 logits=learnt["cls_outputs"],
@@ -157,7 +167,11 @@ class SSKD(nn.Module):
                 peer_teacher_features=next_peer["features"],
                 peer_teacher_logits=next_peer["pred_class_logits"],
             )
-            losses.update(self.losses(batch, peer=k))
+            of_peer = self.losses(batch, peer=k)
+            if each is not None:
+                each(of_peer)
+                of_peer = {name: loss.detach() for name, loss in of_peer.items()}
+            losses.update(of_peer)
         return losses
 
     def update_teachers(self, step: int, momentum: float) -> float:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision import transforms as T
 
-from fastreid_sskd.data import Draw, MultiViewDataset, multi_view
+from fastreid_sskd.data import Draw, MultiViewDataset, crops
 from fastreid_sskd.data.loaders import adaptation_loader, extraction_loader
 from fastreid_sskd.data.transforms import build_view_transforms
 
@@ -104,8 +104,8 @@ def test_global_generators_are_left_alone(items, cfg):
 
 
 def test_image_is_decoded_and_resized_once(items, cfg, monkeypatch):
-    read, calls = multi_view.read_image, []
-    monkeypatch.setattr(multi_view, "read_image", lambda path: calls.append(path) or read(path))
+    read, calls = crops.read_image, []
+    monkeypatch.setattr(crops, "read_image", lambda path: calls.append(path) or read(path))
     once, augment = build_view_transforms(cfg)
     resized = []
     dataset = MultiViewDataset(items, lambda image: resized.append(1) or once(image), augment, num_views=3)

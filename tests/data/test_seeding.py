@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastreid_sskd.data.seeding import derive_seed, seeded
+from fastreid_sskd.data.seeding import derive_seed, seeded, seeded_torch
 
 
 def numbers():
@@ -65,3 +65,17 @@ def test_seeded_nests():
         with seeded(2):
             numbers()
         assert numbers() == second
+
+
+def test_seeded_torch_draws_as_seeded_and_leaves_the_generators():
+    torch.manual_seed(3)
+    expected = numbers()
+    torch.manual_seed(3)
+    random_state, numpy_state = random.getstate(), np.random.get_state()[1].tolist()
+    with seeded(7):
+        inside = torch.rand(3)
+    with pytest.raises(KeyError), seeded_torch(7):
+        assert torch.equal(torch.rand(3), inside)
+        raise KeyError
+    assert random.getstate() == random_state and np.random.get_state()[1].tolist() == numpy_state
+    assert float(torch.rand(())) == expected[2]

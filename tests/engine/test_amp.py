@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from same_runs import assert_same
+from tiny_reid import load_checkpoint
 
-from fastreid_sskd.engine import load_config
+from fastreid_sskd.engine import amp, load_config, run
 from fastreid_sskd.engine.amp import Precision
 
 
@@ -58,7 +60,9 @@ def test_unknown_type():
 
 def test_losses_are_float32(finished, trainer):
     """What the forward pass computes in bfloat16 goes into losses of full precision."""
-    made = trainer("SOLVER.AMP.ENABLED", "True", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
+    made = trainer(
+        "SOLVER.AMP.ENABLED", "True", "SSKD.AMP_DTYPE", "bfloat16", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0"
+    )
     kinds = {"losses": set(), "features": set()}
     made.model.students[0].backbone[0].register_forward_hook(lambda module, args, out: kinds["features"].add(out.dtype))
     made.model.register_forward_hook(
@@ -66,3 +70,85 @@ def test_losses_are_float32(finished, trainer):
     )
     made.train()
     assert kinds["losses"] == {torch.float32} and torch.bfloat16 in kinds["features"]
+
+
+# ---- auto -------------------------------------------------------------------------------------------------------
+
+
+def measured(one, monkeypatch, *, full, half):
+    """Let `one` settle on a clock that a step in float32 takes `full` seconds of, and one in another type `half`."""
+    clock, kinds = [0.0], []
+
+    def step():
+        kinds.append(product(one))
+        clock[0] += full if one.dtype == torch.float32 else half
+
+    with monkeypatch.context() as patch:
+        patch.setattr(amp.time, "perf_counter", lambda: clock[0])
+        one.settle(step)
+    return kinds
+
+
+@pytest.mark.parametrize(
+    "full, half, chosen", [(1.0, 0.5, "bfloat16"), (1.0, 1.5, "float32"), (1.0, 0.98, "float32"), (1.0, 0.94, "bfloat16")]
+)
+def test_auto_takes_what_is_faster(monkeypatch, full, half, chosen):
+    """A gain too small for the loss of exactness does not count; both types are measured in turn."""
+    one = precision("cpu", True)
+    assert not one.settled
+    assert measured(one, monkeypatch, full=full, half=half) == [torch.float32, torch.bfloat16] * 3
+    assert one.settled and one.name == chosen and product(one) == getattr(torch, chosen) and one.scaler is None
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_no_scaler_is_left_where_float32_is_faster(monkeypatch):
+    monkeypatch.setattr(amp, "synchronise", lambda device: None)
+    for half, scaled in ((2.0, False), (0.5, True)):
+        one = precision("cuda", True)
+        assert one.scaler is not None
+        measured(one, monkeypatch, full=1.0, half=half)
+        assert (one.scaler is not None) == scaled
+
+
+def test_what_a_checkpoint_says_is_not_measured_again():
+    one = precision("cpu", True)
+    assert one.state_dict() == {}
+    one.load_state_dict({})
+    assert not one.settled
+    one.load_state_dict({"dtype": "float32"})
+    assert one.settled and product(one) == torch.float32 and one.state_dict() == {"dtype": "float32"}
+    with pytest.raises(ValueError, match="begun in float16, which this device has not.*MAY_DIFFER"):
+        precision("cpu", True).load_state_dict({"dtype": "float16"})
+
+
+def test_named_types_are_settled():
+    assert precision("cpu", True, "bfloat16").settled and precision("cpu", False).settled
+
+
+@pytest.mark.parametrize("chosen", ["bfloat16", "float32"])
+def test_a_run_that_measures_ends_as_one_that_names_the_type(trainer, adaptation, monkeypatch, tmp_path, chosen):
+    """Measuring moves no weight, statistic or random number; a resumed run goes on in the type of the first."""
+    opts = ("SOLVER.MAX_EPOCH", "2", "TEST.EVAL_PERIOD", "0")
+    on = ("SOLVER.AMP.ENABLED", "True")
+    named = adaptation(*opts, *((*on, "SSKD.AMP_DTYPE", chosen) if chosen != "float32" else ()), output=tmp_path / "named")
+    auto = adaptation(*opts, *on, output=tmp_path / "auto")
+    settle, called = amp.Precision.settle, []
+
+    def rigged(self, step):
+        called.append(True)
+        settle(self, step, gain=-1e9 if chosen == "bfloat16" else 1.0)
+
+    monkeypatch.setattr(amp.Precision, "settle", rigged)
+    run(named)
+    run(auto)
+    assert called == [True]
+    expected = load_checkpoint(tmp_path / "named" / "model_final.pth")
+    found = load_checkpoint(tmp_path / "auto" / "model_final.pth")
+    assert found["precision"] == {"dtype": chosen}
+    assert_same(found["model"], expected["model"])
+    assert_same(found["optimizer"], expected["optimizer"])
+    again = trainer(*opts, *on)
+    monkeypatch.setattr(amp, "time", None)  # a resumed run that measured would fail
+    again.resume_from(str(tmp_path / "auto" / "model_0000.pth"))
+    again.train()
+    assert_same(again.model.state_dict(), expected["model"])

@@ -115,14 +115,14 @@ def test_killed_again_and_again(finished, adaptation):
 
 def kills_its_worker(cfg):
     """A loader's worker is killed, as by the kernel for want of memory."""
-    from fastreid_sskd.data import multi_view
+    from fastreid_sskd.data import crops
 
     def killed(path):
         if torch.utils.data.get_worker_info() is not None:
             kill()
         return read_image(path)
 
-    read_image, multi_view.read_image = multi_view.read_image, killed
+    read_image, crops.read_image = crops.read_image, killed
     try:
         run(cfg)
     except RuntimeError as error:

@@ -188,7 +188,9 @@ def test_corrupt_image_is_named(tmp_path, world, monkeypatch):
 
 
 def test_mixed_precision_on_the_cpu(tmp_path):
-    cfg = tiny_baseline(tmp_path, "SOLVER.AMP.ENABLED", "True", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
+    cfg = tiny_baseline(
+        tmp_path, "SOLVER.AMP.ENABLED", "True", "SSKD.AMP_DTYPE", "bfloat16", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0"
+    )
     made = Trainer(cfg)
     before = made.model.backbone[0].weight.detach().clone()
     kinds = []
