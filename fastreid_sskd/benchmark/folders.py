@@ -11,12 +11,13 @@ import torch
 
 from ..evaluation.table import METRICS
 from .description import describe, read_config
-from .result import Result
+from .result import Result, read_results
 from .scalars import read_scalars, training_hours
 
-__all__ = ["SELECTIONS", "collect", "device_of", "find_runs", "is_run", "read_run"]
+__all__ = ["RECORD", "SELECTIONS", "collect", "device_of", "find_runs", "is_run", "read_run"]
 
 SELECTIONS = ("last", "best")
+RECORD = "record.json"  # of the results of a finished grid, or of one of its runs
 _RESULTS = ("rows.json", "results.json", "metrics.json")
 
 
@@ -26,7 +27,7 @@ def is_run(folder: str) -> bool:
 
 
 def collect(folder: str, selections: Collection[str] = ("last",), name: str = "") -> list[Result]:
-    """Results of a run folder, or of all below a folder of runs (such as tools/compare.py makes).
+    """Results of a run folder, of a grid's (its record), or of all below a folder of runs (such as tools/compare.py makes).
 
     Stage 1 folders inside a run are not results of their own. Rows of models as they came stand first.
 
@@ -46,7 +47,11 @@ def collect(folder: str, selections: Collection[str] = ("last",), name: str = ""
         )
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"run folder {folder!r} not found")
-    results = [result for run in find_runs(folder) for result in read_run(run, selections)]
+    record = os.path.join(folder, RECORD)
+    if "last" in selections and os.path.isfile(record) and not is_run(folder):
+        results = read_results(record)
+    else:
+        results = [result for run in find_runs(folder) for result in read_run(run, selections)]
     if not results:
         raise ValueError(f"no finished run in {folder!r}: looked for {', '.join(_RESULTS)} there and below")
     if name:

@@ -19,7 +19,7 @@ from ..engine.atomic import write_atomically
 from ..engine.pipeline import source_weights
 from ..engine.same_run import plain_config
 from ..evaluation.table import METRICS
-from .folders import read_run
+from .folders import RECORD, read_run
 from .result import Result, write_results
 
 __all__ = ["Cell", "Grid", "load_grid", "repeat", "run_grid"]
@@ -111,7 +111,7 @@ def repeat(config: str, runs: int, name: str = "", opts: Sequence = ()) -> Grid:
 def run_grid(grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence = ()) -> list[Result]:
     """Train every cell with every seed that is not finished yet; the results of all that are.
 
-    A cell's folder is ``OUTPUT/<name>/seed<i>``, its results are ``record.json`` there. A run whose pseudo-labels
+    A cell's folder is ``OUTPUT/<name>/seed<i>``, its results are ``record.json`` there, and those of all in ``OUTPUT``. A run whose pseudo-labels
     cannot be trained on is left out with a warning; any other error ends the grid, and the next call goes on from there.
 
     Args:
@@ -137,6 +137,8 @@ def run_grid(grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence =
             folder = os.path.join(output, _slug(cell.name), f"seed{seed}")
             cfg = _cell_config(grid, cell, seed, folder, weights, opts)
             results += _finish(cell, cfg)
+    if not only:
+        write_results(results, os.path.join(output, RECORD))  # in the grid's order, which folders do not tell
     return results
 
 
@@ -174,7 +176,7 @@ def _finish(cell: Cell, cfg: CfgNode) -> list[Result]:
         rows = json.dumps({cell.name: _last_metrics(found, cfg)}, indent=1)
         write_atomically(path, lambda file: file.write(rows.encode()))
     results = [replace(result, method=cell.name) for result in read_run(folder)]
-    write_results(results, os.path.join(folder, "record.json"))
+    write_results(results, os.path.join(folder, RECORD))
     return results
 
 
