@@ -137,7 +137,8 @@ def test_a_process_that_is_not_forked_has_an_empty_one(once, paths):
 # ---- the option -------------------------------------------------------------------------------------------------
 
 
-def test_off_by_default(cfg, once, paths):
+def test_off(cfg, once, paths):
+    cfg.SSKD.CACHE_IMAGES = 0
     assert open_cache(cfg, paths, once) is None
 
 

@@ -52,7 +52,7 @@ SPOILS = {
 @pytest.mark.parametrize("spoil", SPOILS)
 def test_spoiled_image_stops_the_run(finished, adaptation, own_images, tmp_path, monkeypatch, spoil):
     """All of them, so that the next batch has one: its file is named. Put back, the run goes on as if nothing had been."""
-    cfg = adaptation(*EVERY_STEP)
+    cfg = adaptation(*EVERY_STEP, "SSKD.CACHE_IMAGES", "0")  # an image that has been kept is not read again
     shutil.copytree(own_images, tmp_path / "kept")
     with monkeypatch.context() as patch:
         at_step(patch, 4, lambda trainer: [SPOILS[spoil](path) for path in own_images.iterdir()])
