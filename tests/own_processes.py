@@ -10,22 +10,27 @@ _TESTS = str(Path(__file__).resolve().parent)
 
 
 def start(function, *args):
-    """Start `function(*args)`, a function of a test module or of this folder, in a process of one thread."""
+    """Start `function(*args)`, a function of a test module or of this folder, with this process's number of threads.
+
+    With another number its results may have other bits, as with torch 2.1 they do.
+    """
+    import torch
+
     os.environ["PYTHONPATH"] = os.pathsep.join([_TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
     _SERVER.set_forkserver_preload(["tiny_reid"])
-    process = _SERVER.Process(target=_call, args=(dict(os.environ), list(sys.path), function, args))
+    process = _SERVER.Process(target=_call, args=(dict(os.environ), list(sys.path), torch.get_num_threads(), function, args))
     process.start()
     return process
 
 
-def _call(environment, path, function, args):
+def _call(environment, path, threads, function, args):
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:] = path
     multiprocessing.set_start_method("fork", force=True)  # a loader's workers, as in a process of the command line
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     function(*args)
 
 

@@ -94,9 +94,10 @@ def run_tests(python: Path, pytest_args: list[str], timeout: float) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
         command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={junit}", *pytest_args]
+        one_thread = {"OMP_NUM_THREADS": "1", **os.environ}  # for each of pytest's processes, as `make test` gives
         try:
             status = subprocess.run(
-                command, cwd=ROOT, timeout=timeout, stdout=sys.stderr, check=False
+                command, cwd=ROOT, timeout=timeout, stdout=sys.stderr, check=False, env=one_thread
             ).returncode
         except subprocess.TimeoutExpired:
             return {"result": f"timed out after {timeout:.0f} s", "seconds": round(time.monotonic() - start)}

@@ -17,6 +17,11 @@ logger = logging.getLogger("fastreid.sskd.amp")
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+def _has_bfloat16() -> bool:
+    """Of the CUDA device. Without a driver torch < 2.3 raises here, later ones say no."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
 def synchronise(device_type: str) -> None:
     """Wait until the device has done what it was given, for measuring; the CPU does everything at once."""
     if device_type == "cuda":
@@ -45,13 +50,13 @@ class Precision:
         name = cfg.SSKD.AMP_DTYPE
         self.settled = not (cfg.SOLVER.AMP.ENABLED and name == "auto")
         if name == "auto":
-            name = "float16" if on_cuda and not torch.cuda.is_bf16_supported() else "bfloat16"
+            name = "float16" if on_cuda and not _has_bfloat16() else "bfloat16"
         if name not in _DTYPES:
             raise ValueError(f"SSKD.AMP_DTYPE must be auto, {' or '.join(_DTYPES)}; got {cfg.SSKD.AMP_DTYPE!r}")
         half = _DTYPES[name]
         if cfg.SOLVER.AMP.ENABLED and half == torch.float16 and not on_cuda:
             raise ValueError(f"float16 is for CUDA, and the device is {self.device_type}: set SSKD.AMP_DTYPE to bfloat16")
-        if cfg.SOLVER.AMP.ENABLED and half == torch.bfloat16 and on_cuda and not torch.cuda.is_bf16_supported():
+        if cfg.SOLVER.AMP.ENABLED and half == torch.bfloat16 and on_cuda and not _has_bfloat16():
             raise ValueError("this CUDA device has no bfloat16: set SSKD.AMP_DTYPE to float16")
         self._half = half
         self.dtype = half if cfg.SOLVER.AMP.ENABLED else torch.float32

@@ -30,8 +30,9 @@ def test_on_the_cpu():
 
 
 @pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled, but CUDA is not available")
-def test_on_cuda():
+def test_on_cuda(monkeypatch):
     """float16 needs its losses scaled; the scaler can be made, and its state saved, without a device."""
+    monkeypatch.setattr(amp, "_has_bfloat16", lambda: False)
     on = precision("cuda:0", True)
     assert (on.dtype, on.device_type) == (torch.float16, "cuda")
     assert on.scaler is not None and isinstance(on.scaler.state_dict(), dict)
@@ -39,10 +40,10 @@ def test_on_cuda():
 
 def test_bfloat16_on_cuda(monkeypatch):
     """It has the range of float32, so nothing is scaled; where the device has none, that is said."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(amp, "_has_bfloat16", lambda: True)
     on = precision("cuda", True, "bfloat16")
     assert (on.dtype, on.scaler) == (torch.bfloat16, None)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(amp, "_has_bfloat16", lambda: False)
     with pytest.raises(ValueError, match="no bfloat16: set SSKD.AMP_DTYPE to float16"):
         precision("cuda", True, "bfloat16")
 
@@ -103,6 +104,7 @@ def test_auto_takes_what_is_faster(monkeypatch, full, half, chosen):
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available")
 def test_no_scaler_is_left_where_float32_is_faster(monkeypatch):
     monkeypatch.setattr(amp, "synchronise", lambda device: None)
+    monkeypatch.setattr(amp, "_has_bfloat16", lambda: False)
     for half, scaled in ((2.0, False), (0.5, True)):
         one = precision("cuda", True)
         assert one.scaler is not None
