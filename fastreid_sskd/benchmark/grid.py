@@ -30,6 +30,8 @@ logger = logging.getLogger("fastreid.sskd.benchmark")
 _HARMLESS = (
     "OUTPUT_DIR",
     "SSKD.LOG_PERIOD",
+    "SSKD.CACHE_IMAGES",
+    "SSKD.AUGMENT_ON",
     "SSKD.KEEP_CHECKPOINTS",
     "SSKD.SOURCE.CONFIG",
     "DATALOADER.NUM_WORKERS",
