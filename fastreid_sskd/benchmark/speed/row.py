@@ -1,7 +1,7 @@
 """One row of the table of speeds."""
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
-__all__ = ["Row", "row_from_dict"]
+__all__ = ["Row"]
 
 
 @dataclass
@@ -33,9 +33,3 @@ class Row:
     def as_dict(self) -> dict:
         """For JSON."""
         return asdict(self)
-
-
-def row_from_dict(values: dict) -> Row:
-    """The row of :meth:`Row.as_dict`'s dict; keys of later versions are left out."""
-    names = {field.name for field in fields(Row)}
-    return Row(**{name: value for name, value in values.items() if name in names})
