@@ -90,11 +90,10 @@ class FinishViews:
         images = batch["images"].to(self.device, non_blocking=True)
         numbers = batch.pop("views", None)
         if numbers is not None:
-            if self.cut:
-                images = self.augment.erase(images.view(*numbers.shape[:2], *images.shape[-3:]), numbers)
-            else:
-                numbers = numbers.to(self.device, non_blocking=True)
-                images = self.augment.erase_batch(self.augment.cut_batch(images, numbers), numbers)
+            here = numbers.to(self.device, non_blocking=True)
+            images = images.view(*numbers.shape[:2], *images.shape[-3:]) if self.cut else self.augment.cut_batch(images, here)
+            # on the CPU one rectangle after the other; elsewhere that would be as many launches
+            images = self.augment.erase(images, here) if images.is_cpu else self.augment.erase_batch(images, here)
             images = images if self.num_views else images[:, 0]
         batch["images"] = images
         return batch
