@@ -1,0 +1,147 @@
+"""Runs on a device that is not the CPU: `other_device`, strict about where tensors are, with the CPU's results."""
+
+import json
+import os
+import shutil
+
+import other_device
+import pytest
+import torch
+from own_processes import exit_status
+from same_runs import assert_same_files
+from tiny_reid import load_checkpoint, tiny_adaptation, tiny_baseline
+
+from fastreid_sskd.engine import AdaptationTrainer, run
+
+reason = other_device.missing()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(reason is not None, reason=f"needs {reason}")]
+
+DEVICE = ("MODEL.DEVICE", other_device.NAME)
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory):
+    """The folder in which the first process builds the device."""
+    return tmp_path_factory.mktemp("other_device") / "build"
+
+
+def on_device(build, function, *args):
+    """Run it in a process that has the device."""
+    assert exit_status(_with_device, build, function, *args, seconds=400) == 0
+
+
+def _with_device(build, function, *args):
+    function(*args, other_device.register(build))
+
+
+def train(cfg, resume, _):
+    run(cfg, resume)
+
+
+def refuse(_):
+    """What the device is for: it does not take what a GPU would not take, and it notices a wait."""
+    here, there = torch.ones(3, device=other_device.NAME), torch.ones(3)
+    for mixed in (lambda: here + there, lambda: torch.cat([here, there]), lambda: here @ there):
+        with pytest.raises(RuntimeError, match="same device"):
+            mixed()
+    assert (here * torch.tensor(2.0)).sum().item() == 6  # a 0-dimensional one may come along
+
+
+def test_device_is_strict(build):
+    on_device(build, refuse)
+
+
+def test_both_stages_end_as_on_the_cpu(finished, build, tmp_path):
+    """Source models, statistics of the target, refreshes, steps, evaluations: bit for bit."""
+    cfg = tiny_adaptation(tmp_path / "out", *DEVICE)
+    on_device(build, train, cfg, False)
+    assert_same_files(cfg.OUTPUT_DIR, finished.output)
+    for k in range(2):
+        assert_same_files(tmp_path / "out" / "source" / f"peer{k}", finished.output / "source" / f"peer{k}")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results == finished.record
+
+
+def test_resumed_there_or_on_the_cpu(finished, adaptation, build, tmp_path):
+    """A checkpoint of the CPU goes on there and the other way round."""
+    there = adaptation(*DEVICE, output=tmp_path / "there")
+    shutil.copytree(finished.output, there.OUTPUT_DIR)
+    go_back(there)
+    on_device(build, train, there, True)
+    assert_same_files(there.OUTPUT_DIR, finished.output)
+
+    here = adaptation(output=tmp_path / "here")
+    shutil.copytree(there.OUTPUT_DIR, here.OUTPUT_DIR)
+    go_back(here)
+    run(here, resume=True)
+    assert_same_files(here.OUTPUT_DIR, finished.output)
+
+
+def go_back(cfg):
+    """To the checkpoint of the first of two epochs."""
+    os.remove(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))
+    with open(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"), "w", encoding="utf-8") as file:
+        file.write("model_0000.pth")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("SSKD.AUGMENT_ON", "device"), ("SSKD.BN_CHUNK", "4", "SSKD.EVAL_WITH", "ensemble", "SSKD.COMBINE", "distances")],
+    ids=" ".join,
+)
+def test_options_end_as_on_the_cpu(adaptation, build, options, tmp_path):
+    short = ("SOLVER.MAX_EPOCH", "1")
+    here, there = adaptation(*options, *short, output=tmp_path / "here"), adaptation(*options, *short, *DEVICE, output=tmp_path / "there")
+    run(here)
+    on_device(build, train, there, False)
+    assert_same_files(there.OUTPUT_DIR, here.OUTPUT_DIR)
+
+
+def test_half_precision(adaptation, build, tmp_path):
+    """Networks in bfloat16 under the device's own autocast; losses and weights float32, and near float32's."""
+    options = ("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0", *DEVICE)
+    half = adaptation(*options, "SOLVER.AMP.ENABLED", "True", "SSKD.AMP_DTYPE", "bfloat16", output=tmp_path / "half")
+    full = adaptation(*options, output=tmp_path / "full")
+    on_device(build, train, half, False)
+    on_device(build, train, full, False)
+    found, expected = (load_checkpoint(os.path.join(cfg.OUTPUT_DIR, "model_final.pth")) for cfg in (half, full))
+    moved = []
+    for name, value in expected["model"].items():
+        assert found["model"][name].dtype == value.dtype
+        if value.is_floating_point() and not torch.equal(found["model"][name], value):
+            moved.append(name)
+    assert moved, "bfloat16 has changed nothing"
+    one, other = (checkpoint["scalars"]["storage"]["loss_id_peer0"]["values"][:, 0] for checkpoint in (found, expected))
+    torch.testing.assert_close(one, other, rtol=0.05, atol=0.0)
+
+
+def test_plain_model_ends_as_on_the_cpu(build, tmp_path):
+    """The host's own training and evaluation."""
+    here, there = tiny_baseline(tmp_path / "here"), tiny_baseline(tmp_path / "there", *DEVICE)
+    run(here)
+    on_device(build, train, there, False)
+    assert_same_files(there.OUTPUT_DIR, here.OUTPUT_DIR)
+
+
+def count_waits(cfg, path, take_waits):
+    """Train, and write what was waited for between the beginnings of the steps."""
+    step, found = AdaptationTrainer.run_step, []
+
+    def run_step(self):
+        found.append(take_waits())
+        step(self)
+
+    AdaptationTrainer.run_step = run_step
+    run(cfg)
+    path.write_text(json.dumps([*found, take_waits()]))
+
+
+def test_no_step_waits_for_the_device(adaptation, build, tmp_path):
+    """Forward, backward, optimiser, average and all hooks; after the last step of the epoch the losses are read."""
+    cfg = adaptation(
+        *DEVICE, "SSKD.LOG_PERIOD", "100", "SSKD.ITERS_PER_EPOCH", "5", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0"
+    )
+    on_device(build, count_waits, cfg, tmp_path / "waits.json")
+    refresh, *steps, last = json.loads((tmp_path / "waits.json").read_text())
+    assert refresh and last  # features for the labels; losses and a checkpoint
+    assert steps == [{}] * 4
