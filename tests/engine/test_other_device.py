@@ -136,12 +136,15 @@ def count_waits(cfg, path, take_waits):
     path.write_text(json.dumps([*found, take_waits()]))
 
 
-def test_no_step_waits_for_the_device(adaptation, build, tmp_path):
-    """Forward, backward, optimiser, average and all hooks; after the last step of the epoch the losses are read."""
+def test_waits_of_a_step(adaptation, build, tmp_path):
+    """Forward, backward, optimiser, average and all hooks: torch checks the eigenproblem of each peer's nuclear norm, and nothing else.
+
+    After the last step of the epoch the losses are read.
+    """
     cfg = adaptation(
         *DEVICE, "SSKD.LOG_PERIOD", "100", "SSKD.ITERS_PER_EPOCH", "5", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0"
     )
     on_device(build, count_waits, cfg, tmp_path / "waits.json")
     refresh, *steps, last = json.loads((tmp_path / "waits.json").read_text())
     assert refresh and last  # features for the labels; losses and a checkpoint
-    assert steps == [{}] * 4
+    assert steps == [{"aten::_linalg_eigh": 2}] * 4

@@ -144,7 +144,8 @@ void by_the_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   }
   TORCH_CHECK(!(here && elsewhere), name, ": Expected all tensors to be on the same device, found one on the CPU");
   static const std::set<std::string> waiting{"aten::nonzero",    "aten::masked_select", "aten::equal", "aten::_unique2",
-                                             "aten::unique_dim", "aten::is_nonzero"};  // their results have a size, or are none
+                                             "aten::unique_dim", "aten::is_nonzero",    // their results have a size, or are none
+                                             "aten::_linalg_eigh", "aten::_linalg_svd"};  // and these check theirs
   if (waiting.count(name)) count_wait(name);
   const bool before = std::exchange(in_operator, true);
   try {
