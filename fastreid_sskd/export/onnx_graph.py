@@ -1,5 +1,6 @@
 """A trained model as an ONNX graph with a dynamic batch, checked with onnxruntime."""
 import contextlib
+import copy
 import inspect
 import io
 import json
@@ -32,7 +33,7 @@ def export_onnx(
     Written under a temporary name and checked there, so that a file at ``path`` is one that gives the model's features.
 
     Args:
-        network: what is exported, on any device; it is moved to the CPU.
+        network: what is exported, on any device; it stays there.
         path: of the file, one file with its weights in it.
         size: (H, W) of the images.
         metadata: written into the file, values as text or JSON.
@@ -54,7 +55,7 @@ def export_onnx(
     except ImportError as error:
         raise ImportError(f"export to ONNX needs onnx, onnxruntime and onnxscript: {INSTALL} ({error})") from error
 
-    network = network.cpu().eval()
+    network = copy.deepcopy(network).cpu().eval()  # it shares its weights with the model it is of
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"
     try:

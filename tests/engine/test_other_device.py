@@ -11,7 +11,13 @@ from own_processes import exit_status
 from same_runs import assert_same_files
 from tiny_reid import load_checkpoint, tiny_adaptation, tiny_baseline
 
+from fastreid_sskd.benchmark.speed.memory import step_bytes
+from fastreid_sskd.benchmark.speed.nets import benchmark_config
 from fastreid_sskd.engine import AdaptationTrainer, run
+from fastreid_sskd.engine.amp import Precision
+from fastreid_sskd.engine.optimizer import build_optimizer
+from fastreid_sskd.engine.step import TrainingStep
+from fastreid_sskd.export import deployed, export_onnx
 
 reason = other_device.missing()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(reason is not None, reason=f"needs {reason}")]
@@ -86,7 +92,7 @@ def go_back(cfg):
 
 @pytest.mark.parametrize(
     "options",
-    [("SSKD.AUGMENT_ON", "device"), ("SSKD.BN_CHUNK", "4", "SSKD.EVAL_WITH", "ensemble", "SSKD.COMBINE", "distances")],
+    [("SSKD.AUGMENT_ON", "device"), ("SSKD.CHANNELS_LAST", "True"), ("SSKD.BN_CHUNK", "4", "SSKD.EVAL_WITH", "ensemble", "SSKD.COMBINE", "distances")],
     ids=" ".join,
 )
 def test_options_end_as_on_the_cpu(adaptation, build, options, tmp_path):
@@ -123,17 +129,30 @@ def test_plain_model_ends_as_on_the_cpu(build, tmp_path):
     assert_same_files(there.OUTPUT_DIR, here.OUTPUT_DIR)
 
 
-def count_waits(cfg, path, take_waits):
+def export(cfg, path, _):
+    model = AdaptationTrainer.build_model(cfg)
+    export_onnx(deployed(model), path, cfg.INPUT.SIZE_TEST)
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {other_device.NAME}
+
+
+def test_export_leaves_the_model_there(adaptation, build, tmp_path):
+    for module in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(module, reason='needs the extra onnx: pip install "fastreid-sskd[onnx]"')
+    on_device(build, export, adaptation(*DEVICE), str(tmp_path / "teacher.onnx"))
+    assert (tmp_path / "teacher.onnx").is_file()
+
+
+def count_waits(cfg, path, device):
     """Train, and write what was waited for between the beginnings of the steps."""
     step, found = AdaptationTrainer.run_step, []
 
     def run_step(self):
-        found.append(take_waits())
+        found.append(device.take_waits())
         step(self)
 
     AdaptationTrainer.run_step = run_step
     run(cfg)
-    path.write_text(json.dumps([*found, take_waits()]))
+    path.write_text(json.dumps([*found, device.take_waits()]))
 
 
 def test_waits_of_a_step(adaptation, build, tmp_path):
@@ -148,3 +167,28 @@ def test_waits_of_a_step(adaptation, build, tmp_path):
     refresh, *steps, last = json.loads((tmp_path / "waits.json").read_text())
     assert refresh and last  # features for the labels; losses and a checkpoint
     assert steps == [{"aten::_linalg_eigh": 2}] * 4
+
+
+def measure_peak(cfg, classes, path, device):
+    """The most memory of the second step, when the optimiser has its moments."""
+    model = AdaptationTrainer.build_model(cfg).train()
+    model.reset_classifiers(torch.randn(classes, model.centroid_size))
+    step = TrainingStep(model, build_optimizer(cfg, list(model.students)), Precision(cfg), read_every=3, epoch_length=3)
+    shape = (cfg.SOLVER.IMS_PER_BATCH, model.num_peers, 3, *cfg.INPUT.SIZE_TRAIN)
+    batch = {"images": torch.randint(256, shape, dtype=torch.uint8), "targets": torch.arange(shape[0]) // 4}
+    step.set_data_loader([batch] * 2)
+    for step.iter in range(2):
+        device.take_peak()
+        step.run_step()
+        model.update_teachers(step.iter, 0.999)
+    path.write_text(str(device.take_peak()))
+
+
+@pytest.mark.parametrize("network", ["resnet18", "osnet_x0_25"])
+def test_memory_of_a_step_is_what_the_benchmark_computes(build, tmp_path, network):
+    """With one student's graph at a time, in an allocator that counts; without workspaces of kernels, which the CPU's have here."""
+    options = {"batch": 16, "size": (64, 32), "peers": 3}
+    on_device(build, measure_peak, benchmark_config(network, other_device.NAME, **options), 10, tmp_path / "peak")
+    parts = step_bytes(benchmark_config(network, "cpu", **options), 10)
+    found, computed = int((tmp_path / "peak").read_text()), sum(parts.values())
+    assert 0.9 * computed <= found <= computed, (found, parts)

@@ -36,6 +36,14 @@ def assert_close(found, expected):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_network_is_left_as_it_is(tiny, tmp_path):
+    """It shares its weights with a model that may go on training."""
+    _, model = tiny()
+    network = deployed(model).train()
+    export_onnx(network, str(tmp_path / "t.onnx"), SIZE)
+    assert network.training and all(module.training for module in network.modules())
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_teacher_at_any_batch(tiny, tmp_path, inside):
     _, model = tiny()

@@ -25,7 +25,8 @@ def missing():
 def register(build):
     """Build it in the folder `build`, where it is not yet there, and make it torch's device "other".
 
-    Returns a function that gives, as {what: times}, what the host has waited for since it was called last.
+    Returns an object whose `take_waits()` is what the host has waited for since it was called last, as {what: times}, and
+    whose `take_peak()` is the most memory [bytes] that was taken at once since it was called last.
     """
     from torch.utils.cpp_extension import load
 
@@ -37,7 +38,7 @@ def register(build):
     torch._register_device_module(NAME, _module())
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
     _read_storages()
-    return library.take_waits
+    return library
 
 
 def _module():

@@ -1,7 +1,7 @@
 // A device for tests of code that will run on one: memory of its own, operators computed by the CPU's.
 //
 // What it is strict about is what a GPU is strict about: operands in two places are an error (a 0-dimensional CPU tensor or an
-// index may come along). And it counts every time that the host waits for a value.
+// index may come along). And it counts every time that the host waits for a value, and its memory.
 #include <ATen/EmptyTensor.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
@@ -43,12 +43,30 @@ void count_wait(const std::string& what) {
 
 // ---- memory -----------------------------------------------------------------------------------------------------
 
+std::map<void*, size_t> blocks;
+size_t allocated = 0, peak = 0;
+
+void release(void* data) {
+  if (!data) return;
+  {
+    std::lock_guard<std::mutex> guard(mutex);
+    allocated -= blocks.extract(data).mapped();
+  }
+  std::free(data);
+}
+
 struct Allocator final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     void* data = bytes ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr;
-    return {data, data, &std::free, kDevice};
+    if (data) {
+      std::lock_guard<std::mutex> guard(mutex);
+      blocks[data] = bytes;
+      allocated += bytes;
+      peak = std::max(peak, allocated);
+    }
+    return {data, data, &release, kDevice};
   }
-  c10::DeleterFnPtr raw_deleter() const override { return &std::free; }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
 };
 Allocator allocator;
@@ -88,7 +106,7 @@ Tensor copy_from(const Tensor& from, const Tensor& to, bool /*non_blocking*/) {
 }
 
 Tensor copy_from_and_resize(const Tensor& from, const Tensor& to) {
-  to.resize_(from.sizes());
+  if (to.sizes() != from.sizes()) to.resize_(from.sizes());  // else as it lies, channels last too
   return copy_from(from, to, false);
 }
 
@@ -272,5 +290,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("take_waits", [] {
     std::lock_guard<std::mutex> guard(mutex);
     return std::exchange(waits, {});
+  });
+  m.def("take_peak", [] {
+    std::lock_guard<std::mutex> guard(mutex);
+    return std::exchange(peak, allocated);
   });
 }

@@ -3,6 +3,7 @@ import argparse
 from collections.abc import Callable, Iterable
 
 import torch
+from fastreid.config import CfgNode
 from fastreid.modeling import build_model
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -10,13 +11,13 @@ from ...modeling import SSKD
 from .nets import benchmark_config
 from .row import Row
 
-__all__ = ["rows", "saved_bytes", "state_bytes"]
+__all__ = ["rows", "saved_sizes", "state_bytes", "step_bytes"]
 
 _GB = 1e9
 
 
-def saved_bytes(forward: Callable[[], object], but: Iterable[torch.Tensor] = ()) -> int:
-    """Bytes of the storages that a forward pass's graph keeps until its backward pass; each storage counts once.
+def saved_sizes(forward: Callable[[], object], but: Iterable[torch.Tensor] = ()) -> list[int]:
+    """Bytes of each storage that a forward pass's graph keeps until its backward pass.
 
     Works on the meta device, where nothing is computed.
 
@@ -35,7 +36,7 @@ def saved_bytes(forward: Callable[[], object], but: Iterable[torch.Tensor] = ())
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()
-    return sum(storage.nbytes() for storage in storages.values())
+    return [storage.nbytes() for storage in storages.values()]
 
 
 def state_bytes(model: SSKD) -> dict[str, int]:
@@ -47,33 +48,44 @@ def state_bytes(model: SSKD) -> dict[str, int]:
     return {"students": size(model.students), "teachers": size(model.teachers), "gradients": learned, "moments": 2 * learned}
 
 
-def rows(args: argparse.Namespace) -> list[Row]:
-    """ResNet-50 peers at batch 64, 256x128, in float32: peer by peer ("ours"), all graphs at once ("plain"), state ("floor").
+def step_bytes(cfg: CfgNode, classes: int) -> dict[str, int]:
+    """What a step in float32 takes, part by part; their sum is the most there is at once.
 
-    Computed on the meta device, without data. Counted are weights, statistics, gradients, moments, views,
-    saved tensors, and the gradients of two feature maps of the largest size; workspaces of kernels are not.
+    Computed on the meta device, without data. "one_graph" is what the graph of one student keeps. "transient" are the gradients of
+    two feature maps of the largest size. Workspaces of kernels are not counted.
+
+    Args:
+        cfg: of an ``SSKD`` of equal peers.
+        classes: C, pseudo-identities.
     """
-    cfg = benchmark_config("resnet50", "cpu", batch=64, peers=args.peers)
     model = build_model(cfg)
-    model.reset_classifiers(torch.zeros(args.classes, model.centroid_size))
+    model.reset_classifiers(torch.zeros(classes, model.centroid_size))
+    state = state_bytes(model)
     model = model.to("meta").train()
-    batch, (height, width) = cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.SIZE_TRAIN
+    batch, peers, (height, width) = cfg.SOLVER.IMS_PER_BATCH, model.num_peers, cfg.INPUT.SIZE_TRAIN
     given = {
-        "images": torch.empty(batch, args.peers, 3, height, width, dtype=torch.uint8, device="meta"),
+        "images": torch.empty(batch, peers, 3, height, width, dtype=torch.uint8, device="meta"),
         "targets": torch.empty(batch, dtype=torch.long, device="meta"),
     }
-    state = state_bytes(model)
-    kept = sum(state.values())
-    views = args.peers * batch * 3 * height * width * 4  # normalised; each student's graph refers to its own
-    one_graph = (saved_bytes(lambda: model(given), but=model.parameters()) - views) // args.peers
-    largest = batch * 256 * (height // 4) * (width // 4) * 4  # the first stage's output
-    ours, plain = (kept + views + graphs * one_graph + 2 * largest for graphs in (1, args.peers))
+    views = peers * batch * 3 * height * width * 4  # normalised; each student's graph refers to its own
+    saved = saved_sizes(lambda: model(given), but=model.parameters())
+    return {**state, "views": views, "one_graph": (sum(saved) - views) // peers, "transient": 2 * max(saved)}
+
+
+def rows(args: argparse.Namespace) -> list[Row]:
+    """ResNet-50 peers at batch 64, 256x128, in float32: peer by peer ("ours"), all graphs at once ("plain"), state ("floor")."""
+    cfg = benchmark_config("resnet50", "cpu", batch=64, peers=args.peers)
+    parts = step_bytes(cfg, args.classes)
+    ours = sum(parts.values())
+    plain = ours + (args.peers - 1) * parts["one_graph"]
+    floor = sum(parts[part] for part in ("students", "teachers", "gradients", "moments"))
+    height, width = cfg.INPUT.SIZE_TRAIN
     return [Row(
         section="memory",
-        what=f"resnet50, K = {args.peers}, batch {batch}, {height}x{width}, float32",
+        what=f"resnet50, K = {args.peers}, batch {cfg.SOLVER.IMS_PER_BATCH}, {height}x{width}, float32",
         unit="GB",
-        ours=ours / _GB, plain=plain / _GB, floor=kept / _GB,
+        ours=ours / _GB, plain=plain / _GB, floor=floor / _GB,
         target=f"{ours / _GB:.1f} GB (<= 11)",
         note="computed, not measured; ours: one student's graph at a time, plain: all; floor: weights, gradients, moments",
-        details={**state, "one_graph": one_graph, "views": views, "transient": 2 * largest},
+        details=parts,
     )]  # fmt: skip
