@@ -24,6 +24,7 @@ def run_sample(tmp_path, variables: dict) -> str:
     inherited = {
         k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_", "FASTREID_", "PYTEST_"))
     }
+    inherited["PYTHONPATH"] = str(ROOT / "tests")  # the suite's own modules, which pytest finds beside its conftest.py
     command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", str(tmp_path)]
     done = subprocess.run(
         command, cwd=tmp_path, env={**inherited, **variables}, capture_output=True, text=True, check=False

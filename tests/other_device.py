@@ -31,7 +31,7 @@ def register(build):
     from torch.utils.cpp_extension import load
 
     build.mkdir(exist_ok=True)
-    source = str(Path(__file__).with_name("device.cpp"))
+    source = str(Path(__file__).with_suffix(".cpp"))
     library = load("other_device", [source], extra_cflags=["-O1", "-w"], build_directory=str(build))
     library.register_hooks()
     torch.utils.rename_privateuse1_backend(NAME)
