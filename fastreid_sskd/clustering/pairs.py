@@ -105,8 +105,10 @@ def _pairs_of_rows(
     Returns:
         the first row not done, and the entries in use.
     """
-    # J <= limit means shared >= 2 total (1 - limit) / (2 - limit): saves the division for most pairs
-    least = np.int64(2.0 * total * (1.0 - limit) / (2.0 - limit)) - 2 if limit < 1.0 else np.int64(0)
+    # J <= limit means shared >= 2 total (1 - limit) / (2 - limit): saves the division for most pairs. The next float32 stands for
+    # the limit, since a distance is rounded to one before it is compared.
+    above = np.float64(np.nextafter(np.float32(limit), np.float32(2.0)))
+    least = np.int64(2.0 * total * (1.0 - above) / (2.0 - above)) - 2 if above < 1.0 else np.int64(0)
     for i in range(row_start, row_stop):
         if written + (sums.shape[0] - 1 - i) > out_indices.shape[0]:
             return i, written

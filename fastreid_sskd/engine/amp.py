@@ -1,5 +1,6 @@
 """Mixed precision on whatever device the model is on."""
 import contextlib
+import inspect
 import logging
 import statistics
 import time
@@ -18,8 +19,12 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def _has_bfloat16() -> bool:
-    """Of the CUDA device. Without a driver torch < 2.3 raises here, later ones say no."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    """Of the CUDA device, not in software, which is slower than float32. Without a driver torch < 2.3 raises, later ones say no."""
+    if not torch.cuda.is_available():
+        return False
+    asked = torch.cuda.is_bf16_supported
+    counts_software = "including_emulation" in inspect.signature(asked).parameters  # torch >= 2.5
+    return asked(including_emulation=False) if counts_software else asked()
 
 
 def synchronise(device_type: str) -> None:

@@ -33,7 +33,25 @@ def build_optimizer(cfg: CfgNode, networks: Sequence[nn.Module]) -> torch.optim.
     if has_fused_kernel(type(optimizer), optimizer.param_groups):
         for group in optimizer.param_groups:
             group["fused"] = True
+        optimizer._step_supports_amp_scaling = True  # what torch's constructor does: a scaler leaves inf and scale to the kernel
+    kernels = [group.get("fused") for group in optimizer.param_groups]
+    optimizer.register_load_state_dict_post_hook(lambda loaded: _keep_to_this_machine(loaded, kernels))
     return optimizer
+
+
+def _keep_to_this_machine(optimizer: torch.optim.Optimizer, kernels: Sequence[bool | None]) -> None:
+    """After a checkpoint of another device or memory layout: the kernels of this one, and moments that lie as their parameters do.
+
+    A fused kernel walks a parameter and its moments side by side in memory, whatever their strides say.
+    """
+    for group, fused in zip(optimizer.param_groups, kernels):
+        if "fused" in group:
+            group["fused"] = fused
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def has_fused_kernel(kind: type[torch.optim.Optimizer], groups: Sequence[dict]) -> bool:

@@ -13,7 +13,7 @@ from ..config import add_sskd_config
 from ..processes import on_main
 
 __all__ = [
-    "begin", "load_config", "make_deterministic", "read_config", "resolve", "seed_everything", "setup",
+    "begin", "load_config", "make_deterministic", "read_config", "resolve", "seed_everything", "setup", "use_device",
     "without_pretraining",
 ]
 
@@ -61,6 +61,16 @@ def resolve(cfg: CfgNode) -> CfgNode:
     if cfg.SEED < 0:
         cfg.SEED = on_main(lambda: int(np.random.SeedSequence().generate_state(1)[0] >> 1))
     return cfg
+
+
+def use_device(device: str) -> None:
+    """Make a CUDA device that is named by its number ("cuda:1") this process's current one.
+
+    Generators, peak memory, waits for the device and what asks for its abilities are those of the current device.
+    """
+    named = torch.device(device)
+    if named.type == "cuda" and named.index is not None:
+        torch.cuda.set_device(named)
 
 
 def starts_from_backbone(cfg: CfgNode) -> bool:

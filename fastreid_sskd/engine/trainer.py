@@ -36,7 +36,7 @@ from .memory import reset_peak_memory
 from .optimizer import build_optimizer
 from .random_state import random_state, restore_random_state
 from .same_run import check_same_run, plain_config
-from .setup import seed_everything
+from .setup import seed_everything, use_device
 from .step import TrainingStep
 from .stop import Stopped, StopRequest, listen
 from .writers import build_writers
@@ -117,6 +117,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """As the host, with an error that helps where it would download weights and cannot."""
+        use_device(cfg.MODEL.DEVICE)
         try:
             return super().build_model(cfg)
         except ModuleNotFoundError as error:

@@ -8,6 +8,7 @@ from fastreid.evaluation import ReidEvaluator
 from fastreid.evaluation.query_expansion import aqe
 from fastreid.utils import comm
 
+from ..processes import alone, control_group
 from .distances import METRICS_IN_BLOCKS, distance_blocks
 from .ranking import evaluate_blocks
 
@@ -23,15 +24,15 @@ class BlockwiseEvaluator(ReidEvaluator):
 
     def evaluate(self) -> dict[str, float]:
         """The metrics in percent in the main process; {} elsewhere."""
-        test = self.cfg.TEST
-        if test.RERANK.ENABLED or test.ROC.ENABLED or test.METRIC not in METRICS_IN_BLOCKS:
-            return super().evaluate()
         predictions = self._predictions
         if comm.get_world_size() > 1:
-            comm.synchronize()
-            predictions = list(itertools.chain(*comm.gather(predictions, dst=0)))
+            # Patiently: the main process may still be ranking another teacher's features, longer than a device's group waits.
+            predictions = list(itertools.chain(*comm.gather(predictions, dst=0, group=control_group())))
             if not comm.is_main_process():
                 return {}
+        test = self.cfg.TEST
+        if test.RERANK.ENABLED or test.ROC.ENABLED or test.METRIC not in METRICS_IN_BLOCKS:
+            return self._by_the_host(predictions)
         features, identities, cameras = (
             torch.cat([prediction[key] for prediction in predictions]) for key in ("feats", "pids", "camids")
         )
@@ -42,6 +43,16 @@ class BlockwiseEvaluator(ReidEvaluator):
         labels = [values[side].numpy() for values in (identities, cameras) for side in sides]
         self._results = evaluate_features(query, gallery, *labels, metric=test.METRIC)
         return OrderedDict(self._results)
+
+
+    def _by_the_host(self, predictions: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+        """The host's evaluation of what all processes have predicted, in the main one alone."""
+        own, self._predictions = self._predictions, predictions
+        try:
+            with alone():
+                return super().evaluate()
+        finally:
+            self._predictions = own
 
 
 def evaluate_features(

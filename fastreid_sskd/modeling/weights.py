@@ -2,7 +2,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -71,18 +71,20 @@ def is_sskd_state(state: dict[str, torch.Tensor]) -> bool:
     return any(key.startswith("teachers.") for key in state)
 
 
-def _peer_state(state: dict[str, torch.Tensor], k: int) -> dict[str, torch.Tensor]:
-    """The part of a state dict that is peer k's network: of an SSKD checkpoint, teacher k's."""
+def _peer_state(state: dict[str, torch.Tensor], k: int, own: Container[str]) -> dict[str, torch.Tensor]:
+    """The part of a state dict that is peer k's network: of an SSKD checkpoint, teacher k's; ``own``: names of all its tensors."""
     prefix = f"teachers.{k}."
     if is_sskd_state(state):
         state = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
     if not any(key.startswith("backbone.") for key in state):
         return {f"backbone.{key}": value for key, value in state.items()}
-    return {key: value for key, value in state.items() if key.startswith(("backbone.", "heads."))}
+    return {key: value for key, value in state.items() if key.startswith(("backbone.", "heads.")) or key in own}
 
 
 def load_network(peer: Peer, state: dict[str, torch.Tensor], path: str, k: int = 0) -> None:
-    """Load backbone and BN-neck of one network; the classifier, which is of other identities, stays as it is.
+    """Load one network but its classifier, which is of other identities and stays as it is.
+
+    That is backbone, BN-neck, and what an architecture of its own (``SSKD.PEER_ARCHITECTURE``) has besides.
 
     Args:
         peer: the network to fill.
@@ -92,10 +94,10 @@ def load_network(peer: Peer, state: dict[str, torch.Tensor], path: str, k: int =
     Raises:
         ValueError: if the backbone or the neck does not fit, or an SSKD model has no such teacher.
     """
-    state = _peer_state(state, k)
+    own = peer.state_dict()
+    state = _peer_state(state, k, own)
     if not state:
         raise ValueError(f"{path!r} holds no network for peer {k}: lower SSKD.NUM_PEERS, or give one file a peer")
-    own = peer.state_dict()
     state = {key: value for key, value in state.items() if key != "heads.weight"}
     wrong = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
     missing = [k for k in own if k.startswith("backbone.") and k not in state and "num_batches_tracked" not in k]
@@ -112,7 +114,7 @@ def load_network(peer: Peer, state: dict[str, torch.Tensor], path: str, k: int =
             f"{path!r} holds weights of another network than MODEL.BACKBONE / MODEL.HEADS describe: tensors "
             + ", ".join(parts)
         )
-    absent = [k for k in own if k.startswith("heads.") and k != "heads.weight" and k not in state]
+    absent = [k for k in own if not k.startswith("backbone.") and k != "heads.weight" and k not in state]
     if absent:
         logger.warning("%s has no weights for %s: they keep their initial values", path, ", ".join(absent))
     peer.load_state_dict(state, strict=False)

@@ -1,11 +1,11 @@
 """Several processes of one run: starting them, and what they tell each other. With one process nothing here does anything."""
 from .agreement import DisagreementError, check_agreement
-from .control import agree, all_rows, gather_rows, in_all, on_every, on_main, share_of
+from .control import agree, all_rows, alone, control_group, gather_rows, in_all, on_every, on_main, share_of
 from .group import join
 from .launcher import launch
 from .tensors import average_gradients, broadcast_buffers, broadcast_model
 
 __all__ = [
-    "DisagreementError", "agree", "all_rows", "average_gradients", "broadcast_buffers", "broadcast_model", "check_agreement",
-    "gather_rows", "in_all", "join", "launch", "on_every", "on_main", "share_of",
+    "DisagreementError", "agree", "all_rows", "alone", "average_gradients", "broadcast_buffers", "broadcast_model", "check_agreement",
+    "control_group", "gather_rows", "in_all", "join", "launch", "on_every", "on_main", "share_of",
 ]

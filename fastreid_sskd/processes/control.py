@@ -1,14 +1,15 @@
 """Small things that processes tell each other, over a gloo group of its own: the CPU's, patient, whatever the device."""
+import contextlib
 import datetime
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from fastreid.utils import comm
 
-__all__ = ["agree", "all_rows", "control_group", "gather_rows", "in_all", "on_every", "on_main", "share_of"]
+__all__ = ["agree", "all_rows", "alone", "control_group", "gather_rows", "in_all", "on_every", "on_main", "share_of"]
 
 T = TypeVar("T")
 
@@ -20,6 +21,16 @@ _PATIENCE = datetime.timedelta(days=7)
 def control_group() -> dist.ProcessGroup:
     """The group; every process has to call this for the first time at the same place, see :func:`.group.join`."""
     return dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """The host's code in the body takes this process for the only one, and so waits for no other."""
+    world, comm.get_world_size = comm.get_world_size, lambda: 1
+    try:
+        yield
+    finally:
+        comm.get_world_size = world
 
 
 def on_main(function: Callable[[], T]) -> T:

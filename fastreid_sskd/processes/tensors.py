@@ -15,12 +15,14 @@ _BUCKET = 25_000_000
 def _buckets(tensors: list[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
     """Groups of one type and device, in order, each of about ``_BUCKET`` values."""
     bucket: list[torch.Tensor] = []
+    size = 0
     for tensor in tensors:
         same = bucket and (bucket[0].dtype, bucket[0].device) == (tensor.dtype, tensor.device)
-        if bucket and (not same or sum(t.numel() for t in bucket) + tensor.numel() > _BUCKET):
+        if bucket and (not same or size + tensor.numel() > _BUCKET):
             yield bucket
-            bucket = []
+            bucket, size = [], 0
         bucket.append(tensor)
+        size += tensor.numel()
     if bucket:
         yield bucket
 
@@ -30,8 +32,8 @@ def _through_flat(tensors: list[torch.Tensor], communicate) -> None:
     for bucket in _buckets(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         communicate(flat)
-        for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
-            tensor.copy_(part.view_as(tensor))
+        parts = flat.split([tensor.numel() for tensor in bucket])
+        torch._foreach_copy_(bucket, [part.view_as(tensor) for tensor, part in zip(bucket, parts)])
 
 
 @torch.no_grad()

@@ -187,3 +187,18 @@ def test_progress_is_told_up_to_the_end(monkeypatch):
     assert told[-1][0] == told[-1][1] > 0
     assert len(told) == -(-len(CASES["crowd"]) // 50)
     assert all(0 < before[0] < after[0] for before, after in itertools.pairwise(told))
+
+
+def test_error_of_a_product_whose_precision_torch_will_not_say(monkeypatch):
+    """torch >= 2.9 raises where both kinds of its switches were used: then the lowest is reckoned with."""
+    rows = UnitRows.from_features(np.eye(4, dtype=np.float32))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    expected = candidates.product_error(rows)
+    torch.set_float32_matmul_precision(before)
+
+    def mixed():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
+    assert candidates.product_error(rows) == expected > 2.0**-7

@@ -96,3 +96,13 @@ def test_a_distance_that_rounds_to_one_is_not_stored():
     assert found.indptr.tolist() == [0, 1, 2, 3, 3, 3]
     assert found.indices.tolist() == [2, 3, 4]
     assert found.data[0] == np.float32(1 - 100 / (2 * total - 100)) < 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_distance_as_the_limit(seed):
+    """A limit that pairs lie on, as eps may: the same as a filter of all pairs, whose distances are rounded to float32."""
+    encoding = encoding_of(crowd(seed=seed))
+    whole = pairs.pair_distances(encoding)
+    for limit in np.unique(whole.data):
+        kept = pairs.pair_distances(encoding, max_distance=float(limit))
+        assert len(kept.data) == (whole.data <= limit).sum(), limit

@@ -154,3 +154,13 @@ def test_a_run_that_measures_ends_as_one_that_names_the_type(trainer, adaptation
     again.resume_from(str(tmp_path / "auto" / "model_0000.pth"))
     again.train()
     assert_same(again.model.state_dict(), expected["model"])
+
+
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_bfloat16_in_software_does_not_count(monkeypatch, in_hardware):
+    """torch says yes for a GPU that computes it in software, unless it is asked not to."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or in_hardware)
+    assert amp._has_bfloat16() is in_hardware
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: in_hardware)  # torch < 2.5
+    assert amp._has_bfloat16() is in_hardware

@@ -1,10 +1,13 @@
 """The host's optimiser over several networks, joined into few groups."""
 
+import copy
+
 import pytest
 import torch
 from fastreid.solver import build as host
 from tiny_reid import tiny_adaptation
 
+from fastreid_sskd.engine import optimizer as optimizer_module
 from fastreid_sskd.engine.optimizer import build_optimizer, has_fused_kernel, reset_optimizer
 from fastreid_sskd.modeling import build_peer
 
@@ -98,3 +101,67 @@ def test_reset(cfg):
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     assert {int(state["step"]) for state in optimizer.state.values()} == {1}
+
+
+def stepped(cfg, peer, optimizer, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in peer.parameters():
+        parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, generator=generator))
+    optimizer.step()
+
+
+def test_resumed_in_another_memory_layout(cfg):
+    """A fused kernel walks weights and moments side by side: those of a checkpoint are laid as the weights are."""
+    ends = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        first = build_peer(cfg)
+        optimizer = build_optimizer(cfg, [first])
+        stepped(cfg, first, optimizer, 1)
+        second = build_peer(cfg).to(memory_format=layout)
+        second.load_state_dict(first.state_dict())
+        resumed = build_optimizer(cfg, [second])
+        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for parameter, state in resumed.state.items():
+            assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == parameter.stride()
+        stepped(cfg, second, resumed, 2)
+        ends.append(second)
+    assert any(not p.is_contiguous() for p in ends[1].parameters())
+    for (name, one), other in zip(ends[0].named_parameters(), ends[1].parameters()):
+        torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def test_resumed_on_a_machine_without_the_kernel(cfg, monkeypatch):
+    saved = build_optimizer(cfg, [build_peer(cfg)])
+    for group in saved.param_groups:
+        group["fused"] = True
+    monkeypatch.setattr(optimizer_module, "has_fused_kernel", lambda *_: False)
+    made = build_optimizer(cfg, [build_peer(cfg)])
+    before = [group["fused"] for group in made.param_groups]
+    made.load_state_dict(saved.state_dict())
+    assert [group["fused"] for group in made.param_groups] == before == [None] * len(before)
+
+
+@pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="torch 2.3")
+def test_step_that_overflows_is_left_out(cfg):
+    """The scaler leaves scale and overflow to the fused kernel, and waits for nothing; then nothing moves."""
+    peer = build_peer(cfg)
+    optimizer = build_optimizer(cfg, [peer])
+    if not optimizer.param_groups[0]["fused"]:
+        pytest.skip("no fused kernel here")
+    assert optimizer._step_supports_amp_scaling
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for bad in (False, True, False):
+        before = [p.detach().clone() for p in peer.parameters()]
+        steps = [state["step"].clone() for state in optimizer.state.values()]
+        loss = scaler.scale(sum((p * p).sum() for p in peer.parameters()))
+        optimizer.zero_grad()
+        loss.backward()
+        if bad:
+            next(peer.parameters()).grad.flatten()[0] = float("inf")
+        scaler.step(optimizer)
+        scaler.update()
+        moved = [not torch.equal(p, old) for p, old in zip(peer.parameters(), before)]
+        assert any(moved) is not bad
+        if bad:
+            assert [int(state["step"]) for state in optimizer.state.values()] == [int(step) for step in steps]

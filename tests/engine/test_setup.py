@@ -11,7 +11,7 @@ import yaml
 from tiny_reid import CONFIGS, TINY_TARGET, tiny_source
 
 from fastreid_sskd.engine import load_config, resolve, run, seed_everything, setup
-from fastreid_sskd.engine.setup import without_pretraining
+from fastreid_sskd.engine.setup import use_device, without_pretraining
 
 
 def arguments(config_file="", *opts):
@@ -112,3 +112,11 @@ def test_without_pretraining():
     cfg.freeze()
     assert without_pretraining(cfg).MODEL.BACKBONE.PRETRAIN is False
     assert cfg.MODEL.BACKBONE.PRETRAIN is True and cfg.is_frozen()
+
+
+@pytest.mark.parametrize("device, expected", [("cuda:1", [1]), ("cuda", []), ("cpu", [])])
+def test_a_device_named_by_its_number_becomes_the_current_one(monkeypatch, device, expected):
+    found = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda named: found.append(named.index))
+    use_device(device)
+    assert found == expected

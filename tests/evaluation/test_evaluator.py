@@ -139,3 +139,32 @@ def _joined(given):
 
 def test_three_processes(cfg):
     assert together(shared, cfg, world=3) == [0, 0, 0]
+
+
+def shared_with_limit(cfg, rerank):
+    """No process may wait in a group with a device's time limit: the main one ranks for as long as it takes."""
+    from fastreid.utils import comm
+
+    from fastreid_sskd.processes import control_group
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("waits for the main process in a group with a time limit")
+
+    gather, rank, given = comm.gather, comm.get_rank(), batches()
+    comm.synchronize = refuse
+    comm.gather = lambda data, dst=0, group=None: gather(data, dst, group) if group is control_group() else refuse()
+    cfg.TEST.RERANK.ENABLED = rerank
+    found = [results(BlockwiseEvaluator, cfg, (given[:3], given[3:])[rank]) for _ in range(2)]  # a teacher after the other
+    assert comm.get_world_size() == 2
+    if rank:
+        assert found == [{}, {}]
+    else:
+        comm.get_world_size = lambda: 1
+        expected = results(BlockwiseEvaluator, cfg)
+        for one in found:
+            assert_same_results(one, expected)
+
+
+@pytest.mark.parametrize("rerank", [False, True])
+def test_others_wait_for_the_main_process_patiently(cfg, rerank):
+    assert together(shared_with_limit, cfg, rerank) == [0, 0]

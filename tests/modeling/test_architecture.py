@@ -13,7 +13,7 @@ from torch import nn
 from fastreid_sskd.engine import load_config
 from fastreid_sskd.engine.optimizer import build_optimizer
 from fastreid_sskd.export.baseline import export_baseline
-from fastreid_sskd.modeling import build_peer
+from fastreid_sskd.modeling import build_peer, load_source_weights
 
 
 @META_ARCH_REGISTRY.register()
@@ -167,3 +167,28 @@ def test_what_cannot_be_a_peer(config):
     silent = build_peer(config(opts=["SSKD.PEER_ARCHITECTURE", "SilentForTests"])).train()
     with pytest.raises(TypeError, match="cls_outputs"):
         silent(batch()["images"][:, 0], batch()["targets"])
+
+
+def test_source_weights_hold_all_of_it(config, tmp_path):
+    """Stage 1 trains what the architecture has besides backbone and head: stage 2 starts from that too."""
+    cfg = config(opts=["SSKD.PEER_ARCHITECTURE", "GatedForTests"])
+    model, source = build_model(cfg), build_peer(cfg)
+    for value in source.state_dict().values():
+        if value.is_floating_point():
+            torch.nn.init.uniform_(value, 0.1, 1.0)
+    saved = source.state_dict()
+    torch.save({"model": {**saved, "pixel_mean": torch.zeros(3)}}, tmp_path / "source.pth")
+    load_source_weights(model, [str(tmp_path / "source.pth")])
+    for peer in (*model.students, *model.teachers):
+        found = peer.state_dict()
+        assert {"gate", "seen", "mix.weight", "mix.running_mean"} <= set(found)
+        assert all(torch.equal(found[name], value) for name, value in saved.items() if name != "heads.weight")
+
+
+def test_source_weights_without_part_of_it(config, tmp_path, caplog):
+    cfg = config(opts=["SSKD.PEER_ARCHITECTURE", "GatedForTests"])
+    model, saved = build_model(cfg), build_peer(cfg).state_dict()
+    del saved["gate"]
+    torch.save(saved, tmp_path / "source.pth")
+    load_source_weights(model, [str(tmp_path / "source.pth")])
+    assert "has no weights for gate" in caplog.text and torch.all(model.students[0].gate == 0.5)

@@ -15,6 +15,7 @@ from fastreid.utils.events import EventStorage
 from ...data import adaptation_loader
 from ...engine.amp import Precision, synchronise
 from ...engine.optimizer import build_optimizer
+from ...engine.setup import use_device
 from ...engine.step import TrainingStep
 from .bare_step import BareStep
 from .crops import write_crops
@@ -49,6 +50,8 @@ def measure_step(name: str, args: argparse.Namespace) -> Row:
         name, args.device, batch=args.batch, size=args.size, peers=args.peers, steps=rounds, dtype=args.precision,
         channels_last=args.channels_last, compiled=args.compile,
     )
+    use_device(args.device)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     torch.manual_seed(args.seed)
     model = build_model(cfg).train()
     plain = PlainStep(cfg, model)
@@ -56,7 +59,7 @@ def measure_step(name: str, args: argparse.Namespace) -> Row:
         model.to(memory_format=torch.channels_last)
     step = TrainingStep(
         model, build_optimizer(cfg, list(model.students)), Precision(cfg), compiled=args.compile,
-        read_every=1 if torch.device(args.device).type == "cpu" else rounds,
+        read_every=1 if torch.device(args.device).type == "cpu" else rounds, epoch_length=rounds,
     )
     for networks in (model, plain.model):
         generator = torch.Generator().manual_seed(args.seed)
@@ -118,7 +121,8 @@ def _row(name: str, args: argparse.Namespace, cfg: CfgNode, precision: str, wall
         unit="s/step",
         ours=median["ours"], plain=median["plain"], floor=median["floor"],
         target=f"over the floor {over:+.1%}{of_cpu} (<= {_LIMITS[on_cpu]:.0%}); plain / ours {gain:.2f} (>= 1)",
-        note=precision + (", channels last" if args.channels_last else "") + (", compiled" if args.compile else ""),
+        note=precision + (", channels last" if args.channels_last else "") + (", compiled" if args.compile else "")
+        + (f", {cfg.DATALOADER.NUM_WORKERS} workers" if cfg.DATALOADER.NUM_WORKERS else ""),
         details={"seconds": wall, "cpu_seconds": cpu, "overhead": over, "cpu_overhead": over_cpu, "plain_over_ours": gain},
     )  # fmt: skip
 
