@@ -61,7 +61,12 @@ def main(args) -> int:
             return launch(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
         except ValueError as error:
             raise SystemExit(f"{error}") from None
-    with join(load_config(args.config_file, args.opts).MODEL.DEVICE):
+    try:
+        device = load_config(args.config_file, args.opts).MODEL.DEVICE
+    except (KeyError, ValueError, FileNotFoundError) as error:
+        print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
+        return 2
+    with join(device):
         return one_process(args)
 
 

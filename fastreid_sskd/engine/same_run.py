@@ -1,14 +1,12 @@
 """Whether a checkpoint belongs to the run that a config describes."""
 import contextlib
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastreid.config import CfgNode
-from fastreid.utils import comm
 
-from .atomic import write_atomically
+from .kept_config import keep_config
 from .setup import load_config
 
 __all__ = ["OtherConfigError", "check_same_run", "config_kept_on_refusal", "plain_config"]
@@ -38,15 +36,11 @@ class OtherConfigError(ValueError):
 @contextlib.contextmanager
 def config_kept_on_refusal(folder: str) -> Iterator[None]:
     """Leave ``config.yaml`` in ``OUTPUT_DIR`` as it was if the body, which may write it, finds another run's checkpoint."""
-    path, before = os.path.join(folder, "config.yaml"), None
-    if folder and os.path.isfile(path):
-        with open(path, "rb") as file:
-            before = file.read()
+    put_back = keep_config(folder)
     try:
         yield
     except OtherConfigError:
-        if before is not None and comm.is_main_process():
-            write_atomically(path, lambda file: file.write(before))
+        put_back()
         raise
 
 

@@ -1,5 +1,6 @@
 """From the command line to a frozen config, a log, and seeded generators."""
 import argparse
+import logging
 import os
 from collections.abc import Sequence
 
@@ -11,11 +12,14 @@ from fastreid.utils.env import seed_all_rng
 
 from ..config import add_sskd_config
 from ..processes import on_main
+from .kept_config import keep_config
 
 __all__ = [
     "begin", "load_config", "make_deterministic", "read_config", "resolve", "seed_everything", "setup", "use_device",
     "without_pretraining",
 ]
+
+logger = logging.getLogger("fastreid.sskd.setup")
 
 
 def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
@@ -41,7 +45,7 @@ def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     cfg.SSKD.SOURCE.CONFIG = source and os.path.join(beside, source)
     cfg.SSKD.PEERS = [os.path.join(beside, path) for path in cfg.SSKD.PEERS]
     try:
-        cfg.merge_from_list(list(opts))
+        cfg.merge_from_list(_pairs(opts))
     except AssertionError as error:  # yacs raises a KeyError for the same in a file
         raise (KeyError if "Non-existent" in str(error) else ValueError)(str(error)) from None
     if cfg.SSKD.SOURCE.CONFIG:
@@ -54,9 +58,29 @@ def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     return cfg
 
 
+def _pairs(opts: Sequence) -> list:
+    """Overrides as yacs takes them.
+
+    Raises:
+        ValueError: for what people write by habit: an option behind the pairs, KEY=value.
+    """
+    opts = list(opts)
+    for item in opts[::2]:
+        if isinstance(item, str) and item.startswith("--"):
+            raise ValueError(f"{item} stands among the KEY value pairs: options go before them")
+        if isinstance(item, str) and "=" in item:
+            raise ValueError(f"{item!r} is no key of the config: write KEY value, not KEY=value")
+    for at in range(1, len(opts), 2):
+        if opts[at - 1] == "SSKD.EVAL_WITH":
+            opts[at] = repr(str(opts[at]))  # a peer's number is a name here, which yacs would read as a number
+    return opts
+
+
 def resolve(cfg: CfgNode) -> CfgNode:
     """Fill in what depends on the machine or on chance: a device that is there, and a seed that can be given again."""
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE is %s, and torch finds no CUDA device: the CPU is used (set it to cpu to have no warning)",
+                       cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     if cfg.SEED < 0:
         cfg.SEED = on_main(lambda: int(np.random.SeedSequence().generate_state(1)[0] >> 1))
@@ -111,8 +135,14 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 
 
 def begin(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Start a run's log, write its config to ``OUTPUT_DIR/config.yaml``, seed all generators."""
+    """Start a run's log, write its config to ``OUTPUT_DIR/config.yaml``, seed all generators.
+
+    Where nothing is trained (``--eval-only``, ``--predict``), the config of the run that the folder is of stays.
+    """
+    put_back = keep_config(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
+    if getattr(args, "eval_only", False) or getattr(args, "predict", None):
+        put_back()
     seed_everything(cfg.SEED)
 
 

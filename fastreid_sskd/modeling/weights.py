@@ -24,7 +24,12 @@ def _arrays_allowed() -> AbstractContextManager:
     if torch.__version__ < (2, 6):
         return contextlib.nullcontext()
     rebuild = np.zeros(1).__reduce__()[0]  # its module depends on the numpy that wrote the file
-    names = [(rebuild, f"numpy.{module}.multiarray._reconstruct") for module in ("core", "_core")]
+    scalar = np.float64(0).__reduce__()[0]
+    names = [
+        (function, f"numpy.{module}.multiarray.{name}")
+        for function, name in ((rebuild, "_reconstruct"), (scalar, "scalar"))
+        for module in ("core", "_core")
+    ]
     types = {type(np.dtype(code)) for code in "?bBhilqefd"}  # those torch has as well
     return torch.serialization.safe_globals([*names, np.ndarray, np.dtype, *types])
 

@@ -120,3 +120,43 @@ def test_a_device_named_by_its_number_becomes_the_current_one(monkeypatch, devic
     monkeypatch.setattr(torch.cuda, "set_device", lambda named: found.append(named.index))
     use_device(device)
     assert found == expected
+
+
+def test_config_of_a_finished_run_stays(tmp_path, host_logging):
+    """An evaluation in the run's own folder may have other settings; what reads config.yaml later means the run's."""
+    first = arguments("", "OUTPUT_DIR", str(tmp_path), "SEED", "1", "SOLVER.MAX_EPOCH", "7")
+    setup(first)
+    before = (tmp_path / "config.yaml").read_bytes()
+    for flags in ({"eval_only": True}, {"eval_only": False, "predict": "images"}):
+        given = argparse.Namespace(config_file="", opts=["OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_EPOCH", "9", "SEED", "2"], **flags)
+        assert setup(given).SOLVER.MAX_EPOCH == 9
+        assert (tmp_path / "config.yaml").read_bytes() == before
+    setup(arguments("", "OUTPUT_DIR", str(tmp_path), "SEED", "1", "SOLVER.MAX_EPOCH", "8"))
+    assert b"MAX_EPOCH: 8" in (tmp_path / "config.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("given", ["1", 1, "ensemble"])
+def test_peers_number_as_an_override(given):
+    assert load_config("", ["SSKD.NUM_PEERS", "2", "SSKD.EVAL_WITH", given]).SSKD.EVAL_WITH == str(given)
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["SEED", "1", "--resume"], "--resume stands among the KEY value pairs: options go before them"),
+        (["--num-gpus", "1", "SEED", "1"], "--num-gpus stands among"),
+        (["SEED=1"], "'SEED=1' is no key of the config: write KEY value, not KEY=value"),
+    ],
+)
+def test_habits_of_the_command_line(opts, message):
+    with pytest.raises(ValueError, match=message):
+        load_config("", opts)
+
+
+def test_device_that_is_not_there_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    resolve(load_config("", ["MODEL.DEVICE", "cuda:0"]))
+    assert "MODEL.DEVICE is cuda:0, and torch finds no CUDA device: the CPU is used" in caplog.text
+    caplog.clear()
+    resolve(load_config("", ["MODEL.DEVICE", "cpu"]))
+    assert not caplog.text

@@ -114,3 +114,13 @@ def test_as_a_command(tmp_path, world):
 def test_evaluation_of_nothing(finished):
     with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS"):
         evaluate(finished.cfg)
+
+
+@pytest.mark.parametrize(
+    "opts, said",
+    [(("SSKD.CLUSTER.EPSS", "1"), "SSKD.CLUSTER.EPSS"), (("SEED", "1", "--resume"), "options go before them"), (("SEED", "x"), "SEED")],
+)
+def test_command_line_that_is_refused_exits_with_2(main, tmp_path, capsys, opts, said):
+    assert main(arguments(tmp_path, *opts)) == 2
+    shown = capsys.readouterr().err
+    assert said in shown and "Traceback" not in shown and not list(tmp_path.iterdir())

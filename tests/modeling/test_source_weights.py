@@ -4,6 +4,7 @@ import io
 import logging
 from collections import Counter, OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from fastreid.modeling import build_model
@@ -364,3 +365,10 @@ def test_nothing_but_tensors_is_unpickled(make_peer, save, tmp_path, at):
 def test_files_without_a_state_dict(save, content):
     with pytest.raises(ValueError, match="holds no (state dict|named tensors)"):
         read_state_dict(save(content))
+
+
+@weights_only_is_narrow
+@pytest.mark.parametrize("value", [np.float64(3.2), np.float32(0.5), np.int64(7)], ids=lambda value: type(value).__name__)
+def test_numpy_scalars_beside_the_tensors(save, value):
+    """As toolboxes save their best mAP."""
+    assert list(read_state_dict(save({"model": {"a": torch.zeros(2)}, "best_mAP": value}))) == ["a"]

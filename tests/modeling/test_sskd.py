@@ -41,6 +41,26 @@ def cross_entropy_with(teacher_logits, logits):
 # ---- the losses ----------------------------------------------------------------------------------
 
 
+def test_what_a_loss_is_given(make_model, make_batch, outputs):
+    """Every field, also those that only somebody's own loss reads: the student's own teacher and its peer's are two."""
+    model, batch = make_model(), make_batch()
+    out, given = outputs(model, batch), []
+
+    def keep(of_peer, peer):
+        given.append(of_peer)
+        return {f"loss_id_peer{peer}": of_peer.logits.sum()}
+
+    model.losses = keep
+    model(batch)
+    for k, one in enumerate(given):
+        student, own, peer = out["s"][k], out["t"][k], out["t"][(k + 1) % 3]
+        assert torch.equal(one.features, student["features"]) and torch.equal(one.logits, student["cls_outputs"])
+        assert torch.equal(one.teacher_features, own["features"]) and torch.equal(one.teacher_logits, own["pred_class_logits"])
+        assert torch.equal(one.peer_teacher_features, peer["features"])
+        assert torch.equal(one.peer_teacher_logits, peer["pred_class_logits"])
+        assert not torch.equal(own["features"], peer["features"]) and torch.equal(one.labels, batch["targets"])
+
+
 @pytest.mark.parametrize("num_peers", [1, 2, 3])
 def test_every_loss_of_every_peer_has_a_name(make_model, make_batch, num_peers):
     losses = make_model(num_peers)(make_batch(num_peers))
