@@ -31,13 +31,14 @@ def add_sskd_config(cfg: CfgNode) -> None:
     # what of the peers is combined for clusters and ensemble: "features" (the mean, the method's; for one space),
     # "distances" (their mean; every peer keeps a space and centroids of its own), "auto" (distances with PEERS)
     _C.COMBINE = "auto"
-    # length of an epoch, whatever the number of images [iterations]
+    # length of an epoch, whatever the number of images [iterations, >= 1]
     _C.ITERS_PER_EPOCH = 400
     # images that share batch-norm statistics: contiguous chunks of the batch [images; 0: the whole batch].
     # 16 is what four GPUs under DataParallel gave the authors at batch 64 (running statistics: the first chunk's).
     _C.BN_CHUNK = 0
     # what the model returns in evaluation: "best" (the teacher that was best on DATASETS.TESTS[0]; the first before
-    # any evaluation), "ensemble" (normalised mean of the teachers' normalised features) or a peer's number ("0")
+    # any evaluation), "ensemble" (normalised mean of the teachers' normalised features) or a peer's number ("0"; in a file
+    # with its quotes)
     _C.EVAL_WITH = "best"
     # what model_best and its best teacher are chosen by: "mAP" on DATASETS.TESTS[0], or without labels, at the cost of a
     # refresh an epoch: "silhouette" of the clusters (noise counts 0), least "noise", "stability" of the labels
@@ -45,9 +46,9 @@ def add_sskd_config(cfg: CfgNode) -> None:
     # several processes: losses of the whole batch, of features and logits gathered with their gradient, as one process computes
     # them; False: each process's own (multi-similarity and the nuclear norm then see a share)
     _C.GATHER_LOSSES = True
-    # how often losses are written to the log, metrics.json and TensorBoard [iterations]
+    # how often losses are written to the log, metrics.json and TensorBoard [iterations, >= 1]
     _C.LOG_PERIOD = 50
-    # how many of the periodic checkpoints are kept beside model_best and model_final, and of those inside epochs [files]
+    # how many of the periodic checkpoints are kept beside model_best and model_final, and of those inside epochs [files, >= 1]
     _C.KEEP_CHECKPOINTS = 2
     # save inside an epoch too, this long after the last checkpoint [seconds; 0: not by time]
     _C.CHECKPOINT_SECONDS = 1800
@@ -75,7 +76,7 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.LOSSES = node()
     # L_id, cross entropy with smoothed pseudo-labels; weight 1 - w
     _C.LOSSES.LabelSmoothCE = node({"WEIGHT": 0.5})
-    # epsilon, the share of the target spread evenly over all classes [0, 1)
+    # epsilon, the share of the target spread evenly over all classes [0, 1]
     _C.LOSSES.LabelSmoothCE.EPSILON = 0.1
     # L_soft, cross entropy with the next peer's teacher; weight w
     _C.LOSSES.SoftCE = node({"WEIGHT": 0.5})
@@ -123,7 +124,7 @@ def add_sskd_config(cfg: CfgNode) -> None:
 
     # ---- pseudo-label refresh, before every epoch ---------------------------------------------------------------
     _C.CLUSTER = node()
-    # k1, k-reciprocal neighbours; k2, neighbours of the query expansion (1: none) [images]
+    # k1, k-reciprocal neighbours; k2, neighbours of the query expansion (1: none) [images, >= 1]
     _C.CLUSTER.K1 = 20
     _C.CLUSTER.K2 = 6
     # "sskd" (the released code's and MMT's distance) or "faiss" (SpCL's, OpenUnReID's, fast-reid's)
@@ -154,11 +155,11 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.CLUSTER.RHO = 1.6e-3
     # estimate eps again at every EPS_EVERY-th epoch [epochs; 0: only at the first refresh, as the method does]
     _C.CLUSTER.EPS_EVERY = 0
-    # bounds that an estimated eps is moved into, as Jaccard distances [0: none]
+    # bounds that an estimated eps is moved into, as Jaccard distances: MIN < 1, MIN <= MAX <= 1 [0: none]
     _C.CLUSTER.EPS_MIN = 0.0
     _C.CLUSTER.EPS_MAX = 0.0
     # images within EPS, itself included, that make an image the core of a cluster; hdbscan and infomap: images that
-    # make a cluster [images]
+    # make a cluster [images, >= 1]
     _C.CLUSTER.MIN_SAMPLES = 4
     # limits of the share of images without a cluster and of those in the largest one [0, 1]; 1: no limit
     _C.CLUSTER.MAX_NOISE_SHARE = 0.9
@@ -180,5 +181,6 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.SOURCE.SKIP = False
     # overrides of that config, as on the command line [KEY, value, KEY, value, ...]
     _C.SOURCE.OPTS = []
-    # in that config: data sets whose images, without labels, pass through batch norm in every step [names]
+    # in that config: data sets whose images, without labels, pass through batch norm in every step [names]. Where a run of both
+    # stages finds others here than its target, it takes its target
     _C.SOURCE.BN_DATASETS = ()

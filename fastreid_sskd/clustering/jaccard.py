@@ -165,6 +165,7 @@ def jaccard_distance(
     *,
     variant: str = "sskd",
     knn: str = "auto",
+    approximate: ApproximateOptions | None = None,
     device: str | torch.device | None = None,
     max_distance: float | None = None,
 ) -> scipy.sparse.csr_matrix:
@@ -177,6 +178,7 @@ def jaccard_distance(
         variant: "sskd" (also MMT's: k1 + 1 entries with self, D over its row's maximum) or "faiss" (SpCL,
             OpenUnReID, Cluster-Contrast, fast-reid: k1 entries with self, softmax of -D).
         knn: "auto", "torch" or "faiss", which give the same lists, or "reduced" and "ivf", which are approximate.
+        approximate: options of the k-NN "reduced" and "ivf".
         device: where the k-NN search runs; the tensor's own device when None. The rest runs on the CPU.
         max_distance: store only distances <= this (in float32), e.g. eps where it is known.
 
@@ -192,6 +194,6 @@ def jaccard_distance(
     """
     rows = UnitRows.from_features(features, device)
     sizes = list_sizes(len(rows), k1, k2, variant)
-    candidates = search_share(rows, sizes, variant, knn=knn)
-    neighbors = neighbors_from_candidates(rows, candidates, sizes, variant)
+    candidates = search_share(rows, sizes, variant, knn=knn, approximate=approximate)
+    neighbors = neighbors_from_candidates(rows, candidates, sizes, variant, approximate=approximate)
     return pairs_from_neighbors(rows, neighbors, sizes, variant, max_distance=max_distance).symmetric()

@@ -10,17 +10,19 @@ from fastreid.config import CfgNode
 from fastreid.modeling import build_model
 from torch import nn
 
-from ..clustering import CLUSTERING_METHODS, KNN_BACKENDS, VARIANTS
 from ..data.items import test_items, training_items
+from ..data.loaders import TargetLoader
 from ..data.samplers import check_batch
 from ..data.seeding import derive_seed
 from ..evaluation.table import results_table
 from ..modeling import ema_decay, load_source_weights, peer_config
 from ..processes import on_main
 from .adaptation import AdaptationTrainer
+from .amp import Precision
+from .check_config import check_clustering, check_settings
 from .checkpoint import Checkpointer, damage, last_checkpoint
+from .hooks import Checkpoints
 from .lock import output_folder
-from .records import LABEL_FREE
 from .same_run import check_same_run, config_kept_on_refusal, plain_config
 from .setup import load_config, make_deterministic, seed_everything, starts_from_backbone, without_pretraining
 from .shares import check_shares
@@ -135,24 +137,25 @@ def check_inputs(cfg: CfgNode) -> None:
     """What would only be found out after the source models have been trained for hours: settings, model, target.
 
     Raises:
-        ValueError: if a batch cannot hold P x K, a setting is not one of those known, or a data set is empty.
+        ValueError: if a batch cannot hold P x K, a setting is out of its range, or a data set is empty.
         FileNotFoundError: if images are not where they should be.
+        ImportError: if a setting needs a package that is not installed.
     """
     check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
     check_shares(cfg)
     ema_decay(0, cfg.SSKD.EMA.MOMENTUM)
-    for key, known in (
-        ("METHOD", CLUSTERING_METHODS), ("VARIANT", VARIANTS), ("KNN", ("auto", *KNN_BACKENDS)),
-        ("ON_LIMIT", ("warn", "collapse")), ("ON_COLLAPSE", ("stop", "keep")),
-    ):  # fmt: skip
-        if cfg.SSKD.CLUSTER[key] not in known:
-            raise ValueError(f"SSKD.CLUSTER.{key} must be one of {', '.join(known)}; got {cfg.SSKD.CLUSTER[key]!r}")
+    check_settings(cfg)
     if cfg.TEST.PRECISE_BN.ENABLED:
         raise ValueError("TEST.PRECISE_BN is for plain fast-reid models, whose batches have no views: set it to False")
-    if cfg.SSKD.SELECT_BY not in ("mAP", *LABEL_FREE):
-        raise ValueError(f"SSKD.SELECT_BY must be one of mAP, {', '.join(LABEL_FREE)}; got {cfg.SSKD.SELECT_BY!r}")
+    Precision(cfg)
     build_model(without_pretraining(cfg))  # and its losses
-    training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
+    Checkpoints(
+        Checkpointer(nn.Module()), cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SSKD.KEEP_CHECKPOINTS,
+        seconds=cfg.SSKD.CHECKPOINT_SECONDS, iters=cfg.SSKD.CHECKPOINT_ITERS,
+    )  # fmt: skip
+    items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
+    check_clustering(cfg, len(items))
+    TargetLoader(cfg, items)  # refuses views and a cache that cannot be
     if cfg.TEST.EVAL_PERIOD:
         if not cfg.DATASETS.TESTS:
             raise ValueError("DATASETS.TESTS is empty: name a test set, or set TEST.EVAL_PERIOD to 0")
@@ -183,6 +186,10 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
                 "give them different names"
             )
         source.SSKD.FOLDERS[name] = folder.clone()
+    target = tuple(cfg.DATASETS.NAMES)
+    if source.SSKD.SOURCE.BN_DATASETS and tuple(source.SSKD.SOURCE.BN_DATASETS) != target:
+        logger.info("the source models' batch norm sees %s, the target of this run", ", ".join(target))
+        source.SSKD.SOURCE.BN_DATASETS = target
     source.SEED = derive_seed(cfg.SEED, k) >> 1
     source.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "source", f"peer{k}")
     source.merge_from_list(list(cfg.SSKD.SOURCE.OPTS))

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+import scipy.sparse
 import torch
 from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
@@ -17,6 +18,7 @@ from ..clustering import (
     check_usable,
     cluster_agreement,
     find_method,
+    jaccard_distance,
     labels_again,
     pseudo_labels,
 )
@@ -78,10 +80,8 @@ class PseudoLabelRefresh(HookBase):
 
     def before_epoch(self):
         result, kept, seconds = self._labels_together()
-        if not kept:
-            self.eps = result.eps or self.eps
-            self.labels = torch.as_tensor(result.labels)
-
+        self.eps = result.eps or self.eps  # kept labels come without one
+        self.labels = torch.as_tensor(result.labels)
         self.model.reset_classifiers(torch.as_tensor(result.centroids))
         self.on_labels(result.labels)
         self._report(result, seconds, kept)
@@ -92,7 +92,8 @@ class PseudoLabelRefresh(HookBase):
         loader = extraction_loader(self.cfg, self.items, shared=True, cache=self.cache)
         features = all_rows(in_all(lambda: self.model.combine(extract_features(self.model, loader))))
         extracted = time.perf_counter()
-        options = self._clustering_options()
+        every = self.cfg.SSKD.CLUSTER.EPS_EVERY
+        options = self._clustering_options(estimate_again=bool(every) and self.trainer.epoch % every == 0)
         candidates = shared_candidates(features, **options)
         searched = time.perf_counter() - extracted
         if not comm.is_main_process():
@@ -126,32 +127,41 @@ class PseudoLabelRefresh(HookBase):
         return False
 
     def cluster(self, features, previous) -> PseudoLabels:
-        """Pseudo-labels of features (N, d) by the run's settings and its eps; changes nothing. ``previous``: (N,) labels or None."""
+        """Pseudo-labels of features (N, d) by the run's settings and the eps it has; changes nothing. ``previous``: (N,) or None."""
         return pseudo_labels(features, previous=previous, **self._clustering_options())
+
+    def distances(self, features) -> scipy.sparse.csr_matrix:
+        """Jaccard distances (N, N) of features (N, d) by the run's settings, as of `jaccard_distance`."""
+        return jaccard_distance(features, **self._search_options())
 
     def _previous(self):
         return None if self.labels is None else self.labels.numpy()
 
-    def _clustering_options(self) -> dict:
+    def _clustering_options(self, estimate_again: bool = False) -> dict:
         cluster = self.cfg.SSKD.CLUSTER
-        again = cluster.EPS_EVERY and self.trainer.epoch % cluster.EPS_EVERY == 0
         if find_method(cluster.METHOD).uses != "radius":
             radius = {}
-        elif cluster.EPS or (self.eps and not again):
-            radius = {"eps": cluster.EPS or self.eps}
-        elif cluster.PAIRS_PER_IMAGE:
+        elif cluster.EPS > 0 or (self.eps and not estimate_again):
+            radius = {"eps": cluster.EPS if cluster.EPS > 0 else self.eps}
+        elif cluster.PAIRS_PER_IMAGE > 0:
             radius = {"pairs_per_image": cluster.PAIRS_PER_IMAGE}
         else:
             radius = {"rho": cluster.RHO}
         return dict(
-            k1=cluster.K1, k2=cluster.K2, variant=cluster.VARIANT, knn=cluster.KNN, method=cluster.METHOD,
-            min_samples=cluster.MIN_SAMPLES, num_clusters=cluster.NUM_CLUSTERS, seed=max(self.cfg.SEED, 0),
-            eps_min=cluster.EPS_MIN, eps_max=cluster.EPS_MAX, device=self.model.device,
-            approximate=ApproximateOptions(
-                cluster.REDUCED_DIM, cluster.IVF_LISTS, cluster.IVF_PROBES, cluster.MIN_RECALL
-            ),
-            **radius,
+            method=cluster.METHOD, min_samples=cluster.MIN_SAMPLES, num_clusters=cluster.NUM_CLUSTERS,
+            seed=max(self.cfg.SEED, 0), eps_min=cluster.EPS_MIN, eps_max=cluster.EPS_MAX,
+            **self._search_options(), **radius,
         )
+
+    def _search_options(self) -> dict:
+        cluster = self.cfg.SSKD.CLUSTER
+        approximate = ApproximateOptions(
+            cluster.REDUCED_DIM, cluster.IVF_LISTS, cluster.IVF_PROBES, cluster.MIN_RECALL
+        )
+        return {
+            "k1": cluster.K1, "k2": cluster.K2, "variant": cluster.VARIANT, "knn": cluster.KNN,
+            "approximate": approximate, "device": self.model.device,
+        }  # fmt: skip
 
     def _report(self, result, seconds: dict[str, float], kept: bool) -> None:
         report = result.report

@@ -6,7 +6,7 @@ import pytest
 import torch
 from dense_reference import cosines, crowd, dense_jaccard, lattice, to_dense
 
-from fastreid_sskd.clustering import jaccard_distance
+from fastreid_sskd.clustering import ApproximateOptions, jaccard_distance
 
 GOLDEN = sorted((Path(__file__).resolve().parent.parent / "golden").glob("cluster_*.npz"))
 VARIANTS = ("sskd", "faiss")
@@ -244,3 +244,14 @@ def test_names_and_numbers_out_of_range():
         jaccard_distance(features, 0)
     with pytest.raises(ValueError, match="k2=0"):
         jaccard_distance(features, 20, 0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_approximate_options_reach_the_search(variant):
+    features = crowd(seed=3)
+    exact = jaccard_distance(features, 9, 3, variant=variant)
+    whole = ApproximateOptions(reduced_dim=features.shape[1])
+    least = ApproximateOptions(reduced_dim=1, min_recall=0.01)
+    found = [jaccard_distance(features, 9, 3, variant=variant, knn="reduced", approximate=at) for at in (whole, least)]
+    np.testing.assert_allclose(to_dense(found[0]), to_dense(exact), rtol=0, atol=2e-6)
+    assert abs(to_dense(found[1]) - to_dense(exact)).max() > 0.1

@@ -69,6 +69,19 @@ def test_source_seeds_follow_the_runs_seed(finished):
     assert source_config(other, 0).SEED == source_config(other, 0).SEED
 
 
+def test_source_models_see_this_runs_target(finished, caplog):
+    """The shipped stage 1 names the shipped target; another target on the command line is the one that batch norm has to see."""
+    caplog.set_level("INFO")
+    assert source_config(finished.cfg, 0).SSKD.SOURCE.BN_DATASETS == ("Market1501",) and not caplog.text
+    other = finished.cfg.clone()
+    other.defrost()
+    other.DATASETS.NAMES = ("CropFolder",)
+    assert source_config(other, 0).SSKD.SOURCE.BN_DATASETS == ("CropFolder",)
+    assert "batch norm sees CropFolder, the target of this run" in caplog.text
+    other.SSKD.SOURCE.OPTS = [*other.SSKD.SOURCE.OPTS, "SSKD.SOURCE.BN_DATASETS", ()]
+    assert source_config(other, 0).SSKD.SOURCE.BN_DATASETS == ()  # none, as asked for
+
+
 def test_source_config_shares_the_network(tmp_path):
     cfg = tiny_adaptation(
         tmp_path, "INPUT.SIZE_TRAIN", "[48, 24]", "SSKD.BN_CHUNK", "4", "MODEL.HEADS.POOL_LAYER", "GeneralizedMeanPooling"

@@ -1,5 +1,6 @@
 """The best epoch and teacher without labels: signals, what is kept, and a run without any source."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -10,11 +11,18 @@ import torch
 from fastreid.engine.train_loop import HookBase
 from tiny_reid import load_checkpoint, tiny_adaptation
 
-from fastreid_sskd.clustering import jaccard_distance, pseudo_labels
+from fastreid_sskd.clustering import (
+    ApproximateOptions,
+    ClusterReport,
+    Limits,
+    jaccard_distance,
+    pseudo_labels,
+)
 from fastreid_sskd.clustering.silhouette import sparse_silhouette
 from fastreid_sskd.data import extraction_loader
 from fastreid_sskd.engine import AdaptationTrainer, run
 from fastreid_sskd.engine import adaptation as adaptation_module
+from fastreid_sskd.engine import refresh as refresh_module
 from fastreid_sskd.engine.records import LABEL_FREE, Record
 from fastreid_sskd.engine.setup import seed_everything
 from fastreid_sskd.evaluation.features import extract_features
@@ -86,6 +94,88 @@ def test_model_best_is_the_highest_score(adaptation, tmp_path, caplog, select_by
     assert f"the best epoch and teacher are chosen by {select_by}" in caplog.text
     assert f"model_best holds the state after {best + 1} epochs" in caplog.text and "without labels" in caplog.text
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    "select_by, label, reason", [("noise", 0, "1 cluster"), ("fewest", 0, "1 cluster"), ("fewest", -1, "0 clusters")]
+)
+def test_collapsed_clusters_are_not_selected(trainer, monkeypatch, caplog, select_by, label, reason):
+    """One cluster of everything has no noise, so its score would be the highest."""
+    monkeypatch.setitem(LABEL_FREE, "fewest", lambda signals: 1 / (1 + signals["clusters"]))
+    made = trainer("DATASETS.TESTS", "()", "SSKD.SELECT_BY", select_by, "SOLVER.MAX_EPOCH", "2")
+    real = made.refresh.cluster
+
+    def cluster(features, previous):
+        found = real(features, previous)
+        if made.epoch == 0:
+            return found
+        labels = np.full_like(found.labels, label)
+        return dataclasses.replace(found, labels=labels, report=ClusterReport.from_labels(labels, found.eps, previous))
+
+    monkeypatch.setattr(made.refresh, "cluster", cluster)
+    with caplog.at_level(logging.INFO, logger="fastreid.sskd"):
+        made.train()
+    first, second = selections(made.output)
+    collapsed = {"clusters": label + 1, "noise_share": -label}
+    assert "score" not in second
+    assert {name: second[name] for name in collapsed} == collapsed
+    assert LABEL_FREE[select_by]({**second, **collapsed}) > first["score"]
+    assert made.record.selected == {"epoch": 1, "peer": int(made.model.best_peer), "score": pytest.approx(first["score"])}
+    assert load_checkpoint(made.output / "model_best.pth")["epoch"] == 0
+    assert f"the state after 2 epochs is not selected, its clusters have collapsed: {reason} at eps" in caplog.text
+    assert "the state after 1 epochs is not selected" not in caplog.text
+    assert f"{select_by} -; best so far, without labels: teacher {made.record.selected['peer']} after 1 epochs" in caplog.text
+
+
+def test_nothing_is_selected_where_all_clusters_have_collapsed(trainer, caplog):
+    """By a limit that is set after the refresh, which keeps to the run's."""
+    made = trainer("DATASETS.TESTS", "()", "SSKD.SELECT_BY", "noise", "SOLVER.MAX_EPOCH", "1")
+
+    class Tighten(HookBase):
+        def before_epoch(self):
+            made.refresh.limits = Limits(max_largest_share=0.0, collapse=True)
+
+    made.register_hooks([Tighten()])
+    with caplog.at_level(logging.INFO, logger="fastreid.sskd"):
+        made.train()
+    assert made.record.selected == {"epoch": 0, "peer": 0, "score": None}
+    assert not (made.output / "model_best.pth").exists() and (made.output / "model_final.pth").exists()
+    assert "MAX_LARGEST_SHARE=0" in caplog.text and "noise -; best so far, without labels: none" in caplog.text
+
+
+def test_clusters_with_the_eps_of_the_epochs_labels(trainer, monkeypatch):
+    """Also at the end of an epoch at whose start eps was estimated again."""
+    calls = []
+
+    def spy(features, **options):
+        calls.append((options, made.refresh.eps))
+        return pseudo_labels(features, **options)
+
+    monkeypatch.setattr(refresh_module, "pseudo_labels", spy)
+    made = trainer(*UNLABELLED, "SOLVER.MAX_EPOCH", "3", "SSKD.CLUSTER.EPS_EVERY", "2", "SOLVER.BASE_LR", "0.05")
+    made.train()
+    refreshes, selecting = calls[::2], calls[1::2]
+    assert [options.get("eps") for options, _ in refreshes] == [None, selecting[0][1], None]
+    assert [options["eps"] for options, _ in selecting] == [eps for _, eps in selecting]
+    assert selecting[0][1] == selecting[1][1] != selecting[2][1]
+
+
+def test_silhouettes_by_the_searchs_settings(trainer, monkeypatch):
+    seen = []
+
+    def spy(*features, **options):
+        seen.append(options)
+        return jaccard_distance(*features, **options)
+
+    monkeypatch.setattr(refresh_module, "jaccard_distance", spy)
+    made = trainer(
+        *UNLABELLED, "SOLVER.MAX_EPOCH", "1", "SSKD.CLUSTER.KNN", "reduced", "SSKD.CLUSTER.REDUCED_DIM", "3",
+        "SSKD.CLUSTER.IVF_LISTS", "4", "SSKD.CLUSTER.IVF_PROBES", "2", "SSKD.CLUSTER.MIN_RECALL", "0.1",
+    )  # fmt: skip
+    made.train()
+    assert len(seen) == 3  # together, and each of two teachers
+    for options in seen:
+        assert options["knn"] == "reduced" and options["approximate"] == ApproximateOptions(3, 4, 2, 0.1)
 
 
 def test_selecting_trains_nothing_else(adaptation, tmp_path):
