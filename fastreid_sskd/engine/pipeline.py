@@ -125,7 +125,9 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
     results = trainer.train()
     if trainer.record.evaluations:
         logger.info("results:\n%s", trainer.record.table())
-    if trainer.record.label_free:
+    if trainer.record.label_free and not trainer.record.selected["epoch"]:
+        logger.warning("no epoch has ended with usable clusters, so %s has chosen none: there is no model_best", cfg.SSKD.SELECT_BY)
+    elif trainer.record.label_free:
         logger.info(
             "model_best holds the state after %(epoch)d epochs, its best teacher is %(peer)d: chosen by %(by)s without labels",
             {**trainer.record.selected, "by": cfg.SSKD.SELECT_BY},
