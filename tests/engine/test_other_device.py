@@ -169,8 +169,9 @@ def test_waits_of_a_step(adaptation, build, tmp_path):
     assert steps == [{"aten::_linalg_eigh": 2}] * 4
 
 
-def measure_peak(cfg, classes, path, device):
+def measure_peak(network, options, classes, path, device):
     """The most memory of the second step, when the optimiser has its moments."""
+    cfg = benchmark_config(network, other_device.NAME, **options)
     model = AdaptationTrainer.build_model(cfg).train()
     model.reset_classifiers(torch.randn(classes, model.centroid_size))
     step = TrainingStep(model, build_optimizer(cfg, list(model.students)), Precision(cfg), read_every=3, epoch_length=3)
@@ -188,7 +189,7 @@ def measure_peak(cfg, classes, path, device):
 def test_memory_of_a_step_is_what_the_benchmark_computes(build, tmp_path, network):
     """With one student's graph at a time, in an allocator that counts; without workspaces of kernels, which the CPU's have here."""
     options = {"batch": 16, "size": (64, 32), "peers": 3}
-    on_device(build, measure_peak, benchmark_config(network, other_device.NAME, **options), 10, tmp_path / "peak")
+    on_device(build, measure_peak, network, options, 10, tmp_path / "peak")
     parts = step_bytes(benchmark_config(network, "cpu", **options), 10)
     found, computed = int((tmp_path / "peak").read_text()), sum(parts.values())
     assert 0.9 * computed <= found <= computed, (found, parts)
