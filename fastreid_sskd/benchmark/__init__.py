@@ -1,10 +1,12 @@
 """Results of runs as records, and tables of them that say how they came about."""
 
+from .comparison import check_comparison, compare, comparison_table
 from .evaluated import evaluate_folder, evaluate_pair
 from .folders import collect
 from .grid import Grid, load_grid, repeat, run_grid
 from .published import load_published, published_results
 from .result import Result, read_results, write_results
+from .seeds import seeds
 from .summary import FORMATS, summarise, write_table
 from .zoo import render_zoo
 
@@ -12,7 +14,10 @@ __all__ = [
     "FORMATS",
     "Grid",
     "Result",
+    "check_comparison",
     "collect",
+    "compare",
+    "comparison_table",
     "evaluate_folder",
     "evaluate_pair",
     "load_grid",
@@ -22,6 +27,7 @@ __all__ = [
     "render_zoo",
     "repeat",
     "run_grid",
+    "seeds",
     "summarise",
     "write_results",
     "write_table",

@@ -12,6 +12,7 @@ import torch
 from ..evaluation.table import METRICS
 from .description import describe, read_config
 from .result import Result, read_results
+from .run_folder import read_rows
 from .scalars import read_scalars, training_hours
 
 __all__ = ["RECORD", "SELECTIONS", "collect", "device_of", "find_runs", "is_run", "read_run"]
@@ -97,7 +98,7 @@ def read_run(folder: str, selections: Collection[str] = ("last",), *, named: boo
         "device": device_of(folder, config),
         "run": folder,
     }
-    rows = (_json(folder, "rows.json") or {}) if named else {}
+    rows = (read_rows(folder) or {}) if named else {}
     if len(rows) == 1:
         common["method"] = next(iter(rows))
     if not trained:

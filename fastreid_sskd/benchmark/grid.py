@@ -1,44 +1,26 @@
 """Variants of one config, each trained over seeds; what is finished is kept, so a grid goes on where it stopped."""
 
-import contextlib
-import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 from fastreid.config import CfgNode
-from fastreid.utils.collect_env import collect_env_info
 
 from ..clustering import PseudoLabelError
 from ..engine import load_config, resolve, run, seed_everything
-from ..engine.atomic import write_atomically
 from ..engine.pipeline import source_weights
-from ..engine.same_run import plain_config
 from ..evaluation.table import METRICS
 from .folders import RECORD, read_run
 from .result import Result, write_results
+from .run_folder import check_evaluated, check_same_settings, log_file, read_rows, write_rows
 
 __all__ = ["Cell", "Grid", "load_grid", "repeat", "run_grid"]
 
 logger = logging.getLogger("fastreid.sskd.benchmark")
-
-# Keys of a config that do not change a run's result.
-_HARMLESS = (
-    "OUTPUT_DIR",
-    "SSKD.LOG_PERIOD",
-    "SSKD.CACHE_IMAGES",
-    "SSKD.AUGMENT_ON",
-    "SSKD.KEEP_CHECKPOINTS",
-    "SSKD.SOURCE.CONFIG",
-    "DATALOADER.NUM_WORKERS",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "MODEL.HEADS.NUM_CLASSES",
-)
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -163,11 +145,10 @@ def _cell_config(
 def _finish(cell: Cell, cfg: CfgNode) -> list[Result]:
     """The cell's results of one seed, from its record or from a run that is started or taken up."""
     folder = cfg.OUTPUT_DIR
-    _check_same(cfg)
-    path = os.path.join(folder, "rows.json")
-    if not os.path.isfile(path):
-        os.makedirs(folder, exist_ok=True)
-        with _log_file(folder):
+    check_evaluated(cfg)
+    check_same_settings(cfg)
+    if read_rows(folder) is None:
+        with log_file(folder):
             logger.info("%s, seed %d, in %s", cell.name, cfg.SEED, folder)
             seed_everything(cfg.SEED)
             try:
@@ -175,8 +156,7 @@ def _finish(cell: Cell, cfg: CfgNode) -> list[Result]:
             except PseudoLabelError as error:
                 logger.warning("%s, seed %d stopped and has no row: %s", cell.name, cfg.SEED, error)
                 return []
-        rows = json.dumps({cell.name: _last_metrics(found, cfg)}, indent=1)
-        write_atomically(path, lambda file: file.write(rows.encode()))
+        write_rows(folder, {cell.name: _last_metrics(found, cfg)})
     results = [replace(result, method=cell.name) for result in read_run(folder)]
     write_results(results, os.path.join(folder, RECORD))
     return results
@@ -187,42 +167,6 @@ def _last_metrics(found: Mapping[str, Any], cfg: CfgNode) -> dict[str, float]:
     rows = found.get(cfg.DATASETS.TESTS[0], found)
     last = list(rows.values())[-1]
     return {name: float((last if isinstance(last, dict) else rows)[name]) for name in METRICS}
-
-
-def _check_same(cfg: CfgNode) -> None:
-    """Refuse to go on with, or to report, a run of other settings."""
-    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    if not os.path.isfile(path):
-        return
-    there, wanted = plain_config(load_config(path)), plain_config(cfg)
-    differ = [key for key in wanted if there[key] != wanted[key] and key not in _HARMLESS]
-    if differ:
-        shown = ", ".join(f"{key} {there[key]!r}, now {wanted[key]!r}" for key in differ[:3])
-        raise ValueError(
-            f"{cfg.OUTPUT_DIR!r} holds a run of other settings ({len(differ)}: {shown}): choose another output "
-            "folder, or remove that one"
-        )
-
-
-@contextlib.contextmanager
-def _log_file(folder: str) -> Iterator[None]:
-    """The log of one run in its own folder, beside wherever else it goes."""
-    handler = logging.FileHandler(os.path.join(folder, "log.txt"), encoding="utf-8")
-    handler.setFormatter(
-        logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
-    )
-    host = logging.getLogger("fastreid")
-    host.addHandler(handler)
-    level = host.level
-    if not host.isEnabledFor(logging.INFO):
-        host.setLevel(logging.INFO)
-    try:
-        logger.info("Environment info:\n%s", collect_env_info())
-        yield
-    finally:
-        host.removeHandler(handler)
-        host.setLevel(level)
-        handler.close()
 
 
 def _slug(name: str) -> str:

@@ -8,9 +8,11 @@ from fastreid.data.transforms import build_transforms
 
 from .views import Views, without_numbers
 
-__all__ = ["build_view_transforms", "build_views"]
+__all__ = ["PLACES", "build_view_transforms", "build_views"]
 
 logger = logging.getLogger("fastreid.sskd.data")
+
+PLACES = ("worker", "device")  # where SSKD.AUGMENT_ON may have views made
 
 
 def build_view_transforms(cfg: CfgNode) -> tuple[Callable, Callable]:
@@ -45,8 +47,8 @@ def build_views(cfg: CfgNode) -> tuple[Callable, Callable | Views]:
     Raises:
         ValueError: if ``SSKD.AUGMENT_ON`` is no place.
     """
-    if cfg.SSKD.AUGMENT_ON not in ("worker", "device"):
-        raise ValueError(f"SSKD.AUGMENT_ON must be worker or device, got {cfg.SSKD.AUGMENT_ON!r}")
+    if cfg.SSKD.AUGMENT_ON not in PLACES:
+        raise ValueError(f"SSKD.AUGMENT_ON must be {' or '.join(PLACES)}, got {cfg.SSKD.AUGMENT_ON!r}")
     once, augment = build_view_transforms(cfg)
     unknown = without_numbers(augment.transforms)
     if not unknown:

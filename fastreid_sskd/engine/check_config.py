@@ -19,6 +19,7 @@ from ..clustering.features import UnitRows
 from ..clustering.infomap import import_infomap
 from ..clustering.jaccard import list_sizes
 from ..clustering.kmeans import check_num_clusters
+from ..data.transforms import PLACES
 from ..evaluation.distances import METRICS_IN_BLOCKS
 from .records import LABEL_FREE
 
@@ -28,6 +29,7 @@ __all__ = ["check_clustering", "check_settings"]
 _NAMES: dict[str, Callable[[], tuple[str, ...]]] = {
     "TEST.METRIC": lambda: (*METRICS_IN_BLOCKS, "jaccard"),  # the host's third, of all distances at once
     "SSKD.SELECT_BY": lambda: ("mAP", *LABEL_FREE),
+    "SSKD.AUGMENT_ON": lambda: PLACES,
     "SSKD.CLUSTER.METHOD": lambda: tuple(CLUSTERING_METHODS),
     "SSKD.CLUSTER.VARIANT": lambda: tuple(VARIANTS),
     "SSKD.CLUSTER.KNN": lambda: ("auto", *KNN_BACKENDS),
@@ -39,6 +41,8 @@ _NAMES: dict[str, Callable[[], tuple[str, ...]]] = {
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "SOLVER.MAX_EPOCH": (lambda v: v >= 1, "a number of epochs >= 1"),
     "SSKD.ITERS_PER_EPOCH": (lambda v: v >= 1, "a number of iterations >= 1"),
+    "SSKD.CACHE_IMAGES": (lambda v: v >= 0, "a size in MB >= 0, 0 for no cache"),
+    "DATALOADER.NUM_WORKERS": (lambda v: v >= 0, "a number of processes >= 0"),
     "SSKD.LOG_PERIOD": (lambda v: v >= 1, "a number of iterations >= 1"),
     "SSKD.CLUSTER.EPS": (
         lambda v: 0 <= v < 1, "a Jaccard distance in (0, 1), or 0 to estimate it by PAIRS_PER_IMAGE or RHO",

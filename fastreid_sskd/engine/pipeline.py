@@ -11,9 +11,9 @@ from fastreid.modeling import build_model
 from torch import nn
 
 from ..data.items import test_items, training_items
-from ..data.loaders import TargetLoader
 from ..data.samplers import check_batch
 from ..data.seeding import derive_seed
+from ..data.transforms import build_view_transforms
 from ..evaluation.table import results_table
 from ..modeling import ema_decay, load_source_weights, peer_config
 from ..processes import on_main
@@ -84,6 +84,8 @@ def run(cfg: CfgNode, resume: bool = False) -> dict:
     """
     if cfg.SSKD.DETERMINISTIC:
         make_deterministic()
+    else:  # the host sets it for the command line alone
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     with output_folder(cfg.OUTPUT_DIR), config_kept_on_refusal(cfg.OUTPUT_DIR), listen(), _memory_given_back():
         if cfg.MODEL.META_ARCHITECTURE == "SSKD":
             return _run_both_stages(cfg, resume)
@@ -157,7 +159,7 @@ def check_inputs(cfg: CfgNode) -> None:
     )  # fmt: skip
     items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
     check_clustering(cfg, len(items))
-    TargetLoader(cfg, items)  # refuses views and a cache that cannot be
+    build_view_transforms(cfg)
     if cfg.TEST.EVAL_PERIOD:
         if not cfg.DATASETS.TESTS:
             raise ValueError("DATASETS.TESTS is empty: name a test set, or set TEST.EVAL_PERIOD to 0")

@@ -1,0 +1,145 @@
+"""SSKD beside what it has to be compared with, from the same source models, with the same network, views and steps."""
+
+import logging
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+
+from fastreid.config import CfgNode
+from tabulate import tabulate
+
+from ..data import training_items
+from ..engine import AdaptationTrainer, run, seed_everything
+from ..engine.baselines import one_network_config, reestimate_batch_norm, supervised_config
+from ..engine.lock import output_folder
+from ..engine.pipeline import check_inputs, source_weights
+from ..engine.same_run import config_kept_on_refusal
+from ..engine.setup import starts_from_backbone
+from ..evaluation.peers import evaluate_peers
+from ..evaluation.table import METRICS
+from ..modeling import load_source_weights
+from .run_folder import Rows, check_evaluated, check_same_settings, keep_settings, log_file, read_rows, write_rows
+
+__all__ = ["check_comparison", "compare", "comparison_table"]
+
+logger = logging.getLogger("fastreid.sskd.benchmark")
+
+
+def check_comparison(cfg: CfgNode) -> None:
+    """What would only be found out after hours.
+
+    Raises:
+        OtherConfigError: if ``OUTPUT_DIR`` holds a comparison of other settings.
+        ValueError: if nothing would be evaluated or there is no source, or as for :func:`fastreid_sskd.engine.run`.
+    """
+    if cfg.MODEL.META_ARCHITECTURE != "SSKD":
+        raise ValueError(f"a comparison is of an SSKD config, and MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}")
+    check_evaluated(cfg)
+    if starts_from_backbone(cfg) or cfg.MODEL.WEIGHTS and not cfg.SSKD.SOURCE.WEIGHTS:
+        raise ValueError(
+            "a comparison starts from source models: leave MODEL.WEIGHTS empty and SSKD.SOURCE.SKIP False, and give "
+            "SSKD.SOURCE.WEIGHTS or SSKD.SOURCE.CONFIG"
+        )
+    check_same_settings(cfg)
+    check_inputs(cfg)
+
+
+def compare(cfg: CfgNode) -> Rows:
+    """The rows of one seed, on the first test set, last epoch: what is finished in ``OUTPUT_DIR`` is reused, the rest goes on.
+
+    Direct transfer, direct transfer with batch-norm statistics of the target, one network with hard pseudo-labels only,
+    SSKD (each teacher, and the ensemble), and the supervised upper bound.
+
+    Args:
+        cfg: of an SSKD run; a folder below ``OUTPUT_DIR`` is made for each part.
+
+    Raises:
+        OtherConfigError: if the folder holds source models of other settings, or as :func:`check_comparison`.
+        FolderInUseError: if another comparison writes into the folder.
+        PseudoLabelError: if the pseudo-labels cannot be trained on.
+    """
+    check_comparison(cfg)
+    with output_folder(cfg.OUTPUT_DIR), config_kept_on_refusal(cfg.OUTPUT_DIR), log_file(cfg.OUTPUT_DIR):
+        keep_settings(cfg)
+        weights = source_weights(_part(cfg, cfg, "sskd"))
+        rows: Rows = {}
+        for name, part in _PARTS.items():
+            folder = os.path.join(cfg.OUTPUT_DIR, name)
+            found = read_rows(folder)
+            if found is None:
+                found = part(cfg, name, weights)
+                write_rows(folder, found)
+            rows.update(found)
+        logger.info("seed %d:\n%s", cfg.SEED, comparison_table([rows]))
+    return rows
+
+
+def _part(cfg: CfgNode, base: CfgNode, name: str, **changes) -> CfgNode:
+    """The config of one part of the comparison ``cfg``, in a folder of its own."""
+    part = base.clone()
+    part.defrost()
+    part.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, name)
+    for key, value in changes.items():
+        part.merge_from_list([key.replace("__", "."), value])
+    part.freeze()
+    os.makedirs(part.OUTPUT_DIR, exist_ok=True)
+    return part
+
+
+def _transfer(cfg: CfgNode, name: str, weights: Sequence[str]) -> Rows:
+    part, test = _part(cfg, cfg, name), cfg.DATASETS.TESTS[0]
+    seed_everything(cfg.SEED)
+    model = AdaptationTrainer.build_model(part)
+    load_source_weights(model, weights)
+    before = evaluate_peers(part, model)[test]
+    reestimate_batch_norm(part, model, training_items(part.DATASETS.NAMES, part.SSKD.FOLDERS))
+    after = evaluate_peers(part, model)[test]
+    return {
+        "direct transfer": _metrics(_ensemble(before)),
+        "direct transfer, target BN statistics": _metrics(_ensemble(after)),
+    }
+
+
+def _one_network(cfg: CfgNode, name: str, weights: Sequence[str]) -> Rows:
+    results = run(_part(cfg, one_network_config(cfg), name, SSKD__SOURCE__WEIGHTS=list(weights[:1])), resume=True)
+    return {"one network, hard labels only": _metrics(results[cfg.DATASETS.TESTS[0]]["peer0"])}
+
+
+def _sskd(cfg: CfgNode, name: str, weights: Sequence[str]) -> Rows:
+    results = run(_part(cfg, cfg, name, SSKD__SOURCE__WEIGHTS=list(weights)), resume=True)
+    return {
+        "SSKD, ensemble" if row == "ensemble" else f"SSKD, teacher {row.removeprefix('peer')}": _metrics(metrics)
+        for row, metrics in results[cfg.DATASETS.TESTS[0]].items()
+    }
+
+
+def _supervised(cfg: CfgNode, name: str, weights: Sequence[str]) -> Rows:
+    results = run(_part(cfg, supervised_config(cfg), name, MODEL__WEIGHTS=weights[0]), resume=True)
+    test = cfg.DATASETS.TESTS[0]
+    return {"supervised upper bound": _metrics(results.get(test, results))}
+
+
+# The parts by their folders, in the table's order.
+_PARTS = {"transfer": _transfer, "one_network": _one_network, "sskd": _sskd, "supervised": _supervised}
+
+
+def _ensemble(rows: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
+    """The ensemble's metrics, or the only network's."""
+    return list(rows.values())[-1]
+
+
+def _metrics(found: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(found[name]) for name in METRICS}
+
+
+def comparison_table(by_seed: Sequence[Rows]) -> str:
+    """One line a row: the value of one seed, or mean and sample standard deviation over several, in percent."""
+    lines = []
+    for row in by_seed[0]:
+        cells = []
+        for name in METRICS:
+            values = [rows[row][name] for rows in by_seed]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        lines.append([row, *cells])
+    return tabulate(lines, headers=["last epoch, %", *METRICS], tablefmt="pipe", disable_numparse=True)
