@@ -1,5 +1,6 @@
 """What all tests share: thread counts, and the folders of real images and weights that a machine may have."""
 
+import logging
 import os
 import runpy
 import sys
@@ -94,7 +95,20 @@ def finished_folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def run_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def host_logging():
+    """Undoes what the host's `setup_logger` does to the logger of all tests; the log goes to pytest meanwhile."""
+    logger = logging.getLogger("fastreid")
+    before = logger.propagate, logger.level, list(logger.handlers)
+    yield
+    for handler in logger.handlers:
+        if handler not in before[2]:
+            handler.close()
+    logger.propagate, logger.handlers[:] = before[0], before[2]
+    logger.setLevel(before[1])  # not an assignment: what is enabled is remembered below it
+
+
+@pytest.fixture
+def run_tool(host_logging, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     """Runs tools/NAME.py in this process; returns exit status, stdout and stderr."""
 
     def call(name: str, *args) -> tuple:

@@ -152,12 +152,13 @@ def test_host_keys_are_left_alone():
 
 @pytest.mark.parametrize("key", ["SSKD.PEER", "SSKD.CLUSTER.RHOO", "SSKD.LOSSES.Nothing.WEIGHT", "SOLVER.SPEED"])
 def test_unknown_keys(key, tmp_path):
-    with pytest.raises(KeyError, match=key.split(".")[1]):
+    near = r"there is: SSKD\.CLUSTER\.RHO" if key.endswith("RHOO") else ""
+    with pytest.raises(KeyError, match=f'{key.split(".")[1]}.*{near}'):
         load_config("", [key, "1"])
     path = tmp_path / "wrong.yml"
     *nodes, leaf = key.split(".")
     path.write_text("".join(f"{'  ' * i}{node}:\n" for i, node in enumerate(nodes)) + f"{'  ' * len(nodes)}{leaf}: 1\n")
-    with pytest.raises(KeyError, match=key.split(".")[1]):
+    with pytest.raises(KeyError, match=f'{key.split(".")[1]}.*{near}'):
         load_config(str(path))
 
 

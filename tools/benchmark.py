@@ -52,6 +52,7 @@ def show(results: list, args) -> None:
         results = results + published
     text = benchmark.write_table(results, args.format, all_columns=args.all_columns)
     if args.output_file:
+        os.makedirs(os.path.dirname(os.path.abspath(args.output_file)), exist_ok=True)
         with open(args.output_file, "w", encoding="utf-8") as file:
             file.write(text.rstrip("\n") + "\n")
     print(text)
@@ -98,7 +99,7 @@ def main() -> int:
     grid.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="a cell; may be given again"
     )
-    grid.add_argument("--seeds", default="", help="in place of the grid's, comma-separated")
+    grid.add_argument("--seeds", type=benchmark.seeds, default=(), help="in place of the grid's, comma-separated")
     for training in (repeated, grid):
         training.add_argument("--output", required=True, help="folder of the runs")
         training.add_argument("--opts", nargs="+", default=[], help="overrides of the config: KEY value ...")
@@ -111,6 +112,8 @@ def main() -> int:
     zoo.add_argument("--runs", default="runs")
     zoo.add_argument("--output-file", default=os.path.join(ROOT, "MODEL_ZOO.md"))
     args = parser.parse_args()
+    if args.command == "table" and not args.models and not args.published:
+        table.error("name run folders or CONFIG:WEIGHTS, or pairs of data sets behind --published")
 
     if args.command == "zoo":
         text = benchmark.render_zoo(args.notes, args.records, args.runs)
@@ -129,11 +132,12 @@ def main() -> int:
                 )
             else:
                 grid = benchmark.load_grid(args.grid)
-                seeds = [int(seed) for seed in args.seeds.split(",")] if args.seeds else grid.seeds
-                results = benchmark.run_grid(replace(grid, seeds=seeds), args.output, args.only, args.opts)
+                grid = replace(grid, seeds=args.seeds or grid.seeds)
+                results = benchmark.run_grid(grid, args.output, args.only, args.opts)
         show(results, args)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        said = error.args[0] if isinstance(error, KeyError) else error
+        print(f"{parser.prog} {args.command}: {said}", file=sys.stderr)
         return 2
     return 0
 

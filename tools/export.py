@@ -35,10 +35,10 @@ def main() -> int:
     if args.format == "fastreid" and (args.pixels != "inside" or args.unit_length):
         parser.error("--pixels and --unit-length are for --format onnx: a fast-reid Baseline does as its config says")
 
-    cfg = resolve(load_config(args.config_file, args.opts))
-    cfg.freeze()
-    model = load_trained(cfg)
     try:
+        cfg = resolve(load_config(args.config_file, args.opts))
+        cfg.freeze()
+        model = load_trained(cfg)
         if args.format == "fastreid":
             yml, error = export_baseline(cfg, model, args.output, args.peer)
             print(f"{args.output} and {yml}: fast-reid's Baseline gives the same features to {error:.1e}")
@@ -53,8 +53,8 @@ def main() -> int:
                 "peer": args.peer, "weights": os.path.basename(cfg.MODEL.WEIGHTS),
             })  # fmt: skip
             print(f"{args.output}: onnxruntime gives the same features to {error:.1e}")
-    except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        print(f"nothing exported: {error}", file=sys.stderr)
+    except (FileNotFoundError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        print(f"nothing exported: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 1
     return 0
 

@@ -26,6 +26,11 @@ def main() -> int:
     parser.add_argument("--output", required=True, help="folder to make; must not exist")
     parser.add_argument("--identities", type=int, required=True, help="training identities to keep, in order")
     args = parser.parse_args()
+    for split in SPLITS:
+        if not os.path.isdir(os.path.join(args.source, split)):
+            parser.error(f"--source needs the folders {', '.join(SPLITS)}; {args.source!r} has no {split}")
+    if os.path.exists(args.output):
+        parser.error(f"{args.output!r} is there already: give another --output, or remove it")
     names = {split: images_of(os.path.join(args.source, split)) for split in SPLITS}
     identities = sorted({identity(name) for name in names["bounding_box_train"]} - {"-1"})
     if not 1 <= args.identities <= len(identities):

@@ -26,7 +26,7 @@ from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine import default_argument_parser, evaluate, load_config, predict, run
 from fastreid_sskd.engine.lock import FolderInUseError, output_folder
 from fastreid_sskd.engine.same_run import OtherConfigError, config_kept_on_refusal
-from fastreid_sskd.engine.setup import begin, read_config
+from fastreid_sskd.engine.setup import begin, check_device, read_config
 from fastreid_sskd.export.feature_files import write_features
 from fastreid_sskd.processes import join, launch
 from fastreid_sskd.processes.group import joined_from_outside
@@ -63,6 +63,7 @@ def main(args) -> int:
             raise SystemExit(f"{error}") from None
     try:
         device = load_config(args.config_file, args.opts).MODEL.DEVICE
+        check_device(device)
     except (KeyError, ValueError, FileNotFoundError) as error:
         print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
         return 2
@@ -79,7 +80,7 @@ def one_process(args) -> int:
     except PseudoLabelError as error:
         say(f"training stopped, its checkpoints are kept in {cfg.OUTPUT_DIR}: {error}")
         return 3
-    except (FolderInUseError, OtherConfigError) as error:
+    except (FolderInUseError, NotADirectoryError, OtherConfigError) as error:
         say(error)
         return 2
     return 0

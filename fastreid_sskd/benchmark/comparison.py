@@ -18,7 +18,15 @@ from ..engine.setup import starts_from_backbone
 from ..evaluation.peers import evaluate_peers
 from ..evaluation.table import METRICS
 from ..modeling import load_source_weights
-from .run_folder import Rows, check_evaluated, check_same_settings, keep_settings, log_file, read_rows, write_rows
+from .run_folder import (
+    Rows,
+    check_evaluated,
+    check_same_settings,
+    keep_settings,
+    log_file,
+    read_rows,
+    write_rows,
+)
 
 __all__ = ["check_comparison", "compare", "comparison_table"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,9 @@ logger = logging.getLogger("fastreid.sskd.clustering")
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of the refresh."""
     parser = argparse.ArgumentParser(prog="python -m fastreid_sskd.clustering", description=__doc__)
-    parser.add_argument("features", type=Path, help="(N, d) array in .npy format; read as a memory map")
+    parser.add_argument(
+        "features", type=Path, help="(N, d) array: .npy, read as a memory map, or 'features' in the .npz of --predict"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="where the (N,) int64 labels go, -1 for noise"
     )
@@ -61,9 +64,35 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Cluster the features and save the labels; 1 when nothing can be trained on them."""
+    """Cluster the features and save the labels; 1 when nothing can be trained on them, 2 when they cannot be clustered."""
     options = parse_arguments(arguments)
-    features = np.load(options.features, mmap_mode="r")
+    try:
+        return _cluster(options)
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        logger.error("%s", _with_flags(error))
+        return 2
+
+
+def _with_flags(error: Exception) -> str:
+    """What a config calls SSKD.CLUSTER.PAIRS_PER_IMAGE is --pairs-per-image here."""
+    return re.sub(r"SSKD\.CLUSTER\.(\w+)", lambda key: f"--{key[1].lower().replace('_', '-')}", str(error))
+
+
+def _read_features(path: Path) -> np.ndarray:
+    file = np.load(path, mmap_mode="r")
+    if isinstance(file, np.ndarray):
+        return file
+    with file:
+        if "features" not in file:
+            raise ValueError(f"{path} has no array 'features', only {', '.join(file.files)}")
+        return file["features"]
+
+
+def _cluster(options: argparse.Namespace) -> int:
+    features = _read_features(options.features)
+    identities = None if options.identities is None else np.load(options.identities)
+    if identities is not None and identities.shape != features.shape[:1]:
+        raise ValueError(f"--identities has to give one for each of {len(features)} images, got shape {identities.shape}")
     result = pseudo_labels(
         features,
         k1=options.k1,
@@ -89,13 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         np.save(options.centroids, result.centroids)
     logger.info("%s", result.report)
     logger.info("seconds: %s", ", ".join(f"{stage} {value:.2f}" for stage, value in result.seconds.items()))
-    if options.identities is not None:
-        agreement = cluster_agreement(result.labels, np.load(options.identities))
+    if identities is not None:
+        agreement = cluster_agreement(result.labels, identities)
         logger.info("agreement: %s", ", ".join(f"{name} {value:.3f}" for name, value in agreement.items()))
     try:
         check_usable(result.report)
     except PseudoLabelError as error:
-        logger.error("%s", error)
+        logger.error("%s", _with_flags(error))
         return 1
     return 0
 

@@ -25,6 +25,12 @@ def _data_set(name: str, folders: Mapping):
     root = dataset_root()
     if name in folders:
         return folder_class(name, folders[name])(root=root)
+    if name not in DATASET_REGISTRY._obj_map:  # the host's registry has no other way to ask
+        known = sorted({*DATASET_REGISTRY._obj_map, *folders})
+        raise KeyError(
+            f"no data set is named {name!r}: there are {', '.join(known)}; folders of your own images get a name by "
+            "SSKD.FOLDERS, classes of your own by fast-reid's DATASET_REGISTRY"
+        )
     try:
         return DATASET_REGISTRY.get(name)(root=root)
     # the host's Dataset.check_before_run, the assertion of its MSMT17, a list of images that is not there

@@ -48,6 +48,7 @@ def output_folder(folder: str) -> Iterator[None]:
 
     Raises:
         FolderInUseError: if another run holds it.
+        NotADirectoryError: if a file is there.
     """
     taken = bool(folder) and on_main(lambda: _take(folder))
     try:
@@ -62,7 +63,10 @@ def _take(folder: str) -> bool:
     real = os.path.realpath(folder)
     if real in _held:
         return False
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f"{folder!r} cannot be an output folder, a file is in its place: give another OUTPUT_DIR") from None
     descriptor = os.open(os.path.join(folder, LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if _lock(descriptor, folder):

@@ -1,8 +1,11 @@
 """From the command line to a frozen config, a log, and seeded generators."""
 import argparse
+import contextlib
+import difflib
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ from ..processes import on_main
 from .kept_config import keep_config
 
 __all__ = [
-    "begin", "load_config", "make_deterministic", "read_config", "resolve", "seed_everything", "setup", "use_device",
+    "begin", "check_device", "load_config", "make_deterministic", "read_config", "resolve", "seed_everything", "setup", "use_device",
     "without_pretraining",
 ]
 
@@ -39,15 +42,14 @@ def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     if config_file:
         if not os.path.isfile(config_file):
             raise FileNotFoundError(f"config file {config_file!r} not found")
-        cfg.merge_from_file(config_file)
+        with _nearest_key_named(cfg):
+            cfg.merge_from_file(config_file)
     beside = os.path.dirname(config_file)
     source = cfg.SSKD.SOURCE.CONFIG
     cfg.SSKD.SOURCE.CONFIG = source and os.path.join(beside, source)
     cfg.SSKD.PEERS = [os.path.join(beside, path) for path in cfg.SSKD.PEERS]
-    try:
+    with _nearest_key_named(cfg):
         cfg.merge_from_list(_pairs(opts))
-    except AssertionError as error:  # yacs raises a KeyError for the same in a file
-        raise (KeyError if "Non-existent" in str(error) else ValueError)(str(error)) from None
     if cfg.SSKD.SOURCE.CONFIG:
         cfg.SSKD.SOURCE.CONFIG = os.path.abspath(cfg.SSKD.SOURCE.CONFIG)
     if cfg.SSKD.PEERS:
@@ -56,6 +58,29 @@ def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     if not cfg.DATASETS.TESTS:
         cfg.TEST.EVAL_PERIOD = 0
     return cfg
+
+
+@contextlib.contextmanager
+def _nearest_key_named(cfg: CfgNode) -> Iterator[None]:
+    """What yacs says of keys and values, an AssertionError of overrides and a KeyError of files, and the key that was meant."""
+    try:
+        yield
+    except (AssertionError, KeyError) as error:
+        said = str(error.args[0])
+        unknown = re.fullmatch(r"Non-existent (?:config )?key: (\S+)", said)
+        if not unknown:
+            raise (KeyError if isinstance(error, KeyError) else ValueError)(said) from None
+        near = difflib.get_close_matches(unknown[1], _keys(cfg), 1)
+        raise KeyError(f"{said}{f'; the nearest that there is: {near[0]}' if near else ''}") from None
+
+
+def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+    found = []
+    for key, value in cfg.items():
+        found.append(prefix + key)
+        if isinstance(value, CfgNode):
+            found += _keys(value, f"{prefix}{key}.")
+    return found
 
 
 def _pairs(opts: Sequence) -> list:
@@ -77,7 +102,12 @@ def _pairs(opts: Sequence) -> list:
 
 
 def resolve(cfg: CfgNode) -> CfgNode:
-    """Fill in what depends on the machine or on chance: a device that is there, and a seed that can be given again."""
+    """Fill in what depends on the machine or on chance: a device that is there, and a seed that can be given again.
+
+    Raises:
+        ValueError: if ``MODEL.DEVICE`` is no device of torch.
+    """
+    check_device(cfg.MODEL.DEVICE)
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s, and torch finds no CUDA device: the CPU is used (set it to cpu to have no warning)",
                        cfg.MODEL.DEVICE)
@@ -85,6 +115,18 @@ def resolve(cfg: CfgNode) -> CfgNode:
     if cfg.SEED < 0:
         cfg.SEED = on_main(lambda: int(np.random.SeedSequence().generate_state(1)[0] >> 1))
     return cfg
+
+
+def check_device(device: str) -> None:
+    """Whether ``MODEL.DEVICE`` is one that torch knows, which need not be there.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"MODEL.DEVICE must be a device of torch, such as cpu, cuda or cuda:1; got {device!r}") from None
 
 
 def use_device(device: str) -> None:

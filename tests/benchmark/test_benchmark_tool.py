@@ -66,3 +66,26 @@ def test_published_rows_of_the_pairs_in_the_table(tool, finished):
 def test_errors_are_one_sentence(tool, tmp_path):
     code, out, err = tool("table", tmp_path / "nowhere")
     assert code == 2 and not out and "nowhere" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("table",), "name run folders or CONFIG:WEIGHTS"),
+        (("table", "--published"), "name run folders or CONFIG:WEIGHTS"),
+        (("grid", "grid.yml", "--output", "out", "--seeds", "1;2"), "seeds are whole numbers"),
+    ],
+)
+def test_command_lines_refused(tool, args, message):
+    code, out, err = tool(*args)
+    assert code == 2 and not out and message in err and "Traceback" not in err
+
+
+def test_unknown_test_set(tool, finished):
+    code, _, err = tool("table", finished, "--tests", "Marked1501", "--records", "")
+    assert code == 2 and "no data set is named 'Marked1501': there are" in err
+
+
+def test_folder_of_the_table_is_made(tool, finished, tmp_path):
+    code, out, _ = tool("table", finished, "--output-file", tmp_path / "new" / "table.txt")
+    assert code == 0 and (tmp_path / "new" / "table.txt").read_text() == out

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -112,33 +110,34 @@ def test_table_over_seeds():
     assert "51.7 ± 2.1" in comparison_table(rows)
 
 
-@pytest.mark.slow
-def test_tool(compared, world, tmp_path):
+def test_tool(compared, run_tool):
     """Of a finished comparison the table again; mistakes in a line, before anything is made."""
     folder, rows = compared
-    config = tmp_path / "config.yaml"
-    config.write_text((folder / "config.yaml").read_text())
-    tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    given = ("--config-file", folder / "config.yaml", "--output", folder.parent)
+    code, out, _ = run_tool("compare", *given, "--seeds", "1")
+    assert code == 0 and comparison_table([rows]) in out
+    assert (folder.parent / "table.md").read_text() == comparison_table([rows]) + "\n"
+    assert (
+        "seeds 1, 2 peers, 3 steps of 8 images, last epoch (nothing chosen on the test set), "
+        f"{torch.get_num_threads()} threads"
+    ) in out
 
-    def tool(*args, output=folder.parent):
-        start = f"import sys, runpy; sys.path[:0] = [{tests!r}]; import tiny_reid; sys.argv = ['compare.py', *sys.argv[1:]]; "
-        start += f"runpy.run_path({str(CONFIGS.parent / 'tools' / 'compare.py')!r}, run_name='__main__')"
-        command = [sys.executable, "-c", start, "--config-file", str(config), "--output", str(output), *args]
-        env = {**os.environ, "FASTREID_DATASETS": str(world)}
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
-    again = tool("--seeds", "1")
-    assert again.returncode == 0, again.stderr
-    assert comparison_table([rows]) in again.stdout and (folder.parent / "table.md").read_text() == comparison_table([rows]) + "\n"
-    assert f"seeds 1, 2 peers, 3 steps of 8 images, last epoch (nothing chosen on the test set), {torch.get_num_threads()} threads" in again.stdout
-
-    for args, message in (
+@pytest.mark.parametrize(
+    "args, message",
+    [
         (("--seeds", "1,x"), "seeds are whole numbers"),
         (("--seeds", "1,1"), "a seed given twice"),
         (("SEED", "3"), "SEED: give --seeds and --output instead"),
         (("SOLVER.BASE_LR", "0.1"), "holds a run of other settings (1: SOLVER.BASE_LR"),
-        (("SSKD.NOTHING", "1"), "SSKD.NOTHING"),
+        (("SSKD.NUMPEERS", "1"), "SSKD.NUMPEERS; the nearest that there is: SSKD.NUM_PEERS"),
         (("DATASETS.TESTS", "()"), "DATASETS.TESTS is empty"),
-    ):
-        refused = tool(*args)
-        assert refused.returncode == 2 and message in refused.stderr and "Traceback" not in refused.stderr, refused.stderr
+        (("--seeds", "7", "DATASETS.TESTS", "('Marked1501',)"), "no data set is named 'Marked1501': there are"),
+        (("--seeds", "7", "MODEL.DEVICE", "gpu"), "MODEL.DEVICE must be a device of torch"),
+    ],
+)
+def test_tool_refuses(compared, run_tool, args, message):
+    folder, _ = compared
+    code, _, err = run_tool("compare", "--config-file", folder / "config.yaml", "--output", folder.parent, *args)
+    assert code == 2 and message in err and "Traceback" not in err
+    assert not (folder.parent / "seed7").exists()

@@ -9,6 +9,7 @@ from fastreid_sskd.clustering import pseudo_labels
 from fastreid_sskd.clustering.__main__ import main, parse_arguments
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "cluster_a.npz"
+SOME = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
 
 
 def test_saves_labels_and_centroids_and_reports(tmp_path, caplog):
@@ -90,3 +91,39 @@ def test_a_radius_for_a_method_without_one(capsys):
     assert "--method kmeans has no radius" in capsys.readouterr().err
     given = parse_arguments(["f.npy", "--out", "l.npy", "--method", "hdbscan"])
     assert given.eps is given.rho is given.pairs_per_image is None
+
+
+@pytest.mark.parametrize(
+    "array, options, message",
+    [
+        (None, (), "No such file"),
+        (np.zeros(5, np.float32), (), "features must be (N, d)"),
+        (np.ones((1, 4), np.float32), (), "at least 2 images, got 1"),
+        (SOME, ("--k1", "0"), "got k1=0, k2=6: see --k1 and --k2"),
+        (SOME, ("--rho", "1e-9"), "rounds to 0 pairs: raise --rho or --pairs-per-image, or set --eps"),
+        (SOME, ("--method", "kmeans"), "set --num-clusters"),
+        (SOME, ("--identities", "features.npy"), "one for each of 30 images, got shape (30, 8)"),
+        (SOME, ("--device", "gpu"), "device"),
+    ],
+)
+def test_mistakes_are_said_in_a_line_with_the_options_names(tmp_path, monkeypatch, caplog, array, options, message):
+    monkeypatch.chdir(tmp_path)
+    if array is not None:
+        np.save("features.npy", array)
+    assert main(["features.npy", "--out", "labels.npy", *options]) == 2
+    said = caplog.records[-1].getMessage()
+    assert message in said and "SSKD." not in said and not Path("labels.npy").exists()
+
+
+def test_features_of_a_prediction(tmp_path, caplog):
+    """The .npz that --predict writes."""
+    features = crowd(seed=2)
+    np.savez(tmp_path / "features.npz", features=features, paths=np.array(["a.jpg"] * len(features)))
+    np.save(tmp_path / "features.npy", features)
+    for name in ("features.npz", "features.npy"):
+        main([str(tmp_path / name), "--out", str(tmp_path / f"{name}.labels.npy"), "--pairs-per-image", "3"])
+    labels = [np.load(tmp_path / f"features.{kind}.labels.npy") for kind in ("npz", "npy")]
+    assert np.array_equal(*labels) and labels[0].max() > 0
+    np.savez(tmp_path / "other.npz", rows=features)
+    assert main([str(tmp_path / "other.npz"), "--out", str(tmp_path / "l.npy")]) == 2
+    assert "no array 'features', only rows" in caplog.text

@@ -117,5 +117,5 @@ def test_nothing_named():
 
 
 def test_unknown_data_set(data_sets):
-    with pytest.raises(KeyError, match="NoSuchSet"):
-        training_items(["NoSuchSet"])
+    with pytest.raises(KeyError, match="NoSuchSet.*DukeMTMC, .*Market1501, .*Mine.*SSKD.FOLDERS"):
+        training_items(["NoSuchSet"], {"Mine": {}})

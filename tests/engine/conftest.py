@@ -1,7 +1,6 @@
 """The tiny data sets, one finished run of the whole pipeline, and trainers that start from its source models."""
 
 import json
-import logging
 import types
 
 import pytest
@@ -61,15 +60,3 @@ def trainer(adaptation):
         return made
 
     return make
-
-
-@pytest.fixture
-def host_logging():
-    """Undoes what the host's `setup_logger` does to the logger of all tests; the log goes to pytest meanwhile."""
-    logger = logging.getLogger("fastreid")
-    before = logger.propagate, logger.level, list(logger.handlers)
-    yield
-    for handler in logger.handlers:
-        if handler not in before[2]:
-            handler.close()
-    logger.propagate, logger.level, logger.handlers[:] = before

@@ -115,3 +115,11 @@ def test_file_system_without_locks(tmp_path, monkeypatch, caplog):
     with caplog.at_level("WARNING"), output_folder(str(tmp_path)):
         pass
     assert "without locks" in caplog.text and (tmp_path / "model_0001.pth.9.tmp").exists()
+
+
+def test_a_file_in_the_folders_place(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    for folder in (tmp_path / "out", tmp_path / "out" / "below"):
+        with pytest.raises(NotADirectoryError, match="another OUTPUT_DIR"), output_folder(str(folder)):
+            pass
+    assert (tmp_path / "out").read_text() == "mine"

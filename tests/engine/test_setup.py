@@ -160,3 +160,9 @@ def test_device_that_is_not_there_is_told(monkeypatch, caplog):
     caplog.clear()
     resolve(load_config("", ["MODEL.DEVICE", "cpu"]))
     assert not caplog.text
+
+
+def test_no_device():
+    cfg = load_config("", ["MODEL.DEVICE", "gpu"])
+    with pytest.raises(ValueError, match="such as cpu, cuda or cuda:1; got 'gpu'"):
+        resolve(cfg)
