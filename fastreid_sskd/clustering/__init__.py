@@ -3,6 +3,7 @@
 from .backends import KNN_BACKENDS, ApproximateOptions, Search, register_knn
 from .candidates import Candidates
 from .centroids import cluster_centroids
+from .compiled import say_when_compiling
 from .dbscan import NOISE, dbscan
 from .diagnostics import cluster_agreement
 from .eps import estimate_eps
@@ -13,6 +14,8 @@ from .methods import CLUSTERING_METHODS, ClusteringMethod, ClusterProblem, regis
 from .refresh import PseudoLabels, find_method, labels_again, pseudo_labels, search_neighbors
 from .report import ClusterReport, changed_share
 from .shares import Share, merge_shares
+
+say_when_compiling()
 
 __all__ = [
     "CLUSTERING_METHODS",

@@ -215,6 +215,9 @@ def source_weights(cfg: CfgNode) -> list[str]:
         )
         return []
     given = [peer_config(cfg, k).MODEL.WEIGHTS for k in range(cfg.SSKD.NUM_PEERS)]
+    for k, path in enumerate(given):  # before hours go into the others
+        if path and not os.path.isfile(path):
+            raise FileNotFoundError(f"peer {k} is to start from MODEL.WEIGHTS {path!r} (of {cfg.SSKD.PEERS[k]}), which is no file")
     if not all(given):
         check_domains(cfg)
     return pretrain_peers(cfg)
@@ -253,7 +256,7 @@ def _pretrain(cfg: CfgNode, k: int) -> str:
             logger.info("peer %d: pre-training on %s", k, ", ".join(source.DATASETS.NAMES))
             seed_everything(source.SEED)
             _train(SourceTrainer(source), resume=True)
-    return best if os.path.isfile(best) else final
+    return best if source.TEST.EVAL_PERIOD and os.path.isfile(best) else final
 
 
 def _is_finished(source: CfgNode, final: str) -> bool:

@@ -1,5 +1,6 @@
 """Losses of the whole batch although every process has a share: features and logits are gathered with their gradient."""
 import dataclasses
+from collections.abc import Collection
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,7 @@ class _Gather(torch.autograd.Function):
         return gradient[rank * size:(rank + 1) * size] * world
 
 
-def gather_batch(batch: PeerBatch) -> PeerBatch:
+def gather_batch(batch: PeerBatch, required: Collection[str]) -> PeerBatch:
     """The whole batch, in the order of the ranks, in every process; gradients reach this process's own rows.
 
     With :func:`..processes.average_gradients` after the backward pass the parameters' gradients are those of one process that
@@ -36,10 +37,14 @@ def gather_batch(batch: PeerBatch) -> PeerBatch:
 
     Args:
         batch: this process's share; shares are of equal size. Floats are gathered in float32.
+        required: the optional fields that the losses read; the others are None in what is returned.
     """
     if comm.get_world_size() == 1:
         return batch
-    names = [field.name for field in dataclasses.fields(batch) if field.name != "labels" and getattr(batch, field.name) is not None]
+    fields = dataclasses.fields(batch)
+    unread = [field.name for field in fields if field.default is None and field.name not in required]
+    batch = dataclasses.replace(batch, **dict.fromkeys(unread))
+    names = [field.name for field in fields if field.name != "labels" and getattr(batch, field.name) is not None]
     floats = [getattr(batch, name).float() for name in names]
     whole = _Gather.apply(torch.cat(floats, dim=1)).split([part.shape[1] for part in floats], dim=1)
     return dataclasses.replace(batch, labels=_Gather.apply(batch.labels), **dict(zip(names, whole)))

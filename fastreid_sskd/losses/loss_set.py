@@ -61,7 +61,7 @@ class LossSet:
             ValueError: a loss needs a teacher's output that the batch does not have.
         """
         if self.gather:
-            batch = gather_batch(batch)
+            batch = gather_batch(batch, self.requires)
         suffix = "" if peer is None else f"_peer{peer}"
         values = {}
         for weight, loss in self.active:

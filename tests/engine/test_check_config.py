@@ -55,6 +55,8 @@ WRONG = [
     ("AUGMENT_ON", "SSKD.AUGMENT_ON", "nowhere"),
     ("CACHE_IMAGES", "SSKD.CACHE_IMAGES", "-1"),
     ("AMP_DTYPE", "SSKD.AMP_DTYPE", "float8"),
+    ("NUM_WORKERS", "DATALOADER.NUM_WORKERS", "-1"),
+    ("SEED", "SEED", "-1"),
     ("SELECT_BY", "SSKD.SELECT_BY", "luck"),
     ("METRIC", "TEST.METRIC", "nonsense"),
 ]

@@ -121,3 +121,12 @@ def test_equal_peers_by_their_distances(finished, tmp_path):
     assert set(results) == {"peer0", "peer1", "ensemble"}
     first, second = (load_checkpoint(tmp_path / "model_final.pth")["model"][f"students.{k}.heads.weight"] for k in range(2))
     assert not torch.allclose(first, second, atol=0.1)
+
+
+def test_missing_weights_of_a_peer_are_found_before_the_others_are_trained(mixed, files, tmp_path):
+    last = tmp_path / "peer2.yml"
+    last.write_text(f"_BASE_: {files[2]}\nMODEL: {{WEIGHTS: {tmp_path / 'nowhere.pth'}}}\n")
+    cfg = mixed("SSKD.PEERS", str([*files[:2], str(last)]), output=tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=r"peer 2 .*nowhere\.pth.*peer2\.yml"):
+        run(cfg)
+    assert not (tmp_path / "out" / "source").exists()

@@ -162,7 +162,10 @@ def test_source_models_without_evaluation(finished, tmp_path):
     cfg = tiny_adaptation(tmp_path, "SSKD.NUM_PEERS", "1")
     cfg.defrost()
     cfg.SSKD.SOURCE.OPTS = [*cfg.SSKD.SOURCE.OPTS, "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_EPOCH", "1"]
-    assert pipeline.pretrain_peers(cfg) == [str(tmp_path / "source" / "peer0" / "model_final.pth")]
+    final = str(tmp_path / "source" / "peer0" / "model_final.pth")
+    assert pipeline.pretrain_peers(cfg) == [final]
+    shutil.copy(final, tmp_path / "source" / "peer0" / "model_best.pth")  # of a shorter run that did evaluate
+    assert pipeline.pretrain_peers(cfg) == [final]
 
 
 def test_one_source_model_for_all_peers(finished, trainer, caplog):

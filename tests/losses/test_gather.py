@@ -62,7 +62,11 @@ def gathered_rows():
     rank = comm.get_rank()
     labels = torch.tensor([2**40 + rank, rank])  # beyond what a float holds
     features = torch.randn(2, 3, dtype=torch.bfloat16).requires_grad_()
-    whole = gather_batch(PeerBatch(features=features, logits=torch.full((2, 4), float(rank)), labels=labels))
+    teachers = {"teacher_features": features.detach(), "peer_teacher_logits": torch.full((2, 4), 5.0 + rank)}
+    batch = PeerBatch(features=features, logits=torch.full((2, 4), float(rank)), labels=labels, **teachers)
+    whole = gather_batch(batch, {"peer_teacher_logits", "peer_teacher_features"})
+    assert whole.teacher_features is None and whole.peer_teacher_features is None  # not required; not there
+    assert whole.peer_teacher_logits[:, 0].tolist() == [5, 5, 6, 6]
     assert whole.labels.tolist() == [2**40, 0, 2**40 + 1, 1] and whole.teacher_logits is None
     assert whole.features.dtype == torch.float32 and whole.logits[:, 0].tolist() == [0, 0, 1, 1]
     assert torch.equal(whole.features[2 * rank:2 * rank + 2], features.float())
@@ -75,4 +79,4 @@ def test_two_processes(function):
 
 def test_alone_nothing_is_gathered():
     batch = PeerBatch(features=torch.zeros(1, 2), logits=torch.zeros(1, 2), labels=torch.zeros(1, dtype=torch.long))
-    assert gather_batch(batch) is batch
+    assert gather_batch(batch, ()) is batch
