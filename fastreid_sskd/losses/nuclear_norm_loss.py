@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_rows, zero_on_graph
+from .orthogonal_factor import orthogonal_factor
 from .peer_batch import PeerBatch
 from .precision import full_precision
 from .registry import SSKD_LOSS_REGISTRY, PeerLoss
@@ -20,9 +21,8 @@ def nuclear_norm(logits: Tensor) -> Tensor:
     subgradient of least norm: identical rows get identical gradients. An SVD's own U V^T has an arbitrary
     part there.
 
-    Computed in float64 from the smaller of the Gram matrices P P^T and P^T P: one small symmetric
-    eigenproblem instead of an SVD of (B, C). A float32 Gram matrix gives wrong gradients when B > C. Only the
-    first derivative is provided.
+    Computed in float64 without an SVD of (B, C), see :mod:`.orthogonal_factor`; in float32 the gradients are wrong
+    when B > C. Only the first derivative is provided.
 
     Args:
         logits: (B, C).
@@ -39,23 +39,8 @@ def nuclear_norm(logits: Tensor) -> Tensor:
         return zero_on_graph(logits)
     probabilities = logits.double().softmax(dim=1)
     # |P|_* = <U V^T, P>, so with U V^T held constant both the value and the gradient come from one product.
-    norm = (_orthogonal_factor(probabilities.detach()) * probabilities).sum()
+    norm = (orthogonal_factor(probabilities.detach()) * probabilities).sum()
     return (-norm / logits.shape[0]).to(logits.dtype)
-
-
-def _orthogonal_factor(matrix: Tensor) -> Tensor:
-    """Return U V^T of a float64 matrix's SVD, restricted to its numerical rank."""
-    tall = matrix.shape[0] > matrix.shape[1]
-    gram = matrix.t() @ matrix if tall else matrix @ matrix.t()
-    # eigh raises on NaN. Masked here, it comes back through the product below, so that a diverged step reads
-    # as a NaN loss, which a gradient scaler or the trainer's own check can handle.
-    eigenvalues, vectors = torch.linalg.eigh(gram.nan_to_num())
-    # The Gram matrix's rounding error is a few ulps of its largest eigenvalue: what is below that is a zero.
-    tolerance = eigenvalues[-1] * max(matrix.shape) * torch.finfo(matrix.dtype).eps
-    nonzero = eigenvalues > tolerance
-    inverse_roots = torch.where(nonzero, eigenvalues, 1.0).rsqrt() * nonzero
-    inverse_root = (vectors * inverse_roots) @ vectors.t()
-    return matrix @ inverse_root if tall else inverse_root @ matrix
 
 
 @SSKD_LOSS_REGISTRY.register()
