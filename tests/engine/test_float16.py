@@ -15,7 +15,6 @@ from fastreid_sskd.engine import trainer as trainer_module
 from fastreid_sskd.engine.amp import Precision
 
 
-
 def available() -> bool:
     """Whether this torch has a scaler for the CPU (2.3) and float16 under its autocast (2.4)."""
     if not hasattr(torch.amp, "GradScaler"):
