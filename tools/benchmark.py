@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from fastreid.utils.logger import setup_logger
 
 from fastreid_sskd import benchmark
+from fastreid_sskd.unknown_name import UnknownNameError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PUBLISHED = os.path.join(ROOT, "benchmarks", "published.yml")
@@ -135,9 +136,8 @@ def main() -> int:
                 grid = replace(grid, seeds=args.seeds or grid.seeds)
                 results = benchmark.run_grid(grid, args.output, args.only, args.opts)
         show(results, args)
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        said = error.args[0] if isinstance(error, KeyError) else error
-        print(f"{parser.prog} {args.command}: {said}", file=sys.stderr)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError, UnknownNameError, ValueError) as error:
+        print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -30,6 +30,7 @@ from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.lock import FolderInUseError
 from fastreid_sskd.engine.same_run import OtherConfigError
+from fastreid_sskd.unknown_name import UnknownNameError
 
 
 def config(args, seed: int):
@@ -55,8 +56,8 @@ def main() -> int:
         configs = [config(args, seed) for seed in args.seeds]
         for cfg in configs:
             check_comparison(cfg)
-    except (KeyError, ValueError, FileNotFoundError) as error:
-        print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
+    except (ImportError, OSError, UnknownNameError, ValueError) as error:
+        print(error, file=sys.stderr)
         return 2
 
     setup_logger()
@@ -66,7 +67,7 @@ def main() -> int:
     except PseudoLabelError as error:
         print(f"stopped, what is finished is kept in {args.output}: {error}", file=sys.stderr)
         return 3
-    except (FolderInUseError, OtherConfigError) as error:
+    except (FileNotFoundError, FolderInUseError, NotADirectoryError, OtherConfigError) as error:
         print(error, file=sys.stderr)
         return 2
     table, minutes = comparison_table(by_seed), (time.time() - start) / 60

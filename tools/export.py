@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.export import deployed, export_baseline, export_onnx
+from fastreid_sskd.unknown_name import UnknownNameError
 
 
 def main() -> int:
@@ -53,8 +54,8 @@ def main() -> int:
                 "peer": args.peer, "weights": os.path.basename(cfg.MODEL.WEIGHTS),
             })  # fmt: skip
             print(f"{args.output}: onnxruntime gives the same features to {error:.1e}")
-    except (FileNotFoundError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        print(f"nothing exported: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+    except (FileNotFoundError, ImportError, RuntimeError, TypeError, UnknownNameError, ValueError) as error:
+        print(f"nothing exported: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -21,6 +21,7 @@ from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.engine.predict import image_features, image_paths
 from fastreid_sskd.export.feature_files import check_feature_file, write_features
 from fastreid_sskd.export.neighbours import nearest, neighbours_picture
+from fastreid_sskd.unknown_name import UnknownNameError
 
 
 def show_neighbours(args, query, paths, features) -> None:
@@ -65,7 +66,7 @@ def main() -> int:
         if args.output:
             files = write_features(args.output, paths, features)
             print(f"{len(paths)} features of {features.shape[1]} values in {' and '.join(files)}")
-    except (ImportError, KeyError, OSError, ValueError) as error:
+    except (ImportError, OSError, UnknownNameError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -30,6 +30,7 @@ from fastreid_sskd.engine.setup import begin, check_device, read_config
 from fastreid_sskd.export.feature_files import write_features
 from fastreid_sskd.processes import join, launch
 from fastreid_sskd.processes.group import joined_from_outside
+from fastreid_sskd.unknown_name import UnknownNameError
 
 # isort: split
 from fastreid.utils import comm
@@ -53,6 +54,13 @@ def work(cfg, args) -> None:
 
 
 def main(args) -> int:
+    try:
+        device = load_config(args.config_file, args.opts).MODEL.DEVICE
+        check_device(device)
+    except (UnknownNameError, ValueError, FileNotFoundError) as error:
+        if int(os.environ.get("RANK", "0")) == 0:  # no group is formed yet
+            print(error, file=sys.stderr)
+        return 2
     several = args.num_gpus * args.num_machines > 1
     if args.predict and (several or joined_from_outside()):
         raise SystemExit("--predict runs in one process: leave --num-gpus and --num-machines at 1")
@@ -61,12 +69,6 @@ def main(args) -> int:
             return launch(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
         except ValueError as error:
             raise SystemExit(f"{error}") from None
-    try:
-        device = load_config(args.config_file, args.opts).MODEL.DEVICE
-        check_device(device)
-    except (KeyError, ValueError, FileNotFoundError) as error:
-        print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
-        return 2
     with join(device):
         return one_process(args)
 

@@ -37,7 +37,7 @@ def check_comparison(cfg: CfgNode) -> None:
     """What would only be found out after hours.
 
     Raises:
-        OtherConfigError: if ``OUTPUT_DIR`` holds a comparison of other settings.
+        OtherConfigError: if ``OUTPUT_DIR`` holds results of other settings.
         ValueError: if nothing would be evaluated or there is no source, or as for :func:`fastreid_sskd.engine.run`.
     """
     if cfg.MODEL.META_ARCHITECTURE != "SSKD":
@@ -48,7 +48,7 @@ def check_comparison(cfg: CfgNode) -> None:
             "a comparison starts from source models: leave MODEL.WEIGHTS empty and SSKD.SOURCE.SKIP False, and give "
             "SSKD.SOURCE.WEIGHTS or SSKD.SOURCE.CONFIG"
         )
-    check_same_settings(cfg)
+    check_same_settings(cfg, tuple(_PARTS))
     check_inputs(cfg)
 
 
@@ -64,12 +64,14 @@ def compare(cfg: CfgNode) -> Rows:
     Raises:
         OtherConfigError: if the folder holds source models of other settings, or as :func:`check_comparison`.
         FolderInUseError: if another comparison writes into the folder.
+        FileNotFoundError: if source models that are given are not there.
         PseudoLabelError: if the pseudo-labels cannot be trained on.
     """
     check_comparison(cfg)
     with output_folder(cfg.OUTPUT_DIR), config_kept_on_refusal(cfg.OUTPUT_DIR), log_file(cfg.OUTPUT_DIR):
+        check_same_settings(cfg, tuple(_PARTS))  # another one may have finished meanwhile
         keep_settings(cfg)
-        weights = source_weights(_part(cfg, cfg, "sskd"))
+        weights = source_weights(_part(cfg, "sskd"))
         rows: Rows = {}
         for name, part in _PARTS.items():
             folder = os.path.join(cfg.OUTPUT_DIR, name)
@@ -82,20 +84,17 @@ def compare(cfg: CfgNode) -> Rows:
     return rows
 
 
-def _part(cfg: CfgNode, base: CfgNode, name: str, **changes) -> CfgNode:
-    """The config of one part of the comparison ``cfg``, in a folder of its own."""
-    part = base.clone()
+def _part(cfg: CfgNode, name: str) -> CfgNode:
+    """The config of one part of the comparison, in a folder of its own; not frozen."""
+    part = cfg.clone()
     part.defrost()
     part.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, name)
-    for key, value in changes.items():
-        part.merge_from_list([key.replace("__", "."), value])
-    part.freeze()
     os.makedirs(part.OUTPUT_DIR, exist_ok=True)
     return part
 
 
 def _transfer(cfg: CfgNode, name: str, weights: Sequence[str]) -> Rows:
-    part, test = _part(cfg, cfg, name), cfg.DATASETS.TESTS[0]
+    part, test = _part(cfg, name), cfg.DATASETS.TESTS[0]
     seed_everything(cfg.SEED)
     model = AdaptationTrainer.build_model(part)
     load_source_weights(model, weights)
@@ -109,22 +108,31 @@ def _transfer(cfg: CfgNode, name: str, weights: Sequence[str]) -> Rows:
 
 
 def _one_network(cfg: CfgNode, name: str, weights: Sequence[str]) -> Rows:
-    results = run(_part(cfg, one_network_config(cfg), name, SSKD__SOURCE__WEIGHTS=list(weights[:1])), resume=True)
+    part = one_network_config(_part(cfg, name))
+    part.SSKD.SOURCE.WEIGHTS = list(weights[:1])
+    results = _run(part)
     return {"one network, hard labels only": _metrics(results[cfg.DATASETS.TESTS[0]]["peer0"])}
 
 
 def _sskd(cfg: CfgNode, name: str, weights: Sequence[str]) -> Rows:
-    results = run(_part(cfg, cfg, name, SSKD__SOURCE__WEIGHTS=list(weights)), resume=True)
+    part = _part(cfg, name)
+    part.SSKD.SOURCE.WEIGHTS = list(weights)
     return {
         "SSKD, ensemble" if row == "ensemble" else f"SSKD, teacher {row.removeprefix('peer')}": _metrics(metrics)
-        for row, metrics in results[cfg.DATASETS.TESTS[0]].items()
+        for row, metrics in _run(part)[cfg.DATASETS.TESTS[0]].items()
     }
 
 
 def _supervised(cfg: CfgNode, name: str, weights: Sequence[str]) -> Rows:
-    results = run(_part(cfg, supervised_config(cfg), name, MODEL__WEIGHTS=weights[0]), resume=True)
-    test = cfg.DATASETS.TESTS[0]
+    part = supervised_config(_part(cfg, name))
+    part.MODEL.WEIGHTS = weights[0]
+    results, test = _run(part), cfg.DATASETS.TESTS[0]
     return {"supervised upper bound": _metrics(results.get(test, results))}
+
+
+def _run(part: CfgNode) -> Mapping:
+    part.freeze()
+    return run(part, resume=True)
 
 
 # The parts by their folders, in the table's order.

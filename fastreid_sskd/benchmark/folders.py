@@ -234,10 +234,14 @@ def _best_rows(folder: str, config: dict, scalars: dict, common: dict) -> list[R
     if not found:
         return _host_rows(config, scalars, common, best=True)
     best = found["best"]
+    if best is None:  # selection without labels has chosen none
+        return []
     adapted = [e for e in found["evaluations"] if e["epoch"]]
     if sum(len(e["results"][found["tests"][0]]) for e in adapted) < 2:
         return []
-    evaluation = next(e for e in found["evaluations"] if e["epoch"] == best["epoch"])
+    evaluation = next((e for e in found["evaluations"] if e["epoch"] == best["epoch"]), None)
+    if evaluation is None:  # chosen in an epoch that was not evaluated
+        return []
     return [
         Result(
             **{

@@ -12,7 +12,7 @@ from fastreid.config import CfgNode
 
 from ..clustering import PseudoLabelError
 from ..engine import load_config, resolve, run, seed_everything
-from ..engine.pipeline import source_weights
+from ..engine.pipeline import check_inputs, source_weights
 from ..evaluation.table import METRICS
 from .folders import RECORD, read_run
 from .result import Result, write_results
@@ -21,6 +21,7 @@ from .run_folder import check_evaluated, check_same_settings, log_file, read_row
 __all__ = ["Cell", "Grid", "load_grid", "repeat", "run_grid"]
 
 logger = logging.getLogger("fastreid.sskd.benchmark")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -105,21 +106,23 @@ def run_grid(grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence =
         opts: overrides for all cells, before their own.
 
     Raises:
-        ValueError: if a name is not one of a cell's, or a folder holds a run with other settings.
+        ValueError: if a name is not one of a cell's, a cell's config cannot work, or a folder holds a run with other settings.
     """
     unknown = sorted(set(only) - {cell.name for cell in grid.cells})
     if unknown:
         raise ValueError(
             f"no cell {', '.join(unknown)}: there are {'; '.join(cell.name for cell in grid.cells)}"
         )
+    cells = [cell for cell in grid.cells if not only or cell.name in only]
+    for cell in cells:  # the last one's too, before the first is trained
+        _check(_cell_config(grid, cell, grid.seeds[0], _folder(output, cell, grid.seeds[0]), (), opts))
     weights: list[str] = []
     results: list[Result] = []
-    for cell in (cell for cell in grid.cells if not only or cell.name in only):
+    for cell in cells:
         for seed in grid.seeds:
             if grid.share_source and not weights:
                 weights = _shared_source(grid, output, opts)
-            folder = os.path.join(output, _slug(cell.name), f"seed{seed}")
-            cfg = _cell_config(grid, cell, seed, folder, weights, opts)
+            cfg = _cell_config(grid, cell, seed, _folder(output, cell, seed), weights, opts)
             results += _finish(cell, cfg)
     if not only:
         write_results(results, os.path.join(output, RECORD))  # in the grid's order, which folders do not tell
@@ -142,10 +145,15 @@ def _cell_config(
     return cfg
 
 
+def _check(cfg: CfgNode) -> None:
+    check_evaluated(cfg)
+    if cfg.MODEL.META_ARCHITECTURE == "SSKD":
+        check_inputs(cfg)
+
+
 def _finish(cell: Cell, cfg: CfgNode) -> list[Result]:
     """The cell's results of one seed, from its record or from a run that is started or taken up."""
     folder = cfg.OUTPUT_DIR
-    check_evaluated(cfg)
     check_same_settings(cfg)
     if read_rows(folder) is None:
         with log_file(folder):
@@ -167,6 +175,10 @@ def _last_metrics(found: Mapping[str, Any], cfg: CfgNode) -> dict[str, float]:
     rows = found.get(cfg.DATASETS.TESTS[0], found)
     last = list(rows.values())[-1]
     return {name: float((last if isinstance(last, dict) else rows)[name]) for name in METRICS}
+
+
+def _folder(output: str, cell: Cell, seed: int) -> str:
+    return os.path.join(output, _slug(cell.name), f"seed{seed}")
 
 
 def _slug(name: str) -> str:

@@ -4,14 +4,15 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from fastreid.config import CfgNode
 from fastreid.utils.collect_env import collect_env_info
 
 from ..engine import load_config
 from ..engine.atomic import write_atomically
-from ..engine.same_run import OtherConfigError, plain_config
+from ..engine.same_run import HARMLESS, OtherConfigError, plain_config
+from ..unknown_name import UnknownNameError
 
 __all__ = ["Rows", "check_evaluated", "check_same_settings", "keep_settings", "log_file", "read_rows", "write_rows"]
 
@@ -19,21 +20,10 @@ Rows = dict[str, dict[str, float]]  # {row of the table: {"mAP": percent, ...}}
 
 logger = logging.getLogger("fastreid.sskd.benchmark")
 
-# Keys of a config that do not change a run's result.
-_HARMLESS = (
-    "OUTPUT_DIR",
-    "VERSION",
-    "SSKD.LOG_PERIOD",
-    "SSKD.CACHE_IMAGES",
-    "SSKD.AUGMENT_ON",
-    "SSKD.KEEP_CHECKPOINTS",
-    "SSKD.CHECKPOINT_SECONDS",
-    "SSKD.CHECKPOINT_ITERS",
-    "SSKD.SOURCE.CONFIG",  # a path; the source models are held against what it says
-    "DATALOADER.NUM_WORKERS",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "MODEL.HEADS.NUM_CLASSES",
-)
+_ROWS = "rows.json"
+
+# Also harmless here: a path, since source models are held against what the file says, and what the data set tells.
+_HARMLESS = (*HARMLESS, "SSKD.SOURCE.CONFIG", "MODEL.HEADS.NUM_CLASSES")
 
 
 def check_evaluated(cfg: CfgNode) -> None:
@@ -44,31 +34,38 @@ def check_evaluated(cfg: CfgNode) -> None:
     """
     if not cfg.DATASETS.TESTS:
         raise ValueError("DATASETS.TESTS is empty, so the table would have no figures: name a test set")
-    if not cfg.TEST.EVAL_PERIOD:
-        raise ValueError("TEST.EVAL_PERIOD is 0, so the last epoch would not be evaluated: set it to 1 or more")
+    if cfg.TEST.EVAL_PERIOD < 1:
+        raise ValueError(f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}, so the last epoch would not be evaluated: set it to 1 or more")
 
 
-def check_same_settings(cfg: CfgNode) -> None:
-    """Refuse to go on with, or to report as new, what ``OUTPUT_DIR`` holds of a run with other settings.
+def check_same_settings(cfg: CfgNode, parts: Sequence[str] = ("",)) -> None:
+    """Refuse to report as new, or to go on with, what ``OUTPUT_DIR`` holds of a run with other settings.
+
+    A folder in which nothing has been learned yet may be given other settings.
+
+    Args:
+        cfg: of what is to be run.
+        parts: the folders below ``OUTPUT_DIR`` in which its runs are.
 
     Raises:
         OtherConfigError: if a key differs that has an effect on the result, naming the first three with both values.
     """
-    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    if not os.path.isfile(path):
+    folder = cfg.OUTPUT_DIR
+    if not any(os.path.isfile(os.path.join(folder, part, name)) for part in parts for name in (_ROWS, "last_checkpoint")):
         return
+    path, instead = os.path.join(folder, "config.yaml"), "choose another output folder, or remove that one"
+    if not os.path.isfile(path):
+        raise OtherConfigError(f"{folder!r} holds results, but no config.yaml to say what settings they are of: {instead}")
     try:
         there, wanted = plain_config(load_config(path)), plain_config(cfg)
-    except KeyError as error:
-        raise OtherConfigError(
-            f"{path!r} is of another version of this package ({error.args[0]}): choose another output folder"
-        ) from None
+    except UnknownNameError as error:
+        raise OtherConfigError(f"{path!r} is of another version of this package ({error}): {instead}") from None
     differ = [key for key in wanted if there.get(key) != wanted[key] and key not in _HARMLESS]
     if differ:
         shown = ", ".join(f"{key} {there.get(key)!r}, now {wanted[key]!r}" for key in differ[:3])
         raise OtherConfigError(
-            f"{cfg.OUTPUT_DIR!r} holds a run of other settings ({len(differ)}: {shown}): choose another output "
-            "folder, or remove that one"
+            f"{folder!r} holds a run of other settings ({len(differ)}: {shown}): {instead} "
+            "(SSKD.SOURCE.WEIGHTS takes the source models that it holds)"
         )
 
 
@@ -84,7 +81,7 @@ def read_rows(folder: str) -> Rows | None:
     Raises:
         ValueError: if the file is not what :func:`write_rows` has written.
     """
-    path = os.path.join(folder, "rows.json")
+    path = os.path.join(folder, _ROWS)
     if not os.path.isfile(path):
         return None
     with open(path, encoding="utf-8") as file:
@@ -97,7 +94,7 @@ def read_rows(folder: str) -> Rows | None:
 def write_rows(folder: str, rows: Mapping[str, Mapping[str, float]]) -> None:
     """Mark a run as finished, with the rows it ended with."""
     text = json.dumps(rows, indent=1)
-    write_atomically(os.path.join(folder, "rows.json"), lambda file: file.write(text.encode()))
+    write_atomically(os.path.join(folder, _ROWS), lambda file: file.write(text.encode()))
 
 
 @contextlib.contextmanager

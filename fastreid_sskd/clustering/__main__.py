@@ -6,6 +6,7 @@ import argparse
 import logging
 import re
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,33 +67,45 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> int:
     """Cluster the features and save the labels; 1 when nothing can be trained on them, 2 when they cannot be clustered."""
     options = parse_arguments(arguments)
+    logger.addFilter(_with_flags)
     try:
         return _cluster(options)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        logger.error("%s", _with_flags(error))
+        logger.error("%s", error)
         return 2
+    finally:
+        logger.removeFilter(_with_flags)
 
 
-def _with_flags(error: Exception) -> str:
-    """What a config calls SSKD.CLUSTER.PAIRS_PER_IMAGE is --pairs-per-image here."""
-    return re.sub(r"SSKD\.CLUSTER\.(\w+)", lambda key: f"--{key[1].lower().replace('_', '-')}", str(error))
+def _with_flags(record: logging.LogRecord) -> bool:
+    """A log filter: what a config calls SSKD.CLUSTER.PAIRS_PER_IMAGE is --pairs-per-image here."""
+    said = re.sub(r"SSKD\.CLUSTER\.(\w+)", lambda key: f"--{key[1].lower().replace('_', '-')}", record.getMessage())
+    record.msg, record.args = said, ()
+    return True
 
 
-def _read_features(path: Path) -> np.ndarray:
-    file = np.load(path, mmap_mode="r")
+def _read(path: Path, name: str) -> np.ndarray:
+    """The array of a .npy file, or the one of that name in a .npz."""
+    try:
+        file = np.load(path, mmap_mode="r")
+    except (EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a whole .npy or .npz file: {error}") from error
     if isinstance(file, np.ndarray):
         return file
     with file:
-        if "features" not in file:
-            raise ValueError(f"{path} has no array 'features', only {', '.join(file.files)}")
-        return file["features"]
+        if name not in file:
+            raise ValueError(f"{path} has no array {name!r}, only {', '.join(file.files)}")
+        return file[name]
 
 
 def _cluster(options: argparse.Namespace) -> int:
-    features = _read_features(options.features)
-    identities = None if options.identities is None else np.load(options.identities)
+    for path in (options.out, options.centroids):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise FileNotFoundError(f"the folder of {path} is not there: make it first")
+    features = _read(options.features, "features")
+    identities = None if options.identities is None else _read(options.identities, "identities")
     if identities is not None and identities.shape != features.shape[:1]:
-        raise ValueError(f"--identities has to give one for each of {len(features)} images, got shape {identities.shape}")
+        raise ValueError(f"--identities has to give one for each image, got {identities.shape} for features {features.shape}")
     result = pseudo_labels(
         features,
         k1=options.k1,
@@ -124,7 +137,7 @@ def _cluster(options: argparse.Namespace) -> int:
     try:
         check_usable(result.report)
     except PseudoLabelError as error:
-        logger.error("%s", _with_flags(error))
+        logger.error("%s", error)
         return 1
     return 0
 

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from fastreid.data.datasets import DATASET_REGISTRY
 
 from ..compat import dataset_root
+from ..unknown_name import UnknownNameError
 from .crop_folder import folder_class
 
 __all__ = ["Item", "test_items", "training_items"]
@@ -27,7 +28,7 @@ def _data_set(name: str, folders: Mapping):
         return folder_class(name, folders[name])(root=root)
     if name not in DATASET_REGISTRY._obj_map:  # the host's registry has no other way to ask
         known = sorted({*DATASET_REGISTRY._obj_map, *folders})
-        raise KeyError(
+        raise UnknownNameError(
             f"no data set is named {name!r}: there are {', '.join(known)}; folders of your own images get a name by "
             "SSKD.FOLDERS, classes of your own by fast-reid's DATASET_REGISTRY"
         )
@@ -56,7 +57,7 @@ def training_items(names: Sequence[str], folders: Mapping = MappingProxyType({})
         folders: ``SSKD.FOLDERS``, see :func:`.crop_folder.folder_class`.
 
     Raises:
-        KeyError: if a name is not registered.
+        UnknownNameError: if a name is not registered.
         FileNotFoundError: if the images are not where they should be, naming the folder and the variable that sets it.
         ValueError: if there are no images, or a data set is named twice.
     """

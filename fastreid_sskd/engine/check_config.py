@@ -1,7 +1,9 @@
 """Whether a config's values can work, before anything is trained: the ranges and names that config.py states."""
+import inspect
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from fastreid.config import CfgNode
 
 from ..clustering import (
@@ -27,6 +29,8 @@ __all__ = ["check_clustering", "check_settings"]
 
 #: settings that are one of some names; names of clusterings and searches may be registered later, so they are looked up
 _NAMES: dict[str, Callable[[], tuple[str, ...]]] = {
+    "SOLVER.OPT": lambda: tuple(name for name, value in vars(torch.optim).items() if inspect.isclass(value) and name != "Optimizer"),
+    "SOLVER.WARMUP_METHOD": lambda: ("linear", "constant", "exp"),
     "TEST.METRIC": lambda: (*METRICS_IN_BLOCKS, "jaccard"),  # the host's third, of all distances at once
     "SSKD.SELECT_BY": lambda: ("mAP", *LABEL_FREE),
     "SSKD.AUGMENT_ON": lambda: PLACES,
@@ -43,6 +47,9 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "SOLVER.MAX_EPOCH": (lambda v: v >= 1, "a number of epochs >= 1"),
     "SSKD.ITERS_PER_EPOCH": (lambda v: v >= 1, "a number of iterations >= 1"),
     "SSKD.CACHE_IMAGES": (lambda v: v >= 0, "a size in MB >= 0, 0 for no cache"),
+    "SOLVER.BASE_LR": (lambda v: v >= 0, "a learning rate >= 0"),
+    "TEST.IMS_PER_BATCH": (lambda v: v >= 1, "a number of images >= 1"),
+    "TEST.EVAL_PERIOD": (lambda v: v >= 0, "a number of epochs >= 0, 0 for never"),
     "DATALOADER.NUM_WORKERS": (lambda v: v >= 0, "a number of processes >= 0"),
     "SSKD.LOG_PERIOD": (lambda v: v >= 1, "a number of iterations >= 1"),
     "SSKD.CLUSTER.EPS": (

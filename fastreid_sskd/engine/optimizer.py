@@ -40,9 +40,10 @@ def build_optimizer(cfg: CfgNode, networks: Sequence[nn.Module]) -> torch.optim.
 
 
 def _keep_to_this_machine(optimizer: torch.optim.Optimizer, kernels: Sequence[bool | None]) -> None:
-    """After a checkpoint of another device or memory layout: the kernels of this one, and moments that lie as their parameters do.
+    """After a checkpoint of another device or memory layout: the kernels of this one, and a state that lies as they need it.
 
-    A fused kernel walks a parameter and its moments side by side in memory, whatever their strides say.
+    A fused kernel walks a parameter and its moments side by side in memory, whatever their strides say, and counts its steps
+    on its device; torch leaves them on the CPU where the checkpoint's kernel was another.
     """
     for group, fused in zip(optimizer.param_groups, kernels):
         if "fused" in group:
@@ -50,7 +51,9 @@ def _keep_to_this_machine(optimizer: torch.optim.Optimizer, kernels: Sequence[bo
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             for name, value in state.items():
-                if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                if fused and name == "step":
+                    state[name] = value.to(parameter.device, torch.float32)
+                elif torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

@@ -24,7 +24,14 @@ from .checkpoint import Checkpointer, damage, last_checkpoint
 from .hooks import Checkpoints
 from .lock import output_folder
 from .same_run import check_same_run, config_kept_on_refusal, plain_config
-from .setup import load_config, make_deterministic, seed_everything, starts_from_backbone, without_pretraining
+from .setup import (
+    load_config,
+    make_deterministic,
+    seed_everything,
+    starts_from_backbone,
+    use_device,
+    without_pretraining,
+)
 from .shares import check_shares
 from .source import SourceTrainer
 from .stop import listen
@@ -82,6 +89,7 @@ def run(cfg: CfgNode, resume: bool = False) -> dict:
         FloatingPointError: if a loss or the model is not finite.
         Stopped: a ``SystemExit``, if SIGTERM or SIGINT came; the run is saved.
     """
+    use_device(cfg.MODEL.DEVICE)
     if cfg.SSKD.DETERMINISTIC:
         make_deterministic()
     else:  # the host sets it for the command line alone
@@ -145,6 +153,7 @@ def check_inputs(cfg: CfgNode) -> None:
         FileNotFoundError: if images are not where they should be.
         ImportError: if a setting needs a package that is not installed.
     """
+    use_device(cfg.MODEL.DEVICE)  # its abilities are asked for below
     check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
     check_shares(cfg)
     ema_decay(0, cfg.SSKD.EMA.MOMENTUM)
@@ -152,7 +161,8 @@ def check_inputs(cfg: CfgNode) -> None:
     if cfg.TEST.PRECISE_BN.ENABLED:
         raise ValueError("TEST.PRECISE_BN is for plain fast-reid models, whose batches have no views: set it to False")
     Precision(cfg)
-    build_model(without_pretraining(cfg))  # and its losses
+    model = build_model(without_pretraining(cfg))  # and its losses
+    AdaptationTrainer.build_lr_scheduler(cfg, AdaptationTrainer.build_optimizer(cfg, model), cfg.SSKD.ITERS_PER_EPOCH)
     Checkpoints(
         Checkpointer(nn.Module()), cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SSKD.KEEP_CHECKPOINTS,
         seconds=cfg.SSKD.CHECKPOINT_SECONDS, iters=cfg.SSKD.CHECKPOINT_ITERS,
@@ -205,8 +215,14 @@ def source_weights(cfg: CfgNode) -> list[str]:
     """The files that the peers start from: those given, else pre-trained now; [] if ``MODEL.WEIGHTS`` is the start.
 
     Given are ``SSKD.SOURCE.WEIGHTS``, or the ``MODEL.WEIGHTS`` of a file in ``SSKD.PEERS``; peers without are pre-trained.
+
+    Raises:
+        FileNotFoundError: if a given one is not there.
     """
     if cfg.SSKD.SOURCE.WEIGHTS or cfg.MODEL.WEIGHTS:
+        missing = [path for path in cfg.SSKD.SOURCE.WEIGHTS if not os.path.isfile(path)]
+        if missing:
+            raise FileNotFoundError(f"SSKD.SOURCE.WEIGHTS: no file {', '.join(missing)}")
         return list(cfg.SSKD.SOURCE.WEIGHTS)
     if starts_from_backbone(cfg):
         logger.warning(

@@ -63,7 +63,7 @@ class Record:
             for name, rows in results.items()
         }
         self.evaluations = [e for e in self.evaluations if e["epoch"] < epoch] + [{"epoch": epoch, "results": plain}]
-        return int(self.best[1][len("peer"):])
+        return int((self.best[1] or "peer0")[len("peer"):])
 
     @property
     def last(self) -> dict:
@@ -77,8 +77,13 @@ class Record:
 
     @property
     def best(self):
-        """(evaluation, row) of the best teacher so far, the earliest of equals; None for an epoch without evaluation."""
+        """(evaluation, row) of the best teacher so far, the earliest of equals; None for an epoch without evaluation.
+
+        (None, None) where what needs no labels has chosen none.
+        """
         if self.label_free:
+            if self.selected["score"] is None:
+                return None, None
             at = (evaluation for evaluation in self.evaluations if evaluation["epoch"] == self.selected["epoch"])
             return next(at, None), f"peer{self.selected['peer']}"
         adapted = [evaluation for evaluation in self.evaluations if evaluation["epoch"]]
@@ -109,7 +114,8 @@ class Record:
             "as in the released code; the last epoch's rows need no choice."
         )
         if self.label_free:
-            note = f"The best epoch and teacher are chosen by {self.select_by}, without labels."
+            chosen = "The best epoch and teacher are" if self.selected["score"] is not None else "No epoch has been"
+            note = f"{chosen} chosen by {self.select_by}, without labels."
         return results_table(lines, ("test set", "when", "teacher"), tablefmt) + "\n\n" + note
 
     def _shown(self) -> list[dict]:
@@ -117,15 +123,12 @@ class Record:
         return first + [self.last] if self.last["epoch"] else first
 
     def write(self, path: str) -> None:
-        """Write all evaluations as JSON, atomically."""
+        """Write all evaluations as JSON, atomically; "best" is null where none is chosen."""
         evaluation, row = self.best
-        data = {
-            "tests": self.tests,
-            "evaluations": self.evaluations,
-            "best": {
-                "epoch": self.selected["epoch"] if self.label_free else evaluation["epoch"],
-                "row": row,
-                "chosen_on": f"{self.select_by}, without labels" if self.label_free else f"{self.tests[0]} test split, by mAP",
-            },
+        best = row and {
+            "epoch": self.selected["epoch"] if self.label_free else evaluation["epoch"],
+            "row": row,
+            "chosen_on": f"{self.select_by}, without labels" if self.label_free else f"{self.tests[0]} test split, by mAP",
         }
+        data = {"tests": self.tests, "evaluations": self.evaluations, "best": best}
         write_atomically(path, lambda file: file.write(json.dumps(data, indent=1).encode()))

@@ -9,15 +9,19 @@ from fastreid.config import CfgNode
 from .kept_config import keep_config
 from .setup import load_config
 
-__all__ = ["OtherConfigError", "check_same_run", "config_kept_on_refusal", "plain_config"]
+__all__ = ["HARMLESS", "OtherConfigError", "check_same_run", "config_kept_on_refusal", "plain_config"]
 
 logger = logging.getLogger("fastreid.sskd.same_run")
 
-# Keys that may differ, as they do not change what is learned: where things are, how fast, how often it is looked at.
-_WITHOUT_EFFECT = (
+#: keys that change nothing that is learned or reported: where things are, how fast, how often they are saved
+HARMLESS = (
     "OUTPUT_DIR", "VERSION", "MODEL.DEVICE", "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.EVAL_PERIOD", "TEST.IMS_PER_BATCH", "SSKD.LOG_PERIOD", "SSKD.KEEP_CHECKPOINTS", "SSKD.CHECKPOINT_SECONDS",
-    "SSKD.CHECKPOINT_ITERS", "SSKD.EVAL_WITH", "SSKD.MAY_DIFFER", "SSKD.AUGMENT_ON", "SSKD.CACHE_IMAGES",
+    "SSKD.LOG_PERIOD", "SSKD.KEEP_CHECKPOINTS", "SSKD.CHECKPOINT_SECONDS", "SSKD.CHECKPOINT_ITERS", "SSKD.EVAL_WITH",
+    "SSKD.MAY_DIFFER", "SSKD.AUGMENT_ON", "SSKD.CACHE_IMAGES",
+)
+# Keys that may differ where a run is gone on with: also how often it is looked at, and what its clusters may be.
+_WITHOUT_EFFECT = (
+    *HARMLESS, "TEST.EVAL_PERIOD", "TEST.IMS_PER_BATCH",
     "SOLVER.MAX_EPOCH",  # see check_same_run
     "SSKD.CLUSTER.EPS",  # what a run that stopped for its clusters is resumed with
     "SSKD.CLUSTER.ON_COLLAPSE", "SSKD.CLUSTER.ON_LIMIT", "SSKD.CLUSTER.MAX_NOISE_SHARE", "SSKD.CLUSTER.MAX_LARGEST_SHARE",

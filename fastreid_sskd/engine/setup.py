@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import default_setup
 from fastreid.utils.env import seed_all_rng
 
 from ..config import add_sskd_config
 from ..processes import on_main
+from ..unknown_name import UnknownNameError
 from .kept_config import keep_config
 
 __all__ = [
@@ -34,8 +36,8 @@ def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        KeyError: if a key is unknown, naming it.
-        ValueError: if a value is of another type than the default, or ``opts`` has an odd length.
+        UnknownNameError: if a key is unknown, naming the nearest.
+        ValueError: if a file is no YAML, a value of another type than the default, or ``opts`` of odd length.
     """
     cfg = get_cfg()
     add_sskd_config(cfg)
@@ -65,13 +67,17 @@ def _nearest_key_named(cfg: CfgNode) -> Iterator[None]:
     """What yacs says of keys and values, an AssertionError of overrides and a KeyError of files, and the key that was meant."""
     try:
         yield
+    except yaml.YAMLError as error:
+        raise ValueError(f"the config is no YAML: {error}") from None
+    except TypeError:  # yacs looks a part of the key up in a number
+        raise ValueError("the config gives a value, not a section, where an override names a key below it") from None
     except (AssertionError, KeyError) as error:
         said = str(error.args[0])
         unknown = re.fullmatch(r"Non-existent (?:config )?key: (\S+)", said)
         if not unknown:
-            raise (KeyError if isinstance(error, KeyError) else ValueError)(said) from None
+            raise (UnknownNameError if isinstance(error, KeyError) else ValueError)(said) from None
         near = difflib.get_close_matches(unknown[1], _keys(cfg), 1)
-        raise KeyError(f"{said}{f'; the nearest that there is: {near[0]}' if near else ''}") from None
+        raise UnknownNameError(f"{said}{f'; the nearest that there is: {near[0]}' if near else ''}") from None
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
@@ -97,7 +103,7 @@ def _pairs(opts: Sequence) -> list:
             raise ValueError(f"{item!r} is no key of the config: write KEY value, not KEY=value")
     for at in range(1, len(opts), 2):
         if opts[at - 1] == "SSKD.EVAL_WITH":
-            opts[at] = repr(str(opts[at]))  # a peer's number is a name here, which yacs would read as a number
+            opts[at] = repr(str(opts[at]).strip("'\""))  # a peer's number is a name here, which yacs would read as a number
     return opts
 
 

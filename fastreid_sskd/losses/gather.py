@@ -39,11 +39,11 @@ def gather_batch(batch: PeerBatch, required: Collection[str]) -> PeerBatch:
         batch: this process's share; shares are of equal size. Floats are gathered in float32.
         required: the optional fields that the losses read; the others are None in what is returned.
     """
-    if comm.get_world_size() == 1:
-        return batch
     fields = dataclasses.fields(batch)
     unread = [field.name for field in fields if field.default is None and field.name not in required]
     batch = dataclasses.replace(batch, **dict.fromkeys(unread))
+    if comm.get_world_size() == 1:
+        return batch
     names = [field.name for field in fields if field.name != "labels" and getattr(batch, field.name) is not None]
     floats = [getattr(batch, name).float() for name in names]
     whole = _Gather.apply(torch.cat(floats, dim=1)).split([part.shape[1] for part in floats], dim=1)

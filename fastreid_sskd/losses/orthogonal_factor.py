@@ -10,13 +10,13 @@ from torch import Tensor
 
 __all__ = ["factor_by_eigenvectors", "factor_by_iteration", "orthogonal_factor"]
 
-# Singular values below this share of a bound of the largest count as 0. The Gram matrix of the eigenvectors' way cannot
-# tell those below 1e-7 of the largest from its rounding; the iteration needs more steps the smaller this is.
-_LEAST = 1e-8
+# Singular values below this share of the largest are rounding of the float32 logits that a matrix of probabilities comes
+# from, as between images that are all but copies. The float64 Gram matrix tells values down to 1e-7 of the largest from 0.
+_LEAST = 1e-6
 
 
 def orthogonal_factor(matrix: Tensor) -> Tensor:
-    """U V^T of U diag(s) V^T, without the directions whose s is 0 up to rounding.
+    """U V^T of U diag(s) V^T, without the directions whose s is 0 up to the rounding of float32.
 
     On the CPU by eigenvectors, a tenth of the iteration's time. Elsewhere by iteration: matrix products alone, nothing that
     the host waits for, where torch waits for an eigensolver to say whether it has converged.
@@ -34,18 +34,18 @@ def factor_by_eigenvectors(matrix: Tensor) -> Tensor:
     # eigh raises on NaN. Masked here, it comes back through the caller's product, so that a diverged step reads
     # as a NaN loss, which a gradient scaler or the trainer's own check can handle.
     eigenvalues, vectors = torch.linalg.eigh(gram.nan_to_num())
-    # The Gram matrix's rounding error is a few ulps of its largest eigenvalue: what is below that is a zero.
-    tolerance = eigenvalues[-1] * max(matrix.shape) * torch.finfo(matrix.dtype).eps
-    nonzero = eigenvalues > tolerance
+    nonzero = eigenvalues > _LEAST**2 * eigenvalues[-1]
     inverse_roots = torch.where(nonzero, eigenvalues, 1.0).rsqrt() * nonzero
     inverse_root = (vectors * inverse_roots) @ vectors.t()
     return matrix @ inverse_root if tall else inverse_root @ matrix
 
 
 def factor_by_iteration(matrix: Tensor) -> Tensor:
-    """The limit of X <- 3/2 X - 1/2 X X^T X (Newton-Schulz), scaled after Chen and Chow (2014) while some s are small.
+    """X <- 3/2 X - 1/2 X X^T X (Newton-Schulz), scaled after Chen and Chow (2014) while some s are small, so often that every
+    s that counts is 1.
 
-    An exact 0 stays 0, and its rounding error of 1e-16 stays below 1e-7.
+    The end of those that do not is soft: the s of a tenth of the least that counts becomes about 1/3, of a hundredth 1/30,
+    and what rounding in float64 makes of a 0 stays below 1e-9.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.t() if tall else matrix

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -73,6 +74,22 @@ def test_rows_of_other_settings_are_not_printed_as_new(compared, started, key, v
     with pytest.raises(OtherConfigError, match=rf"holds a run of other settings \(1: {key} "):
         compare(tiny_adaptation(folder, *SHORT, key, value))
     assert not started and (folder / "config.yaml").read_bytes() == before
+
+
+def test_rows_without_the_settings_that_they_are_of(compared, started, tmp_path):
+    folder = tmp_path / "seed1"
+    shutil.copytree(compared[0] / "transfer", folder / "transfer")
+    with pytest.raises(OtherConfigError, match="holds results, but no config.yaml"):
+        compare(tiny_adaptation(folder, *SHORT))
+    assert not started
+
+
+def test_a_first_try_that_failed_leaves_the_folder_free(compared, tmp_path):
+    folder, rows = compared
+    sources = [str(folder / "sskd" / "source" / f"peer{k}" / "model_best.pth") for k in range(2)]
+    with pytest.raises(FileNotFoundError, match=r"SSKD\.SOURCE\.WEIGHTS: no file nowhere\.pth"):
+        compare(tiny_adaptation(tmp_path, *SHORT, "SSKD.SOURCE.WEIGHTS", "['nowhere.pth']"))
+    assert compare(tiny_adaptation(tmp_path, *SHORT, "SSKD.SOURCE.WEIGHTS", str(sources))) == rows
 
 
 def test_source_models_of_other_settings_are_not_used(compared, started):

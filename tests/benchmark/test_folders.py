@@ -147,3 +147,10 @@ def test_device_is_the_gpu_that_the_log_names(tmp_path):
     (tmp_path / "part").mkdir()
     assert device_of(str(tmp_path), config) == device_of(str(tmp_path / "part"), config) == "Some GPU 40GB"
     assert device_of(str(tmp_path), {"MODEL": {"DEVICE": "cpu"}}) == "cpu"
+
+
+@pytest.mark.parametrize("best", [None, {"epoch": 7, "row": "peer0", "chosen_on": "noise, without labels"}])
+def test_no_best_row_where_none_was_chosen_or_evaluated(copy, best):
+    path = copy / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "best": best}))
+    assert collect(str(copy), ("last", "best")) == collect(str(copy), ("last",))

@@ -123,3 +123,11 @@ def test_the_ablation_of_the_project():
         [0.5, 0.5, 3.0, 0],
         [0.5, 0.5, 3.0, 1.5],
     ]
+
+
+@pytest.mark.parametrize("opts", [("SSKD.EPS", 0.5), ("SSKD.CLUSTER.K1", 0), ("DATASETS.TESTS", "()")])
+def test_a_bad_cell_is_found_before_the_others_are_trained(tmp_path, started, opts):
+    cells = Grid(BASE, (ONE_PEER, Cell("bad", opts)), (1,), share_source=True)
+    with pytest.raises((ValueError, KeyError)):
+        run_grid(cells, str(tmp_path), opts=OPTS)
+    assert not started and not (tmp_path / "source").exists()

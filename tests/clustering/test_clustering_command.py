@@ -102,7 +102,10 @@ def test_a_radius_for_a_method_without_one(capsys):
         (SOME, ("--k1", "0"), "got k1=0, k2=6: see --k1 and --k2"),
         (SOME, ("--rho", "1e-9"), "rounds to 0 pairs: raise --rho or --pairs-per-image, or set --eps"),
         (SOME, ("--method", "kmeans"), "set --num-clusters"),
-        (SOME, ("--identities", "features.npy"), "one for each of 30 images, got shape (30, 8)"),
+        (SOME, ("--identities", "features.npy"), "one for each image, got (30, 8) for features (30, 8)"),
+        (SOME, ("--identities", "."), "."),
+        (SOME, ("--centroids", "nowhere/c.npy"), "the folder of nowhere/c.npy is not there"),
+        (np.float32(1), (), "features must be (N, d)"),
         (SOME, ("--device", "gpu"), "device"),
     ],
 )
@@ -113,6 +116,20 @@ def test_mistakes_are_said_in_a_line_with_the_options_names(tmp_path, monkeypatc
     assert main(["features.npy", "--out", "labels.npy", *options]) == 2
     said = caplog.records[-1].getMessage()
     assert message in said and "SSKD." not in said and not Path("labels.npy").exists()
+
+
+@pytest.mark.parametrize("name, content", [("f.npy", b""), ("f.npz", b"PK\x03\x04 and no more")])
+def test_files_that_are_not_whole(tmp_path, caplog, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert main([str(tmp_path / name), "--out", str(tmp_path / "l.npy")]) == 2
+    assert f"{name} is not a whole .npy or .npz file" in caplog.text
+
+
+def test_warnings_name_the_options_too(tmp_path, caplog):
+    """The default share of all pairs is made for as many images as the paper's data sets have."""
+    np.save(tmp_path / "features.npy", crowd(seed=1))
+    main([str(tmp_path / "features.npy"), "--out", str(tmp_path / "l.npy")])
+    assert "--pairs-per-image or --eps say the same at any size" in caplog.text and "SSKD." not in caplog.text
 
 
 def test_features_of_a_prediction(tmp_path, caplog):

@@ -57,6 +57,12 @@ WRONG = [
     ("AMP_DTYPE", "SSKD.AMP_DTYPE", "float8"),
     ("NUM_WORKERS", "DATALOADER.NUM_WORKERS", "-1"),
     ("SEED", "SEED", "-1"),
+    ("OPT", "SOLVER.OPT", "Adamm"),
+    ("BASE_LR", "SOLVER.BASE_LR", "-1.0"),
+    ("SCHED", "SOLVER.SCHED", "StepLR"),
+    ("WARMUP_METHOD", "SOLVER.WARMUP_METHOD", "burnin"),
+    ("IMS_PER_BATCH", "TEST.IMS_PER_BATCH", "0"),
+    ("EVAL_PERIOD", "TEST.EVAL_PERIOD", "-1"),
     ("SELECT_BY", "SSKD.SELECT_BY", "luck"),
     ("METRIC", "TEST.METRIC", "nonsense"),
 ]
@@ -179,3 +185,12 @@ def test_only_an_eps_above_zero_goes_first(tmp_path):
     refresh.cfg = tiny_adaptation(tmp_path, "SSKD.CLUSTER.EPS", "-0.5")
     refresh.eps, refresh.trainer.epoch = 0.3, 1
     assert refresh._clustering_options()["eps"] == 0.3
+
+
+def test_abilities_are_asked_of_the_device_that_is_used(data_sets, tmp_path, monkeypatch):
+    """A number names it: what is asked before it is the current device is answered by another."""
+    asked = []
+    monkeypatch.setattr(pipeline, "use_device", lambda device: asked.append(device))
+    monkeypatch.setattr(pipeline, "Precision", lambda cfg: asked.append("precision"))
+    pipeline.check_inputs(tiny_adaptation(tmp_path))
+    assert asked == ["cpu", "precision"]

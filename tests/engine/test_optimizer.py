@@ -142,6 +142,18 @@ def test_resumed_on_a_machine_without_the_kernel(cfg, monkeypatch):
     assert [group["fused"] for group in made.param_groups] == before == [None] * len(before)
 
 
+def test_resumed_where_the_kernel_counts_its_steps(cfg, monkeypatch):
+    """A checkpoint of a machine without the kernel leaves torch's count of steps on the CPU; the kernel wants it beside the weights."""
+    monkeypatch.setattr(optimizer_module, "has_fused_kernel", lambda *_: False)
+    peer = build_peer(cfg)
+    saved = build_optimizer(cfg, [peer])
+    stepped(cfg, peer, saved, 1)
+    monkeypatch.setattr(optimizer_module, "has_fused_kernel", lambda *_: True)
+    made = build_optimizer(cfg, [build_peer(cfg).to("meta")])
+    made.load_state_dict(saved.state_dict())
+    assert {value.device.type for state in made.state.values() for value in state.values()} == {"meta"}
+
+
 @pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="torch 2.3")
 def test_step_that_overflows_is_left_out(cfg):
     """The scaler leaves scale and overflow to the fused kernel, and waits for nothing; then nothing moves."""

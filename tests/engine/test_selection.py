@@ -224,10 +224,14 @@ def test_resumed_run_remembers(adaptation, tmp_path):
     assert torch.equal(one["model"]["best_peer"], other["model"]["best_peer"])
 
 
-def test_record():
+def test_record(tmp_path):
     record = Record(["First"], "noise")
     assert record.label_free and not Record(["First"]).label_free
-    assert record.best == (None, "peer0")
+    record.add(0, {"First": {"peer0": {"mAP": 20.0}, "ensemble": {"mAP": 30.0}}})
+    assert record.best == (None, None)  # direct transfer is not what noise has chosen
+    assert "No epoch has been chosen by noise" in record.table() and "best, epoch" not in record.table()
+    record.write(str(tmp_path / "results.json"))
+    assert json.loads((tmp_path / "results.json").read_text())["best"] is None
     assert record.select(1, 1, 0.5) and not record.select(2, 0, 0.5) and not record.select(3, 0, 0.4)
     assert record.select(4, 2, 0.6) and record.selected == {"epoch": 4, "peer": 2, "score": 0.6}
     rows = {name: {"mAP": value} for name, value in (("peer0", 90.0), ("peer2", 10.0), ("ensemble", 50.0))}

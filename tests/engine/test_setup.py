@@ -135,9 +135,9 @@ def test_config_of_a_finished_run_stays(tmp_path, host_logging):
     assert b"MAX_EPOCH: 8" in (tmp_path / "config.yaml").read_bytes()
 
 
-@pytest.mark.parametrize("given", ["1", 1, "ensemble"])
+@pytest.mark.parametrize("given", ["1", 1, "ensemble", "'1'"])
 def test_peers_number_as_an_override(given):
-    assert load_config("", ["SSKD.NUM_PEERS", "2", "SSKD.EVAL_WITH", given]).SSKD.EVAL_WITH == str(given)
+    assert load_config("", ["SSKD.NUM_PEERS", "2", "SSKD.EVAL_WITH", given]).SSKD.EVAL_WITH == str(given).strip("'")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +145,7 @@ def test_peers_number_as_an_override(given):
     [
         (["SEED", "1", "--resume"], "--resume stands among the KEY value pairs: options go before them"),
         (["--num-gpus", "1", "SEED", "1"], "--num-gpus stands among"),
+        (["SEED.X", "1"], "a value, not a section"),
         (["SEED=1"], "'SEED=1' is no key of the config: write KEY value, not KEY=value"),
     ],
 )
@@ -166,3 +167,9 @@ def test_no_device():
     cfg = load_config("", ["MODEL.DEVICE", "gpu"])
     with pytest.raises(ValueError, match="such as cpu, cuda or cuda:1; got 'gpu'"):
         resolve(cfg)
+
+
+def test_a_file_that_is_no_config(tmp_path):
+    (tmp_path / "bad.yml").write_text("MODEL: {DEVICE: cpu\nSEED: [")
+    with pytest.raises(ValueError, match="the config is no YAML"):
+        load_config(str(tmp_path / "bad.yml"))

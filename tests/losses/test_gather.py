@@ -1,5 +1,7 @@
 """Losses of a batch that two processes share are those of one process, values and gradients."""
 
+import dataclasses
+
 import pytest
 import torch
 from fastreid.utils import comm
@@ -79,4 +81,7 @@ def test_two_processes(function):
 
 def test_alone_nothing_is_gathered():
     batch = PeerBatch(features=torch.zeros(1, 2), logits=torch.zeros(1, 2), labels=torch.zeros(1, dtype=torch.long))
-    assert gather_batch(batch, ()) is batch
+    alone = gather_batch(batch, ())
+    assert alone.features is batch.features and alone.logits is batch.logits and alone.labels is batch.labels
+    unread = dataclasses.replace(batch, teacher_logits=torch.zeros(1, 2))
+    assert gather_batch(unread, ()).teacher_logits is None  # as with several processes
