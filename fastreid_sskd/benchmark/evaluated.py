@@ -142,5 +142,7 @@ def _selection(weights: str, folder: str) -> str:
         if not os.path.isfile(path):
             return "best on the run's own test split"
         with open(path, encoding="utf-8") as file:
-            return f"best on {json.load(file)['best']['chosen_on']}"
+            best = json.load(file).get("best")
+        # The run that wrote the results chose none: the file is not of that run.
+        return f"best on {best['chosen_on']}" if best else f"file {name}"
     return "last epoch" if name == "model_final" else f"file {name}"

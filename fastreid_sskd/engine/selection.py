@@ -16,6 +16,7 @@ __all__ = ["LabelFreeSelection"]
 
 logger = logging.getLogger("fastreid.sskd.selection")
 
+
 class LabelFreeSelection(HookBase):
     """After every epoch clusters the target once more and says how good that looks; the best so far is ``model_best``.
 

@@ -44,7 +44,6 @@ class BlockwiseEvaluator(ReidEvaluator):
         self._results = evaluate_features(query, gallery, *labels, metric=test.METRIC)
         return OrderedDict(self._results)
 
-
     def _by_the_host(self, predictions: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """The host's evaluation of what all processes have predicted, in the main one alone."""
         own, self._predictions = self._predictions, predictions

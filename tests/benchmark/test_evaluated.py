@@ -76,6 +76,14 @@ def test_best_model_of_an_adaptation_says_what_it_was_chosen_on(finished):
     assert {r.selection for r in results} == {"best on Market1501 test split, by mAP"}
 
 
+def test_a_best_model_that_no_record_chose_is_named_by_its_file(finished, tmp_path):
+    record = json.loads((finished / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps(record | {"best": None}))
+    (tmp_path / "model_best.pth").symlink_to(finished / "model_best.pth")
+    results = evaluate_pair(str(finished / "config.yaml"), str(tmp_path / "model_best.pth"))
+    assert {r.selection for r in results} == {"file model_best"}
+
+
 def test_missing_weights_and_test_sets(finished, tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.pth"):
         evaluate_pair(str(CONFIGS / "sskd_d2m.yml"), str(tmp_path / "nothing.pth"))
