@@ -179,7 +179,8 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.SOURCE.CONFIG = ""
     # no source: the peers start from MODEL.BACKBONE.PRETRAIN_PATH, or at random with PRETRAIN False, unless WEIGHTS are given
     _C.SOURCE.SKIP = False
-    # overrides of that config, as on the command line [KEY, value, KEY, value, ...]
+    # overrides of that config, as on the command line; also for what it does not share with this run, as SOLVER.AMP.ENABLED
+    # [KEY, value, KEY, value, ...]
     _C.SOURCE.OPTS = []
     # in that config: data sets whose images, without labels, pass through batch norm in every step [names]. Where a run of both
     # stages finds others here than its target, it takes its target
