@@ -136,7 +136,7 @@ def main() -> int:
                 grid = replace(grid, seeds=args.seeds or grid.seeds)
                 results = benchmark.run_grid(grid, args.output, args.only, args.opts)
         show(results, args)
-    except (FileExistsError, FileNotFoundError, NotADirectoryError, UnknownNameError, ValueError) as error:
+    except (FileExistsError, FileNotFoundError, ImportError, NotADirectoryError, UnknownNameError, ValueError) as error:
         print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
         return 2
     return 0

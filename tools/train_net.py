@@ -63,12 +63,14 @@ def main(args) -> int:
         return 2
     several = args.num_gpus * args.num_machines > 1
     if args.predict and (several or joined_from_outside()):
-        raise SystemExit("--predict runs in one process: leave --num-gpus and --num-machines at 1")
+        print("--predict runs in one process: leave --num-gpus and --num-machines at 1", file=sys.stderr)
+        return 2
     if several and not joined_from_outside():
         try:
             return launch(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
         except ValueError as error:
-            raise SystemExit(f"{error}") from None
+            print(error, file=sys.stderr)
+            return 2
     with join(device):
         return one_process(args)
 

@@ -115,7 +115,9 @@ def run_grid(grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence =
         )
     cells = [cell for cell in grid.cells if not only or cell.name in only]
     for cell in cells:  # the last one's too, before the first is trained
-        _check(_cell_config(grid, cell, grid.seeds[0], _folder(output, cell, grid.seeds[0]), (), opts))
+        left = [seed for seed in grid.seeds if read_rows(_folder(output, cell, seed)) is None]
+        for seed in left[:1]:  # what is finished needs no data any more
+            _check(_cell_config(grid, cell, seed, _folder(output, cell, seed), (), opts))
     weights: list[str] = []
     results: list[Result] = []
     for cell in cells:

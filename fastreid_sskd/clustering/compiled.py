@@ -18,9 +18,10 @@ class _Notice(event.Listener):
 
     def on_start(self, event: event.Event) -> None:
         function = event.data["dispatcher"].py_func
-        if not self.said and function.__module__.partition(".")[0] == _PACKAGE:
+        module = function.__module__ or ""  # None for a function that exec made, and anyone's are heard here
+        if not self.said and module.partition(".")[0] == _PACKAGE:
             self.said = True
-            logger.info("compiling the kernels, once on this machine: a minute or two")
+            logger.info("compiling the kernels, once on this machine: a minute or two for all of them")
 
     def on_end(self, event: event.Event) -> None:
         pass

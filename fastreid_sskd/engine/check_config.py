@@ -43,7 +43,7 @@ _NAMES: dict[str, Callable[[], tuple[str, ...]]] = {
 
 #: numbers that nothing else checks before it is too late: whether a value is allowed, and what is. NaN never is.
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "SEED": (lambda v: v >= 0, "a number >= 0; fastreid_sskd.engine.resolve, and so the command line, draws one for -1"),
+    "SEED": (lambda v: 0 <= v < 2**32, "a number >= 0 and below 2**32; fastreid_sskd.engine.resolve, and so the command line, draws one for -1"),
     "SOLVER.MAX_EPOCH": (lambda v: v >= 1, "a number of epochs >= 1"),
     "SSKD.ITERS_PER_EPOCH": (lambda v: v >= 1, "a number of iterations >= 1"),
     "SSKD.CACHE_IMAGES": (lambda v: v >= 0, "a size in MB >= 0, 0 for no cache"),

@@ -11,6 +11,10 @@ logging.basicConfig(level=logging.INFO, format="%(message)s")
 from fastreid_sskd.clustering import dbscan, jaccard_distance
 import numba
 numba.njit(lambda: 1)()  # somebody else's kernel
+made = {}
+exec("def one(): return 1", made, made)
+made["one"].__module__ = None
+numba.njit(made["one"])()  # and one of no module
 print("imported", flush=True)
 from fastreid_sskd.clustering.centroids import cluster_centroids
 cluster_centroids(np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1]))

@@ -57,6 +57,7 @@ WRONG = [
     ("AMP_DTYPE", "SSKD.AMP_DTYPE", "float8"),
     ("NUM_WORKERS", "DATALOADER.NUM_WORKERS", "-1"),
     ("SEED", "SEED", "-1"),
+    ("SEED", "SEED", "4294967296"),
     ("OPT", "SOLVER.OPT", "Adamm"),
     ("BASE_LR", "SOLVER.BASE_LR", "-1.0"),
     ("SCHED", "SOLVER.SCHED", "StepLR"),
