@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from fastreid.utils.logger import setup_logger
 
 from fastreid_sskd import benchmark
+from fastreid_sskd.engine.lock import FolderInUseError
 from fastreid_sskd.unknown_name import UnknownNameError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -136,7 +137,7 @@ def main() -> int:
                 grid = replace(grid, seeds=args.seeds or grid.seeds)
                 results = benchmark.run_grid(grid, args.output, args.only, args.opts)
         show(results, args)
-    except (FileExistsError, FileNotFoundError, ImportError, NotADirectoryError, UnknownNameError, ValueError) as error:
+    except (FolderInUseError, ImportError, OSError, UnknownNameError, ValueError) as error:
         print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
         return 2
     return 0
