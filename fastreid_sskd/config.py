@@ -182,6 +182,8 @@ def add_sskd_config(cfg: CfgNode) -> None:
     # overrides of that config, as on the command line; also for what it does not share with this run, as SOLVER.AMP.ENABLED
     # [KEY, value, KEY, value, ...]
     _C.SOURCE.OPTS = []
+    # in that config: standard deviation of the classifier's initial weights, which are normal with mean 0 [> 0]
+    _C.SOURCE.CLASSIFIER_STD = 0.001
     # in that config: data sets whose images, without labels, pass through batch norm in every step [names]. Where a run of both
     # stages finds others here than its target, it takes its target
     _C.SOURCE.BN_DATASETS = ()

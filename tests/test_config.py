@@ -132,6 +132,7 @@ def test_defaults_are_the_methods():
         "CLUSTER.MAX_NOISE_SHARE": 0.9, "CLUSTER.MAX_LARGEST_SHARE": 0.25, "CLUSTER.ON_LIMIT": "warn",
         "CLUSTER.ON_COLLAPSE": "stop",
         "SOURCE.SKIP": False, "SOURCE.WEIGHTS": [], "SOURCE.CONFIG": "", "SOURCE.OPTS": [], "SOURCE.BN_DATASETS": (),
+        "SOURCE.CLASSIFIER_STD": 0.001,
     }  # fmt: skip
 
 
@@ -273,11 +274,11 @@ def learning_rates(cfg):
 
 @pytest.mark.parametrize("name", SOURCES[:1])
 def test_source_learning_rate(name):
-    """Linear from 0.01 over 10 epochs, x 0.1 at epochs 40 and 70."""
+    """Linear from 0.01 over 10 epochs, x 0.1 from the 40th and the 70th epoch on: the 40th's candidate has had one."""
     expected = []
     for step in range(80 * 100):
         warm = min(1.0, 0.01 + (1 - 0.01) * step / 1000)
-        expected.append(3.5e-4 * warm * 0.1 ** ((step >= 4000) + (step >= 7000)))
+        expected.append(3.5e-4 * warm * 0.1 ** ((step >= 3900) + (step >= 6900)))
     assert learning_rates(load(name)) == pytest.approx(expected, rel=1e-9)
 
 

@@ -202,13 +202,14 @@ def _host_rows(config: dict, scalars: dict, common: dict, best: bool = False) ->
     tests = config["DATASETS"]["TESTS"]
     prefixes = {test: f"{test}/" if len(tests) > 1 else "" for test in tests}
     last = max((series[-1][0] for series in scalars.values()), default=0)
-    quality = scalars.get(f"{prefixes[tests[0]]}metric", []) if tests else []
+    chosen_by = "mAP" if config["MODEL"]["META_ARCHITECTURE"] == "SSKDSource" else "metric"
+    quality = scalars.get(prefixes[tests[0]] + chosen_by, []) if tests else []
     if not quality or quality[-1][0] != last or best and len(quality) == 1:
         return []
     at, selection = last, "last epoch"
     if best:
         at = max(quality, key=lambda point: point[1])[0]
-        selection = f"best on {tests[0]} test split, by (mAP + Rank-1) / 2"
+        selection = f"best on {tests[0]} test split, by {'mAP' if chosen_by == 'mAP' else '(mAP + Rank-1) / 2'}"
     results = []
     for test, prefix in prefixes.items():
         metrics = {name: dict(scalars.get(prefix + name, {})).get(at) for name in METRICS}

@@ -15,6 +15,8 @@ from .progress import Progress, no_progress
 
 #: rows per task of a thread: how often progress is told and how finely the result grows
 ROWS_PER_TASK = 1024
+#: a distance below this is 0: copies of an image whose neighbor lists hold other copies each differ by rounding alone
+SMALLEST_DISTANCE = np.float32(1e-6)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class PairDistances:
     Attributes:
         indptr: (N + 1,) int64.
         indices: (P,) int32 columns j > i, in no order within a row.
-        data: (P,) float32 distances in [0, 1).
+        data: (P,) float32 distances, 0 or in [`SMALLEST_DISTANCE`, 1).
     """
 
     indptr: np.ndarray
@@ -131,6 +133,8 @@ def _pairs_of_rows(
                 continue
             # 1 - m / (2 - m) with m = shared / total; of integers, so it is rounded once
             distance = np.float32((2.0 * total - 2.0 * shared) / (2.0 * total - shared))
+            if distance < SMALLEST_DISTANCE:
+                distance = np.float32(0.0)
             if distance < 1.0 and distance <= limit:
                 out_indices[written] = j
                 out_data[written] = distance
@@ -220,6 +224,9 @@ def pair_distances(
     progress: Progress = no_progress,
 ) -> PairDistances:
     """J_ij = 1 - m / (2 - m), m = sum_l min(V_il, V_jl), for the pairs i < j with m > 0.
+
+    A distance below `SMALLEST_DISTANCE` is stored as 0, so that exact copies of an image do not count as its closest
+    neighbors when eps is estimated.
 
     Args:
         max_distance: keep only distances <= this (compared in float32), when eps is known.

@@ -21,6 +21,12 @@ class SourceTrainer(Trainer):
         self._loader = SourceLoader(cfg, seed=cfg.SEED)
         return self._loader.num_classes, cfg.SSKD.ITERS_PER_EPOCH
 
+    @property
+    def metric_name(self) -> str:
+        """``model_best`` is chosen by mAP on the first test set, as in the released code."""
+        tests = self.cfg.DATASETS.TESTS
+        return f"{tests[0]}/mAP" if len(tests) > 1 else "mAP"
+
     def epoch_batches(self, epoch: int, start: int = 0) -> Iterable:
         return self._loader.epoch(epoch, start)
 

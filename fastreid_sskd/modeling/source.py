@@ -1,8 +1,11 @@
 """Source pre-training (stage 1): one network on labelled source images, with the target passing through batch norm."""
 
+import math
+
 import torch
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
+from torch import nn
 
 from ..losses import LossSet, PeerBatch
 from .losses_config import build_losses
@@ -25,11 +28,24 @@ class SSKDSource(Peer):
         peer: the network.
         losses: the weighted losses.
         pixel_mean, pixel_std: 3 values each, in units of 0..255.
+        classifier_std: standard deviation of the classifier's initial weights; None keeps those of the peer.
+
+    Raises:
+        ValueError: if ``classifier_std`` is not a positive number.
     """
 
     @configurable
-    def __init__(self, *, peer: Peer, losses: LossSet, pixel_mean, pixel_std):
+    def __init__(
+        self, *, peer: Peer, losses: LossSet, pixel_mean, pixel_std, classifier_std: float | None = None
+    ):
         super().__init__(peer.backbone, peer.heads, architecture=peer.architecture)
+        if classifier_std is not None:
+            if not 0 < classifier_std < math.inf:
+                raise ValueError(
+                    f"SSKD.SOURCE.CLASSIFIER_STD must be a standard deviation > 0, got {classifier_std}: "
+                    "change it in the config or on the command line"
+                )
+            nn.init.normal_(self.heads.weight, std=classifier_std)
         self.losses = losses
         self.pixels = PixelNormalisation(pixel_mean, pixel_std)
 
@@ -40,6 +56,7 @@ class SSKDSource(Peer):
             "losses": build_losses(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "classifier_std": cfg.SSKD.SOURCE.CLASSIFIER_STD,
         }
 
     device = property(lambda self: self.pixels.mean.device, doc="Where the model is.")

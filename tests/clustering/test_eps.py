@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse
-from dense_reference import crowd, to_dense
+from dense_reference import crowd, dense_jaccard, to_dense
 
-from fastreid_sskd.clustering import estimate_eps, jaccard_distance
+from fastreid_sskd.clustering import estimate_eps, jaccard_distance, pseudo_labels
 
 GOLDEN = sorted((Path(__file__).resolve().parent.parent / "golden").glob("cluster_*.npz"))
 
@@ -69,6 +69,21 @@ def test_pairs_per_image():
     np.fill_diagonal(dense, 0)
     upper = np.sort(dense[np.triu_indices(count, 1)].astype(np.float64))
     assert estimate_eps(dense, pairs_per_image=3) == pytest.approx(upper[: 3 * count].mean(), abs=1e-9)
+
+
+@pytest.mark.parametrize("copies", [2, 7, 10, 30])
+@pytest.mark.parametrize("variant", ["sskd", "faiss"])
+def test_exact_copies_do_not_count_as_close_pairs(copies, variant):
+    features = crowd(seed=8, duplicated=0)
+    stored_again = np.repeat(features[::20], copies - 1, axis=0)
+    features = np.random.default_rng(copies).permutation(np.concatenate([features, stored_again]))
+    dense = dense_jaccard(features, 8, 3, variant)
+    dense[dense < 1e-6] = 0
+    for rho in (0.01, 0.05):
+        expected = slow_eps(dense, rho)
+        labels = pseudo_labels(features, k1=8, k2=3, variant=variant, rho=rho)
+        assert labels.eps == pytest.approx(expected, abs=2e-6)
+        assert estimate_eps(jaccard_distance(features, 8, 3, variant=variant), rho) == labels.eps
 
 
 def test_input_is_unchanged():

@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from fastreid.config import get_cfg
 from fastreid.modeling import build_model
 
+from fastreid_sskd import add_sskd_config
 from fastreid_sskd.losses import build_loss_set
 from fastreid_sskd.modeling import Peer, SSKDSource
 
@@ -24,6 +26,24 @@ def make_source(make_peer):
         ).train()
 
     return make
+
+
+def source_config(std: float):
+    cfg = get_cfg()
+    add_sskd_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = "SSKDSource", "cpu"
+    cfg.MODEL.BACKBONE.DEPTH, cfg.MODEL.BACKBONE.FEAT_DIM = "18x", 512
+    cfg.MODEL.HEADS.NUM_CLASSES = 100
+    cfg.SSKD.SOURCE.CLASSIFIER_STD = std
+    return cfg
+
+
+def test_initial_classifier():
+    weight = build_model(source_config(0.001)).heads.weight
+    assert weight.shape == (100, 512) and weight.requires_grad
+    assert weight.std().item() == pytest.approx(0.001, rel=0.02) and abs(weight.mean().item()) < 2e-5
+    with pytest.raises(ValueError, match="SSKD.SOURCE.CLASSIFIER_STD must be a standard deviation > 0, got 0.0"):
+        build_model(source_config(0.0))
 
 
 @pytest.fixture
