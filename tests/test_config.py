@@ -102,12 +102,20 @@ def test_every_loss_parameter_is_one():
 
 def test_every_loss_weight_is_used():
     cfg = new_config()
+    cfg.MODEL.HEADS.NECK_FEAT = "after"
     names = list(cfg.SSKD.LOSSES)
     for name in names:
         for other in names:
             cfg.SSKD.LOSSES[other].WEIGHT = 0.25 if other == name else 0.0
         ((weight, loss),) = build_losses(cfg).active
         assert weight == 0.25 and type(loss).__name__ == name
+
+
+def test_a_loss_on_features_after_the_neck_needs_them():
+    cfg = new_config()
+    cfg.SSKD.LOSSES.ClusterContrast.WEIGHT = 1.0
+    with pytest.raises(ValueError, match="ClusterContrast takes features from behind .*NECK_FEAT is 'before'"):
+        build_losses(cfg)
 
 
 def test_defaults_are_the_methods():
@@ -122,6 +130,8 @@ def test_defaults_are_the_methods():
         "LOSSES.MultiSimilarity.WEIGHT": 3.0, "LOSSES.MultiSimilarity.ALPHA": 2.0,
         "LOSSES.MultiSimilarity.BETA": 40.0, "LOSSES.MultiSimilarity.BASE": 0.5,
         "LOSSES.MultiSimilarity.MARGIN": 0.1, "LOSSES.NuclearNorm.WEIGHT": 1.5,
+        "LOSSES.ClusterContrast.WEIGHT": 0.0, "LOSSES.ClusterContrast.TEMPERATURE": 0.05,
+        "LOSSES.ClusterContrast.MOMENTUM": 0.1,
         "LOSSES.SoftTriplet.WEIGHT": 0.0, "LOSSES.SoftTriplet.MARGIN": 0.0, "LOSSES.PeerSoftTriplet.WEIGHT": 0.0,
         "ERASING.AREA": (0.02, 0.4), "ERASING.ASPECT": (0.3, 3.3),
         "CLUSTER.K1": 20, "CLUSTER.K2": 6, "CLUSTER.VARIANT": "sskd", "CLUSTER.KNN": "auto",

@@ -3,6 +3,7 @@
 Importing this package registers the losses by name.
 """
 
+from .cluster_contrast_loss import ClusterContrast, cluster_contrast
 from .label_smooth_loss import LabelSmoothCE, label_smooth_cross_entropy
 from .loss_set import LossSet, build_loss_set
 from .multi_similarity_loss import MultiSimilarity, multi_similarity
@@ -15,6 +16,7 @@ from .soft_triplet_loss import SoftTriplet, soft_triplet
 
 __all__ = [
     "SSKD_LOSS_REGISTRY",
+    "ClusterContrast",
     "LabelSmoothCE",
     "LossSet",
     "MultiSimilarity",
@@ -26,6 +28,7 @@ __all__ = [
     "SoftTriplet",
     "build_loss",
     "build_loss_set",
+    "cluster_contrast",
     "known_losses",
     "label_smooth_cross_entropy",
     "multi_similarity",

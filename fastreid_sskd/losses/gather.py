@@ -44,7 +44,7 @@ def gather_batch(batch: PeerBatch, required: Collection[str]) -> PeerBatch:
     batch = dataclasses.replace(batch, **dict.fromkeys(unread))
     if comm.get_world_size() == 1:
         return batch
-    names = [field.name for field in fields if field.name != "labels" and getattr(batch, field.name) is not None]
+    names = [field.name for field in fields if field.name not in ("labels", "memory") and getattr(batch, field.name) is not None]
     floats = [getattr(batch, name).float() for name in names]
     whole = _Gather.apply(torch.cat(floats, dim=1)).split([part.shape[1] for part in floats], dim=1)
     return dataclasses.replace(batch, labels=_Gather.apply(batch.labels), **dict(zip(names, whole)))

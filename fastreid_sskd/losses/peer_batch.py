@@ -23,6 +23,7 @@ class PeerBatch:
         peer_teacher_features: (B, D) features of the next peer's mean teacher on the next peer's view
             (k + 1, cyclic).
         peer_teacher_logits: (B, C) logits of the next peer's mean teacher on the next peer's view.
+        memory: (C, D) the student's classifier, for losses that keep a vector a cluster in it.
     """
 
     features: Tensor
@@ -32,3 +33,4 @@ class PeerBatch:
     teacher_logits: Tensor | None = None
     peer_teacher_features: Tensor | None = None
     peer_teacher_logits: Tensor | None = None
+    memory: Tensor | None = None

@@ -32,10 +32,12 @@ class PeerLoss(ABC):
     Attributes:
         short_name: names the loss in the log, as in `loss_<short_name>_peer0`.
         requires: the optional fields of PeerBatch that the loss reads.
+        features_after_neck: the loss needs PeerBatch.features from behind the BN-neck (MODEL.HEADS.NECK_FEAT after).
     """
 
     short_name: str
     requires: tuple[str, ...] = ()
+    features_after_neck: bool = False
 
     @abstractmethod
     def __call__(self, batch: PeerBatch) -> Tensor:

@@ -12,7 +12,7 @@ def build_losses(cfg: CfgNode) -> LossSet:
     """Every node of ``SSKD.LOSSES`` is a registered loss: its ``WEIGHT`` and, in lower case, its parameters.
 
     Raises:
-        ValueError: if a node has no ``WEIGHT``, or see :func:`..losses.build_loss_set`.
+        ValueError: if a node has no ``WEIGHT``, a loss needs another ``MODEL.HEADS.NECK_FEAT``, or see :func:`..losses.build_loss_set`.
     """
     specs = []
     for name, node in cfg.SSKD.LOSSES.items():
@@ -20,4 +20,11 @@ def build_losses(cfg: CfgNode) -> LossSet:
             raise ValueError(f"SSKD.LOSSES.{name} must be a node with a WEIGHT (0: not computed), got {node!r}")
         parameters = {key.lower(): value for key, value in node.items() if key != "WEIGHT"}
         specs.append((name, node.WEIGHT, parameters))
-    return build_loss_set(specs, gather=cfg.SSKD.GATHER_LOSSES)
+    losses = build_loss_set(specs, gather=cfg.SSKD.GATHER_LOSSES)
+    for _, loss in losses.active:
+        if loss.features_after_neck and cfg.MODEL.HEADS.NECK_FEAT != "after":
+            raise ValueError(
+                f"{type(loss).__name__} takes features from behind the BN-neck, and MODEL.HEADS.NECK_FEAT is "
+                f"{cfg.MODEL.HEADS.NECK_FEAT!r}: set it to after, or the loss's weight to 0"
+            )
+    return losses

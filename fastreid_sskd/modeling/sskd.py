@@ -166,6 +166,7 @@ class SSKD(nn.Module):
                 teacher_logits=own["pred_class_logits"],
                 peer_teacher_features=next_peer["features"],
                 peer_teacher_logits=next_peer["pred_class_logits"],
+                memory=student.heads.weight,
             )
             of_peer = self.losses(batch, peer=k)
             if each is not None:

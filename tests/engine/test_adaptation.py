@@ -144,6 +144,23 @@ def test_classifiers_are_trained_after_the_refresh(trainer):
     assert not torch.equal(made.model.students[0].heads.weight, start[-1])
 
 
+def test_cluster_contrast_moves_the_classifier_as_a_memory(trainer):
+    losses = {name: 0.0 for name in ("LabelSmoothCE", "SoftCE", "MultiSimilarity", "NuclearNorm")} | {"ClusterContrast": 1.0}
+    opts = [item for name, weight in losses.items() for item in (f"SSKD.LOSSES.{name}.WEIGHT", str(weight))]
+    made = trainer("MODEL.HEADS.NECK_FEAT", "after", "SSKD.EMA.MOMENTUM", "0.0", *opts)
+    start = []
+    made.register_hooks([Spy(before_epoch=lambda: start.append(copy_of(made.model.students[0])))])
+    made.train()
+    student, teacher = made.model.students[0], made.model.teachers[0]
+    memory, before = student.heads.weight, start[-1]["heads.weight"]
+    torch.testing.assert_close(memory.norm(dim=1), torch.ones(len(memory)))
+    assert not torch.equal(memory, before)
+    assert memory not in made.optimizer.state, "the optimiser must not train the memory"
+    assert torch.equal(teacher.heads.weight, memory)
+    backbone = [name for name, _ in trained(student) if name.startswith("backbone.")]
+    assert not any(torch.equal(student.state_dict()[name], start[-1][name]) for name in backbone)
+
+
 def test_eps_is_estimated_once(trainer):
     own = []
 

@@ -161,7 +161,7 @@ def test_missing_teacher_is_named(batch, name, field):
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'Tripplet': known are LabelSmoothCE, .*SoftTriplet"):
+    with pytest.raises(ValueError, match="'Tripplet': known are ClusterContrast, LabelSmoothCE, .*SoftTriplet"):
         build_loss("Tripplet")
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +59,7 @@ def test_what_a_loss_is_given(make_model, make_batch, outputs):
         assert torch.equal(one.teacher_features, own["features"]) and torch.equal(one.teacher_logits, own["pred_class_logits"])
         assert torch.equal(one.peer_teacher_features, peer["features"])
         assert torch.equal(one.peer_teacher_logits, peer["pred_class_logits"])
+        assert one.memory is model.students[k].heads.weight
         assert not torch.equal(own["features"], peer["features"]) and torch.equal(one.labels, batch["targets"])
 
 
@@ -159,6 +161,7 @@ class Recorded(nn.Module):
     def __init__(self, features, logits):
         super().__init__()
         self.features, self.logits = nn.Parameter(features), nn.Parameter(logits)
+        self.heads = SimpleNamespace(weight=None)
 
     def forward(self, images, targets=None):
         return {"features": self.features, "cls_outputs": self.logits * 1, "pred_class_logits": self.logits}
