@@ -22,7 +22,7 @@ def test_any_ending_and_no_hidden_file(run_tool, world, tmp_path):
         (source / split).mkdir(parents=True)
         for name in ("0001_c1s1_0.JPG", "0002_c10s1_0.png", "._0001_c1s1_0.JPG", "Thumbs.db"):
             (source / split / name).touch()
-    code, out, err = run_tool("make_subset", "--source", source, "--output", tmp_path / "sub", "--identities", 2)
+    code, _, err = run_tool("make_subset", "--source", source, "--output", tmp_path / "sub", "--identities", 2)
     assert code == 0, err
     assert sorted(os.listdir(tmp_path / "sub" / "bounding_box_train")) == ["0001_c1s1_0.JPG", "0002_c10s1_0.png"]
 
