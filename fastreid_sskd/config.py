@@ -113,6 +113,8 @@ def add_sskd_config(cfg: CfgNode) -> None:
     # "^([^/]+)/" is the first sub-folder. Only query and gallery (and a source) need identities.
     _C.FOLDERS.CropFolder.CAMERA = ""
     _C.FOLDERS.CropFolder.IDENTITY = ""
+    # images that take no place in a ranking, by a regular expression too; "": names or sub-folders that begin with -1
+    _C.FOLDERS.CropFolder.JUNK = ""
 
     # ---- views --------------------------------------------------------------------------------------------------
     # random erasing's rectangle, used where INPUT.REA.ENABLED: share of the image [0, 1] and height / width

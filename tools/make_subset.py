@@ -9,11 +9,13 @@ import argparse
 import os
 import sys
 
+from fastreid_sskd.data.image import find_images
+
 SPLITS = ("bounding_box_train", "query", "bounding_box_test")
 
 
 def images_of(folder: str) -> list:
-    return sorted(name for name in os.listdir(folder) if name.endswith(".jpg"))
+    return [os.path.basename(path) for path in find_images(folder) if os.path.dirname(path) == folder]
 
 
 def identity(name: str) -> str:

@@ -11,7 +11,7 @@ changed.
 
 import contextlib
 
-from . import data, evaluation, host_import, modeling, samplers, training
+from . import data, datasets, evaluation, host_import, modeling, samplers, training
 from .data import HostDataLoader, dataset_root
 from .host_import import host_version
 from .patch import CompatError, Patch
@@ -30,6 +30,7 @@ __all__ = [
 PATCHES: tuple[Patch, ...] = (
     *host_import.PATCHES,
     *data.PATCHES,
+    *datasets.PATCHES,
     *samplers.PATCHES,
     *evaluation.PATCHES,
     *modeling.PATCHES,

@@ -16,7 +16,7 @@ logger = logging.getLogger("fastreid.sskd.data")
 
 _SETTINGS = {
     "TRAIN": "train_folder", "QUERY": "query_folder", "GALLERY": "gallery_folder", "CAMERA": "camera",
-    "IDENTITY": "identity",
+    "IDENTITY": "identity", "JUNK": "junk",
 }  # fmt: skip
 _NOBODY = -1  # a person of the gallery whom no query shows
 
@@ -37,7 +37,10 @@ class CropFolder(ImageDataset):
             identity, camera = r"^(\\d+)_", r"_c(\\d+)"
             dataset_name = "my_site"
 
-    and the config's ``SSKD.FOLDERS`` does it without code. Training images carry identities (None where
+    Images that the expression ``junk`` matches are left out of query and gallery, and have no identity in training. By
+    default these are files and sub-folders whose name begins with -1, the false detections of Market-1501.
+
+    The config's ``SSKD.FOLDERS`` does it without code. Training images carry identities (None where
     ``identity`` finds none) and cameras as text prefixed with ``dataset_name``. Query and gallery carry them as numbers; they
     need ``identity``. A gallery image that it does not match shows somebody whom no query shows. Without cameras
     the queries are of one camera and the gallery of another, so that nothing is left out of the ranking.
@@ -57,6 +60,7 @@ class CropFolder(ImageDataset):
     gallery_folder: str = ""
     camera: str = ""
     identity: str = ""
+    junk: str = r"(?:^|/)-1(?!\d)"
     dataset_name: str = "crops"
     _junk_pids: ClassVar[list[int]] = [_NOBODY]
 
@@ -78,7 +82,9 @@ class CropFolder(ImageDataset):
         cameras = self._names("CAMERA", paths) or [""] * len(paths)
         identities = self._names("IDENTITY", paths, needed=False) or [None] * len(paths)
         prefix = f"{self.dataset_name}_"
-        people = [name if name is None else prefix + name for name in identities]
+        people = [
+            None if name is None or junk else prefix + name for name, junk in zip(identities, self._found("JUNK", paths))
+        ]
         logger.info(
             "%s: %d training images, %s, %d of them with one of %d identities", self.dataset_name, len(paths),
             f"{len(set(cameras))} cameras" if self.camera else "no cameras",
@@ -93,6 +99,15 @@ class CropFolder(ImageDataset):
                 r"identities of query and gallery, as a regular expression such as '^(\d+)_'"
             )
         paths = [self._paths("QUERY", self.query_folder), self._paths("GALLERY", self.gallery_folder)]
+        junk = [[below for below, found in zip(part, self._found("JUNK", part)) if found] for part in paths]
+        for part, names in zip(paths, junk):
+            for below in names:
+                del part[below]
+        if any(junk):
+            logger.info(
+                "%s: %d query and %d gallery images are junk by %s and left out (first: %r)", self.dataset_name,
+                *map(len, junk), self._key("JUNK"), (junk[0] + junk[1])[0],
+            )  # fmt: skip
         people = [self._names("IDENTITY", paths[0]), self._names("IDENTITY", paths[1], needed=False)]
         if set(people[1]) == {None}:
             raise ValueError(self._nothing_found("IDENTITY", paths[1], people[1]))
@@ -107,13 +122,14 @@ class CropFolder(ImageDataset):
                     f"{both[0]}), so that a query would find itself: keep the folders apart, or set {self._key('CAMERA')}"
                 )
         person, camera = _numbers(people[0] + people[1]), _numbers(cameras[0] + cameras[1])
+        shown = set(people[0])
         query, gallery = (
             [(path, person[name], camera[at]) for path, name, at in zip(part.values(), names, places)]
             for part, names, places in zip(paths, people, cameras)
         )
         logger.info(
             "%s: %d query and %d gallery images, %d of these of people whom no query shows", self.dataset_name,
-            len(query), len(gallery), people[1].count(None),
+            len(query), len(gallery), sum(name not in shown for name in people[1]),
         )
         return query, gallery
 
@@ -127,15 +143,19 @@ class CropFolder(ImageDataset):
             )
         return {os.path.relpath(path, at).replace(os.sep, "/"): path for path in image_paths(at)}
 
-    def _names(self, setting: str, paths: Mapping[str, str], needed: bool = True) -> list[str | None]:
-        """What a setting's expression finds in every path, None for nothing; [] if the expression is empty."""
+    def _found(self, setting: str, paths: Mapping[str, str]) -> list[re.Match | None]:
+        """The match of a setting's expression in every path; None everywhere if it is empty."""
         rule = getattr(self, _SETTINGS[setting])
-        if not rule:
-            return []
         try:
-            matches = [re.search(rule, path) for path in paths]
+            return [re.search(rule, path) if rule else None for path in paths]
         except re.error as error:
             raise ValueError(f"{self._key(setting)} {rule!r} is no regular expression: {error}") from error
+
+    def _names(self, setting: str, paths: Mapping[str, str], needed: bool = True) -> list[str | None]:
+        """What a setting's expression finds in every path, None for nothing; [] if the expression is empty."""
+        if not getattr(self, _SETTINGS[setting]):
+            return []
+        matches = self._found(setting, paths)
         groups = [match.groups() or (match[0],) if match else () for match in matches]
         names = [next((name for name in found if name is not None), None) for found in groups]
         if needed and None in names:
@@ -160,7 +180,8 @@ def folder_class(name: str, settings: Mapping[str, str]) -> type[CropFolder]:
 
     Args:
         name: of the node, and so of the data set.
-        settings: TRAIN, QUERY, GALLERY (folders), CAMERA and IDENTITY (regular expressions); what is missing is empty.
+        settings: TRAIN, QUERY, GALLERY (folders), CAMERA, IDENTITY and JUNK (regular expressions); what is missing or empty
+            is as in :class:`CropFolder`.
 
     Raises:
         TypeError: if it is no node.
@@ -173,5 +194,5 @@ def folder_class(name: str, settings: Mapping[str, str]) -> type[CropFolder]:
         raise ValueError(
             f"SSKD.FOLDERS.{name}.{wrong[0]} = {settings[wrong[0]]!r}: a folder takes {', '.join(_SETTINGS)}, each a text"
         )
-    attributes = {_SETTINGS[key]: value for key, value in settings.items()}
+    attributes = {_SETTINGS[key]: value for key, value in settings.items() if value}
     return type(name, (CropFolder,), {**attributes, "dataset_name": name})

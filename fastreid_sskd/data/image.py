@@ -1,33 +1,84 @@
 """Image files: finding them below a folder, and reading one as 8-bit RGB with an error that names it."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+logger = logging.getLogger("fastreid.sskd.data")
+
 IMAGE_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_OF_THE_SYSTEM = ("desktop.ini", "thumbs.db")  # written by Windows into folders of images
 _PASSED_ON = (FileNotFoundError, PermissionError, IsADirectoryError)  # name the file themselves
 
 
-def image_paths(folder: str) -> list[str]:
-    """All images below a folder, by their endings, sorted; hidden files and folders (``.name``) are left out.
+def find_images(folder: str) -> list[str]:
+    """List all images below a folder, by their endings in any letter case, sorted; may be empty.
+
+    Links to folders are followed. Each folder is listed once, under its own path if it lies below ``folder`` itself.
+    Links to it, and links to a folder that holds them, are left out with a warning. Hidden files and folders
+    (``.name``) are left out too; files of other endings are, with their count in the log.
+
+    Args:
+        folder: where to look; its name is taken literally.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no image.
+        FileNotFoundError: if there is no such folder, or a link below it leads nowhere.
     """
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f"folder {folder!r} not found")
-    paths = []
-    for at, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found = (name for name in names if not name.startswith(".") and name.lower().endswith(IMAGE_ENDINGS))
-        paths += [os.path.join(at, name) for name in found]
+        what = "is a file, not a folder" if os.path.exists(folder) else "not found"
+        raise FileNotFoundError(f"folder {folder!r} {what}")
+    paths, others, again = [], Counter(), []
+    seen, pending, links = set(), [folder], []
+    while pending or links:
+        links.sort(reverse=True)
+        at = pending.pop() if pending else links.pop()
+        real = os.path.realpath(at)
+        if real in seen:
+            again.append(at)
+            continue
+        seen.add(real)
+        with os.scandir(at) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    loop = entry.is_symlink() and Path(real).is_relative_to(os.path.realpath(entry.path))
+                    (again if loop else links if entry.is_symlink() else pending).append(entry.path)
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    raise FileNotFoundError(
+                        f"link {entry.path!r} leads to {os.readlink(entry.path)!r}, which is not there: mend or remove it"
+                    )
+                elif entry.name.lower().endswith(IMAGE_ENDINGS):
+                    paths.append(entry.path)
+                elif entry.name.lower() not in _OF_THE_SYSTEM:
+                    others[os.path.splitext(entry.name)[1] or entry.name] += 1
+    if again:
+        logger.warning(
+            "%s: %d links to folders that are listed already are left out (first: %s)", folder, len(again), min(again)
+        )
+    if others:
+        count = ", ".join(f"{number} {ending}" for ending, number in others.most_common(5))
+        logger.info("%s: %d files without an image's ending are left out (%s)", folder, others.total(), count)
+    return sorted(paths)
+
+
+def image_paths(folder: str) -> list[str]:
+    """List the images of :func:`find_images`; a folder without any is an error.
+
+    Raises:
+        FileNotFoundError: as there.
+        ValueError: if it holds no image.
+    """
+    paths = find_images(folder)
     if not paths:
         raise ValueError(f"no image below {folder!r}: looked for {', '.join(IMAGE_ENDINGS)}")
-    return sorted(paths)
+    return paths
 
 
 def read_image(

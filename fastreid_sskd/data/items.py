@@ -1,6 +1,8 @@
 """What a run trains on and is tested on: registered data sets, in an order that does not depend on the disk."""
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -9,11 +11,13 @@ from ..compat import dataset_root
 from ..unknown_name import UnknownNameError
 from .crop_folder import folder_class
 
-__all__ = ["Item", "test_items", "training_items"]
+__all__ = ["Item", "matched_queries", "test_items", "training_items"]
+
+logger = logging.getLogger("fastreid.sskd.data")
 
 Item = tuple[str, object, object]  # path, identity (None: unknown), camera
 
-_SPLITS = "with bounding_box_train/, query/ and bounding_box_test/, images *.jpg"
+_SPLITS = "with bounding_box_train/, query/ and bounding_box_test/, images named like 0002_c1s1_000451_03.jpg"
 _LAYOUTS = {
     "Market1501": f"Market-1501-v15.09.15/ {_SPLITS}",
     "DukeMTMC": f"DukeMTMC-reID/ {_SPLITS}",
@@ -22,10 +26,12 @@ _LAYOUTS = {
 }
 
 
-def _data_set(name: str, folders: Mapping):
+def _read(name: str, folders: Mapping, *parts: str) -> list[list[Item]]:
+    """The parts of a data set ("train", "query", "gallery"), each sorted by path: a class need not keep an order."""
     root = dataset_root()
     if name in folders:
-        return folder_class(name, folders[name])(root=root)
+        data = folder_class(name, folders[name])(root=root)
+        return [_sorted(getattr(data, part)) for part in parts]
     if name not in DATASET_REGISTRY._obj_map:  # the host's registry has no other way to ask
         known = sorted({*DATASET_REGISTRY._obj_map, *folders})
         raise UnknownNameError(
@@ -33,8 +39,9 @@ def _data_set(name: str, folders: Mapping):
             "SSKD.FOLDERS, classes of your own by fast-reid's DATASET_REGISTRY"
         )
     try:
-        return DATASET_REGISTRY.get(name)(root=root)
-    # the host's Dataset.check_before_run, the assertion of its MSMT17, a list of images that is not there
+        data = DATASET_REGISTRY.get(name)(root=root)
+        return [_sorted(getattr(data, part)) for part in parts]  # the host's Market1501 looks into its folders only here
+    # the host's Dataset.check_before_run, the assertion of its MSMT17, a folder or a list of images that is not there
     except (RuntimeError, AssertionError, FileNotFoundError) as error:
         layout = _LAYOUTS.get(name, "as its class in fast-reid expects")
         raise FileNotFoundError(
@@ -48,7 +55,7 @@ def _sorted(items: Sequence[Sequence]) -> list[Item]:
 
 
 def training_items(names: Sequence[str], folders: Mapping = MappingProxyType({})) -> list[Item]:
-    """The training images of data sets, sorted by path within each (the host's glob has no order).
+    """The training images of data sets, sorted by path within each.
 
     Identities and cameras of several data sets are kept apart: with more than one, they are prefixed with its name.
 
@@ -67,7 +74,7 @@ def training_items(names: Sequence[str], folders: Mapping = MappingProxyType({})
         raise ValueError(f"DATASETS.NAMES names a data set twice: {', '.join(names)}")
     items: list[Item] = []
     for name in names:
-        train = _sorted(_data_set(name, folders).train)
+        (train,) = _read(name, folders, "train")
         if not train:
             raise ValueError(
                 f"data set {name} below {os.path.abspath(dataset_root())!r} has no training images"
@@ -80,14 +87,40 @@ def training_items(names: Sequence[str], folders: Mapping = MappingProxyType({})
 
 
 def test_items(name: str, folders: Mapping = MappingProxyType({})) -> tuple[list[Item], list[Item]]:
-    """The query and gallery images of a data set, each sorted by path. Arguments, Raises as :func:`training_items`."""
-    data = _data_set(name, folders)
-    if not data.query or not data.gallery:
+    """The query and gallery images of a data set, each sorted by path. Arguments, Raises as :func:`training_items`.
+
+    A warning counts the queries that no evaluation looks at; without any other, it is an error.
+    """
+    query, gallery = _read(name, folders, "query", "gallery")
+    if not query or not gallery:
         raise ValueError(
-            f"data set {name} has {len(data.query)} query and {len(data.gallery)} gallery images, so nothing can be "
+            f"data set {name} has {len(query)} query and {len(gallery)} gallery images, so nothing can be "
             "ranked: name another set in DATASETS.TESTS, or set TEST.EVAL_PERIOD to 0"
         )
-    return _sorted(data.query), _sorted(data.gallery)
+    counted = matched_queries(*([item[1:] for item in part] for part in (query, gallery)))
+    if not counted:
+        raise ValueError(
+            f"none of the {len(query)} queries of {name} has its identity among the {len(gallery)} gallery images under "
+            "another camera, so nothing can be ranked: check identities and cameras, or set TEST.EVAL_PERIOD to 0"
+        )
+    if counted < len(query):
+        logger.warning(
+            "%s: %d of %d queries have no match in the gallery under another camera and are left out: mAP and ranks are "
+            "over %d queries", name, len(query) - counted, len(query), counted,
+        )  # fmt: skip
+    return query, gallery
 
 
 test_items.__test__ = False  # not a test, whatever pytest thinks of its name
+
+
+def matched_queries(query: Iterable[Sequence], gallery: Iterable[Sequence]) -> int:
+    """The number of queries that count: their identity is in the gallery under another camera.
+
+    Args:
+        query, gallery: (identity, camera) of each image.
+    """
+    seen_by = defaultdict(set)
+    for identity, camera in gallery:
+        seen_by[identity].add(camera)
+    return sum(bool(seen_by.get(identity, set()) - {camera}) for identity, camera in query)

@@ -175,8 +175,8 @@ class SourceLoader:
         nobody = next((item[0] for item in self.items if item[1] is None), None)
         if nobody is not None:
             raise ValueError(
-                f"a source needs identities, and {nobody!r} has none: set the IDENTITY of its node in SSKD.FOLDERS, or "
-                "train on this data set as a target"
+                f"a source needs identities, and {nobody!r} has none: set the IDENTITY of its node in SSKD.FOLDERS, move "
+                "such images away, or train on this data set as a target"
             )
         names = sorted({item[1] for item in self.items})
         number = {name: i for i, name in enumerate(names)}

@@ -8,6 +8,7 @@ from fastreid.evaluation import ReidEvaluator
 from fastreid.evaluation.query_expansion import aqe
 from fastreid.utils import comm
 
+from ..data.items import matched_queries
 from ..processes import alone, control_group
 from .distances import METRICS_IN_BLOCKS, distance_blocks
 from .ranking import evaluate_blocks
@@ -23,25 +24,27 @@ class BlockwiseEvaluator(ReidEvaluator):
     """
 
     def evaluate(self) -> dict[str, float]:
-        """The metrics in percent in the main process; {} elsewhere."""
+        """The metrics in percent, and "queries", the number of those that count, in the main process; {} elsewhere."""
         predictions = self._predictions
         if comm.get_world_size() > 1:
             # Patiently: the main process may still be ranking another teacher's features, longer than a device's group waits.
             predictions = list(itertools.chain(*comm.gather(predictions, dst=0, group=control_group())))
             if not comm.is_main_process():
                 return {}
+        identities, cameras = (torch.cat([prediction[key] for prediction in predictions]) for key in ("pids", "camids"))
+        sides = [slice(None, self._num_query), slice(self._num_query, None)]
+        labels = [values[side].numpy() for values in (identities, cameras) for side in sides]
         test = self.cfg.TEST
         if test.RERANK.ENABLED or test.ROC.ENABLED or test.METRIC not in METRICS_IN_BLOCKS:
-            return self._by_the_host(predictions)
-        features, identities, cameras = (
-            torch.cat([prediction[key] for prediction in predictions]) for key in ("feats", "pids", "camids")
-        )
-        sides = [slice(None, self._num_query), slice(self._num_query, None)]
-        query, gallery = (features[side] for side in sides)
-        if test.AQE.ENABLED:
-            query, gallery = aqe(query, gallery, test.AQE.QE_TIME, test.AQE.QE_K, test.AQE.ALPHA)
-        labels = [values[side].numpy() for values in (identities, cameras) for side in sides]
-        self._results = evaluate_features(query, gallery, *labels, metric=test.METRIC)
+            results = self._by_the_host(predictions)
+        else:
+            features = torch.cat([prediction["feats"] for prediction in predictions])
+            query, gallery = (features[side] for side in sides)
+            if test.AQE.ENABLED:
+                query, gallery = aqe(query, gallery, test.AQE.QE_TIME, test.AQE.QE_K, test.AQE.ALPHA)
+            results = evaluate_features(query, gallery, *labels, metric=test.METRIC)
+        counted = matched_queries(*(zip(labels[at].tolist(), labels[at + 2].tolist()) for at in range(2)))
+        self._results = OrderedDict(results, queries=float(counted))
         return OrderedDict(self._results)
 
     def _by_the_host(self, predictions: list[dict[str, torch.Tensor]]) -> dict[str, float]:

@@ -54,6 +54,8 @@ def test_apply_is_idempotent(host):
         ("to-tensor", "fastreid.data.transforms.functional", "to_tensor"),
         ("random-affine", "fastreid.data.transforms.build", "T"),
         ("dataset-root", "fastreid.data.build", "_root"),
+        ("image-names", "fastreid.data.datasets", "Market1501"),
+        ("image-lists", "fastreid.data.datasets", "MSMT17"),
         ("balanced-sampler", "fastreid.data.samplers.triplet_sampler", "BalancedIdentitySampler"),
         ("naive-sampler", "fastreid.data.samplers.triplet_sampler", "NaiveIdentitySampler"),
         ("no-compiler", "fastreid.evaluation.reid_evaluation", "ReidEvaluator"),

@@ -168,6 +168,41 @@ def test_queries_need_an_identity_and_the_gallery_at_least_one(tree):
         open_folder(tree("w/bo1.jpg", "h/88.jpg"), **{**LABELLED, "QUERY": "w", "GALLERY": "h"})
 
 
+MARKET_NAMES = {"QUERY": "q", "GALLERY": "g", "IDENTITY": r"^(\d+)_", "CAMERA": r"_c(\d+)"}
+
+
+@pytest.mark.parametrize("identity", [r"^(\d+)_", r"^(-?\d+)_", r"^([-\d]+)_c"])
+def test_junk_takes_no_place_and_distractors_do(tree, identity, caplog):
+    """Market-1501's -1 are detections of nobody, its 0000 are people whom no query shows."""
+    caplog.set_level(logging.INFO, logger="fastreid.sskd")
+    names = ("g/0002_c2s1.jpg", "g/-1_c2s1.jpg", "g/sub/-1_c3s1.jpg", "g/0000_c2s1.jpg", "g/-10_c1s1.jpg")
+    root = tree("q/0002_c1s1.jpg", "q/-1_c1s1.jpg", *names)
+    data = open_folder(root, **{**MARKET_NAMES, "IDENTITY": identity})
+    assert [os.path.basename(item[0]) for item in data.query] == ["0002_c1s1.jpg"]
+    assert [os.path.basename(item[0]) for item in data.gallery] == ["-10_c1s1.jpg", "0000_c2s1.jpg", "0002_c2s1.jpg"]
+    assert "1 query and 2 gallery images are junk by SSKD.FOLDERS.site.JUNK" in caplog.text
+    assert "1 query and 3 gallery images, 2 of these of people whom no query shows" in caplog.text
+
+
+def test_a_rule_of_ones_own_for_junk(tree):
+    root = tree("q/0002_c1s1.jpg", "g/0002_c2s1.jpg", "g/-1_c2s1.jpg", "g/junk/0003_c2s1.jpg")
+
+    def gallery(**rule):
+        return [os.path.relpath(item[0], root) for item in open_folder(root, **MARKET_NAMES, **rule).gallery]
+
+    assert gallery(JUNK="") == ["g/0002_c2s1.jpg", "g/junk/0003_c2s1.jpg"]
+    assert gallery(JUNK="^junk/") == ["g/-1_c2s1.jpg", "g/0002_c2s1.jpg"]
+    assert len(gallery(JUNK="(?!)")) == 3
+    with pytest.raises(ValueError, match=r"SSKD.FOLDERS.site.JUNK '\[' is no regular expression"):
+        gallery(JUNK="[")
+
+
+def test_junk_has_no_identity_in_training(tree):
+    root = tree("crops/-1_a.jpg", "crops/0002_a.jpg")
+    train = open_folder(root, TRAIN="crops", IDENTITY=r"^(-?\d+)_").train
+    assert [item[1] for item in train] == [None, "site_0002"]
+
+
 # ---- through the config ------------------------------------------------------------------------------------------
 
 

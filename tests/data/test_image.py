@@ -1,13 +1,14 @@
 """Every kind of file becomes 8-bit RGB, and what cannot is named in the error."""
 
 import io
+import os
 import struct
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fastreid_sskd.data.image import read_image
+from fastreid_sskd.data.image import find_images, image_paths, read_image
 
 
 def pixels(image):
@@ -143,3 +144,66 @@ def test_the_file_is_closed_and_the_opener_used(tmp_path):
 
     assert read_image(str(path), opener=opener).mode == "RGB"
     assert [file.closed for file in opened] == [True]
+
+
+# ---- finding images ----------------------------------------------------------------------------------------------
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def found(folder):
+    return [os.path.relpath(path, folder) for path in find_images(str(folder))]
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    touch(tmp_path, "disk/a/1.jpg", "disk/b/2.jpg", "crops/own/3.jpg")
+    (tmp_path / "crops" / "cam2").symlink_to(tmp_path / "disk" / "a")
+    (tmp_path / "crops" / "own" / "deep").symlink_to("../../disk/b")
+    (tmp_path / "link").symlink_to("crops")
+    for root in ("crops", "link"):
+        assert found(tmp_path / root) == ["cam2/1.jpg", "own/3.jpg", "own/deep/2.jpg"]
+
+
+def test_loops_end_and_a_folder_is_listed_once(tmp_path, caplog):
+    """Real folders keep their own path, whatever the names of links to them."""
+    touch(tmp_path, "crops/z/1.jpg", "elsewhere/2.jpg", "disk/3.jpg")
+    for link, at in (("z/up", "../.."), ("z/self", "."), ("a", "z"), ("y", "../disk"), ("x", "../disk")):
+        (tmp_path / "crops" / link).symlink_to(at)
+    (tmp_path / "disk" / "back").symlink_to("../crops")
+    assert found(tmp_path / "crops") == ["x/3.jpg", "z/1.jpg"]
+    assert "5 links to folders that are listed already are left out" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["cam2", "1.jpg"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path, name):
+    touch(tmp_path, "0.jpg")
+    (tmp_path / name).symlink_to("/not mounted/here")
+    with pytest.raises(FileNotFoundError, match=f"link '.*{name}' leads to '/not mounted/here'"):
+        find_images(str(tmp_path))
+
+
+def test_what_is_left_out_is_counted(tmp_path, caplog):
+    caplog.set_level("INFO", logger="fastreid.sskd")
+    touch(tmp_path, "a.JPG", "b.gif", "c.gif", "d.txt", "e", ".hidden.gif", "Thumbs.db", "desktop.ini")
+    assert found(tmp_path) == ["a.JPG"]
+    assert "4 files without an image's ending are left out (2 .gif, 1" in caplog.text
+
+
+def test_names_are_taken_literally(tmp_path):
+    touch(tmp_path, "data[1] *?/\u00e9 b/\u4eba \u00fc.Png")
+    assert found(tmp_path / "data[1] *?") == ["\u00e9 b/\u4eba \u00fc.Png"]
+
+
+def test_no_folder_a_file_and_no_image(tmp_path):
+    touch(tmp_path, "one.jpg", "empty/notes.txt")
+    with pytest.raises(FileNotFoundError, match="'.*none' not found"):
+        find_images(str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match="'.*one.jpg' is a file, not a folder"):
+        find_images(str(tmp_path / "one.jpg"))
+    assert found(tmp_path / "empty") == []
+    with pytest.raises(ValueError, match="no image below"):
+        image_paths(str(tmp_path / "empty"))

@@ -6,8 +6,8 @@ import pytest
 from fastreid.data.datasets import DATASET_REGISTRY
 from tiny_reid import MARKET
 
+from fastreid_sskd.data.items import matched_queries, training_items
 from fastreid_sskd.data.items import test_items as query_and_gallery
-from fastreid_sskd.data.items import training_items
 
 
 @pytest.fixture
@@ -109,6 +109,40 @@ def test_no_training_images(data_sets, tmp_path, monkeypatch):
         training_items(["Market1501"])
     with pytest.raises(ValueError, match="0 query and 0 gallery images.*TEST.EVAL_PERIOD to 0"):
         query_and_gallery("Market1501")
+
+
+def test_queries_without_a_match_are_counted(register, caplog):
+    gallery = [("g0", 0, 1), ("g1", 1, 0), ("g2", 9, 1)]
+    register("Some", query=[("q0", 0, 0), ("q1", 1, 0), ("q2", 2, 0)], gallery=gallery)
+    query_and_gallery("Some")
+    assert [record.getMessage() for record in caplog.records] == [
+        "Some: 2 of 3 queries have no match in the gallery under another camera and are left out: mAP and ranks are over 1 queries"
+    ]
+    caplog.clear()
+    register("All", query=[("q0", 0, 0), ("q1", 1, 1)], gallery=gallery)
+    query_and_gallery("All")
+    assert not caplog.records
+
+
+def test_no_query_counts(register):
+    register("None", query=[("q0", 0, 0), ("q1", 1, 0)], gallery=[("g0", 0, 0), ("g1", 2, 1)])
+    with pytest.raises(ValueError, match="none of the 2 queries of None .*2 gallery images under another camera.*EVAL_PERIOD"):
+        query_and_gallery("None")
+
+
+def test_matched_queries():
+    gallery = [(1, 0), (1, 1), (2, 0)]
+    assert [matched_queries([one], gallery) for one in ((1, 0), (1, 1), (2, 0), (2, 1), (3, 0))] == [1, 1, 0, 1, 0]
+    assert matched_queries([], gallery) == matched_queries(gallery, []) == 0
+
+
+def test_a_file_where_a_folder_should_be(tmp_path, monkeypatch):
+    for split in ("query", "bounding_box_test"):
+        (tmp_path / MARKET / split).mkdir(parents=True)
+    (tmp_path / MARKET / "bounding_box_train").touch()
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="data set Market1501: .*bounding_box_train' is a file.*FASTREID_DATASETS"):
+        training_items(["Market1501"])
 
 
 def test_nothing_named():

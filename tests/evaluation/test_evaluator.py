@@ -31,7 +31,8 @@ def results(cls, cfg, given=None):
 
 
 def assert_same_results(found, expected):
-    assert list(found) == list(expected)
+    """Those of the host, and the number of queries that count beside them."""
+    assert list(found) == [*expected, "queries"] and found["queries"] == QUERIES
     for name in expected:
         assert found[name] == pytest.approx(expected[name], abs=1e-9), name
 
@@ -77,6 +78,18 @@ def test_options_that_need_the_matrix_are_the_hosts(cfg, option, matrices):
     assert matrices
     assert_same_results(found, expected)
     assert found["mAP"] != plain["mAP"] if option == "RERANK" else "TPR@FPR=1e-02" in found
+
+
+@pytest.mark.parametrize("option", ["", "RERANK", "ROC"])
+def test_queries_that_count(cfg, option):
+    """Query 0 has a match, query 1 one under its own camera only, query 2 none."""
+    if option:
+        pytest.importorskip("faiss")
+        cfg.TEST[option].ENABLED = True
+    labels = {"targets": torch.tensor([1, 2, 3, 1, 2, 9, 9, 9]), "camids": torch.tensor([0, 0, 0, 1, 0, 1, 0, 2])}
+    made = BlockwiseEvaluator(cfg, 3)
+    made.process(labels, torch.eye(8) + 0.1)
+    assert made.evaluate()["queries"] == 1.0
 
 
 def test_again_and_unchanged(cfg):
@@ -126,8 +139,7 @@ def shared(cfg):
     if rank:
         assert found == {}
     else:
-        alone = evaluator.evaluate_features(*_joined(given))
-        assert found == alone
+        assert_same_results(found, evaluator.evaluate_features(*_joined(given)))
 
 
 def _joined(given):
@@ -160,9 +172,7 @@ def shared_with_limit(cfg, rerank):
         assert found == [{}, {}]
     else:
         comm.get_world_size = lambda: 1
-        expected = results(BlockwiseEvaluator, cfg)
-        for one in found:
-            assert_same_results(one, expected)
+        assert found == [results(BlockwiseEvaluator, cfg)] * 2
 
 
 @pytest.mark.parametrize("rerank", [False, True])

@@ -1,12 +1,14 @@
 """Every teacher and the ensemble in one evaluation, equal to evaluating each by itself."""
 
 import copy
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from fastreid.modeling import build_model
+from tiny_reid import MARKET
 
 from fastreid_sskd.data.items import test_items as query_and_gallery
 from fastreid_sskd.data.loaders import test_loader as evaluation_loader
@@ -87,6 +89,24 @@ def test_several_test_sets(cfg, model):
     results = evaluate_peers(cfg, model)
     assert list(results) == ["Market1501", "DukeMTMC"]
     assert results["Market1501"] != results["DukeMTMC"]
+
+
+@pytest.mark.parametrize("rerank", [False, True])
+def test_queries_left_out_are_said_once(cfg, model, world, tmp_path, monkeypatch, caplog, rerank):
+    """Five of the six queries lose their matches: one warning for all teachers, and the count in every row."""
+    if rerank:
+        pytest.importorskip("faiss")
+        cfg.TEST.RERANK.ENABLED = True
+        cfg.TEST.RERANK.K1, cfg.TEST.RERANK.K2 = 4, 2
+    root = shutil.copytree(world, tmp_path / "data")
+    for path in (root / MARKET / "bounding_box_test").iterdir():
+        if not path.name.startswith("0101") and "_c2" in path.name:
+            path.unlink()
+    monkeypatch.setenv("FASTREID_DATASETS", str(root))
+    rows = evaluate_peers(cfg, model)["Market1501"]
+    assert [row["queries"] for row in rows.values()] == [1, 1, 1]
+    warned = [record for record in caplog.records if "5 of 6 queries have no match" in record.getMessage()]
+    assert len(warned) == 1
 
 
 def test_flip(cfg, model):

@@ -16,6 +16,17 @@ def test_first_identities_with_query_and_gallery_whole(run_tool, world, tmp_path
     assert (tmp_path / "sub" / "query" / os.listdir(tmp_path / "sub" / "query")[0]).read_bytes()
 
 
+def test_any_ending_and_no_hidden_file(run_tool, world, tmp_path):
+    source = tmp_path / MARKET
+    for split in ("bounding_box_train", "query", "bounding_box_test"):
+        (source / split).mkdir(parents=True)
+        for name in ("0001_c1s1_0.JPG", "0002_c10s1_0.png", "._0001_c1s1_0.JPG", "Thumbs.db"):
+            (source / split / name).touch()
+    code, _, err = run_tool("make_subset", "--source", source, "--output", tmp_path / "sub", "--identities", 2)
+    assert code == 0, err
+    assert sorted(os.listdir(tmp_path / "sub" / "bounding_box_train")) == ["0001_c1s1_0.JPG", "0002_c10s1_0.png"]
+
+
 def test_refusals(run_tool, world, tmp_path):
     source = ("--source", world / MARKET)
     for args, message in (
