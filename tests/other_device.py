@@ -13,12 +13,11 @@ NAME = "other"
 
 
 def missing():
-    """What is missing here to build it, or None."""
+    """Why it cannot be built here, or None."""
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
-        return "torch 2.8, whose interface for devices the test's has"
-    for program in ("c++", "ninja"):
-        if shutil.which(program) is None:
-            return f"{program}, to build the test's device"
+        return "this torch is older than 2.8, whose interface for devices the test's has"
+    if not all(map(shutil.which, ("c++", "ninja"))):
+        return "no C++ compiler and ninja to build the test's device with"
     return None
 
 

@@ -5,6 +5,10 @@ import os
 import sys
 from pathlib import Path
 
+# Seconds after which a test gives up on something that does not end. No limit for work, which may share its cores with
+# anything: far above what the slowest test takes, and below the half hour after which gloo ends a wait of its own.
+HANG = 1200
+
 _SERVER = multiprocessing.get_context("forkserver")
 _TESTS = str(Path(__file__).resolve().parent)
 
@@ -34,18 +38,18 @@ def _call(environment, path, threads, function, args):
     function(*args)
 
 
-def exit_status(function, *args, seconds=120):
+def exit_status(function, *args):
     """Run it to its end: its exit status, the negative number of the signal that killed it."""
     process = start(function, *args)
-    process.join(seconds)
+    process.join(HANG)
     if process.is_alive():
         process.kill()
         process.join()
-        raise AssertionError(f"{function.__name__} has not ended after {seconds} s")
+        raise AssertionError(f"{function.__name__} has not ended after {HANG} s")
     return process.exitcode
 
 
-def together(function, *args, world=2, seconds=240):
+def together(function, *args, world=2):
     """Run `function(*args)` in `world` processes of one group; the exit statuses by rank.
 
     The group is that of `fastreid_sskd.processes.join`, on the CPU, as torchrun's environment describes it.
@@ -61,12 +65,12 @@ def together(function, *args, world=2, seconds=240):
         own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         members.append(start(_as_member, own, function, args))
     for member in members:
-        member.join(seconds)
+        member.join(HANG)
     for member in members:
         if member.is_alive():
             member.kill()
             member.join()
-            raise AssertionError(f"{function.__name__} has not ended after {seconds} s")
+            raise AssertionError(f"{function.__name__} has not ended after {HANG} s")
     return [member.exitcode for member in members]
 
 
