@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import time
 from pathlib import Path
 
 # Seconds after which a test gives up on something that does not end. No limit for work, which may share its cores with
@@ -64,13 +65,14 @@ def together(function, *args, world=2):
     for rank in range(world):
         own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         members.append(start(_as_member, own, function, args))
+    end = time.monotonic() + HANG
     for member in members:
-        member.join(HANG)
-    for member in members:
-        if member.is_alive():
-            member.kill()
-            member.join()
-            raise AssertionError(f"{function.__name__} has not ended after {HANG} s")
+        member.join(max(0, end - time.monotonic()))
+    alive = [rank for rank, member in enumerate(members) if member.is_alive()]
+    for rank in alive:
+        members[rank].kill()
+        members[rank].join()
+    assert not alive, f"{function.__name__} has not ended after {HANG} s in ranks {alive}"
     return [member.exitcode for member in members]
 
 

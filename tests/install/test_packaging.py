@@ -99,7 +99,8 @@ def test_lock_pins_every_requirement(metadata, minor):
     extras = itertools.chain.from_iterable(metadata["extras_require"].values())
     for requirement in map(Requirement, ["pip", "setuptools>=64", *metadata["install_requires"], *extras]):
         if requirement.marker is None or requirement.marker.evaluate({"python_version": f"3.{minor}"}):
-            assert requirement.specifier.contains(locked[requirement.name]), requirement
+            found = locked.get(requirement.name, "")
+            assert found and requirement.specifier.contains(found), f"{requirement} is not in the lock: run `make lock`"
     assert ("infomap" in locked) == (minor > 10)
 
 
