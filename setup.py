@@ -57,8 +57,8 @@ EXTRAS_REQUIRE = {
     "onnx": ["onnx>=1.15", "onnxruntime>=1.16", "onnxscript>=0.1"],
     # tools/predict.py --output FILE.parquet
     "parquet": ["pyarrow>=14"],
-    # SSKD.CLUSTER.METHOD infomap. GPL-3.0, so nothing requires it; no wheels for Python 3.10
-    "infomap": ["infomap>=2.9"],
+    # SSKD.CLUSTER.METHOD infomap. GPL-3.0, so nothing but the tests requires it; no wheels for Python 3.10
+    "infomap": ["infomap>=2.9; python_version >= '3.11'"],
     # ruff is held to one minor version: its default rules change between them
     "test": ["pytest>=7.3", "pytest-xdist>=3.5", "pytorch-metric-learning>=2.3", "ruff>=0.17,<0.18"],
     # the map in the report of a run by UMAP, not PCA
@@ -66,6 +66,12 @@ EXTRAS_REQUIRE = {
     # what some parts of the host import when they are used: weights from the network, CUHK03, its visualiser
     "host": ["gdown", "h5py", "imageio", "matplotlib", "tqdm"],
 }
+# Every extra has a test.
+EXTRAS_REQUIRE["test"] += [
+    requirement
+    for extra in ("onnx", "parquet", "infomap", "umap", "host")
+    for requirement in EXTRAS_REQUIRE[extra]
+]
 
 setup(
     name="fastreid-sskd",

@@ -1,4 +1,4 @@
-"""What all tests share: thread counts, and the folders of real images and weights that a machine may have."""
+"""What all tests share: thread counts, folders of real images and weights that a machine may have, the skips allowed."""
 
 import logging
 import os
@@ -26,11 +26,6 @@ if "torch" in sys.modules:  # a pytest plugin was first
     sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
 
 
-from tiny_reid import tiny_adaptation, write_world
-
-from fastreid_sskd.engine import run
-
-
 def optional_folder(variable: str, default: Path) -> Path:
     """The folder that the variable names, or `default`; a relative name counts from the repository root."""
     return (ROOT / (os.environ.get(variable) or default)).resolve()
@@ -44,6 +39,46 @@ def _require(folder: Path, what: str, variable: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of {what} at {folder}: set {variable} to run this test")
     return folder
+
+
+# Beginnings of the reasons for which `make test` lets a test be skipped: what no package index gives.
+LISTED_SKIPS = ["no folder of real images", "no folder of pre-trained weights", "no CUDA"]
+if sys.version_info < (3, 11):
+    LISTED_SKIPS.append("the extra infomap is not installed")  # it has no wheels for this Python
+if not os.environ.get("CI"):  # .ci/run brings them; Python, pip and make are all that a user needs
+    LISTED_SKIPS += ["no browser found", "no C++ compiler"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make test` passes it: every extra is installed there, so that a skip would hide a test."""
+    parser.addoption(
+        "--only-listed-skips", action="store_true", help="a skip for a reason not in tests/conftest.py is a failure"
+    )
+
+
+def _refuse_unlisted(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
+    if not (report.skipped and config.getoption("--only-listed-skips")) or hasattr(report, "wasxfail"):
+        return
+    file, line, reason = report.longrepr
+    if not reason.removeprefix("Skipped: ").startswith(tuple(LISTED_SKIPS)):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{file}:{line}: this skip is not allowed ({reason}): bring what is missing, or list it in tests/conftest.py"
+        )
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    """A test that is skipped."""
+    outcome = yield
+    _refuse_unlisted(item.config, outcome.get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector):
+    """A file that is skipped as a whole, by `importorskip` at its top."""
+    outcome = yield
+    _refuse_unlisted(collector.config, outcome.get_result())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,6 +109,8 @@ def weights() -> Path:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the tiny data sets."""
+    from tiny_reid import write_world
+
     return write_world(tmp_path_factory.mktemp("datasets"))
 
 
@@ -87,6 +124,10 @@ def data_sets(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def finished_folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run of two source models and two epochs of two peers on the tiny target, evaluated after each."""
+    from tiny_reid import tiny_adaptation
+
+    from fastreid_sskd.engine import run
+
     output = tmp_path_factory.mktemp("runs") / "sskd"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTREID_DATASETS", str(world))

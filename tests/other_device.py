@@ -4,6 +4,7 @@ Registering it changes torch for good, so it is for processes that are started f
 """
 
 import shutil
+import sysconfig
 import types
 from pathlib import Path
 
@@ -13,12 +14,12 @@ NAME = "other"
 
 
 def missing():
-    """What is missing here to build it, or None."""
+    """Why it cannot be built here, or None."""
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
-        return "torch 2.8, whose interface for devices the test's has"
-    for program in ("c++", "ninja"):
-        if shutil.which(program) is None:
-            return f"{program}, to build the test's device"
+        return "this torch is older than 2.8, whose interface for devices the test's has"
+    header = Path(sysconfig.get_path("include")) / "Python.h"  # Debian ships it apart from Python
+    if not (shutil.which("c++") and shutil.which("ninja") and header.is_file()):
+        return "no C++ compiler, ninja and Python.h to build the test's device with"
     return None
 
 

@@ -3,7 +3,12 @@
 import multiprocessing
 import os
 import sys
+import time
 from pathlib import Path
+
+# Seconds after which a test gives up on something that does not end. No limit for work, which may share its cores with
+# anything: far above what the slowest test takes, and below the half hour after which gloo ends a wait of its own.
+HANG = 1200
 
 _SERVER = multiprocessing.get_context("forkserver")
 _TESTS = str(Path(__file__).resolve().parent)
@@ -34,18 +39,18 @@ def _call(environment, path, threads, function, args):
     function(*args)
 
 
-def exit_status(function, *args, seconds=120):
+def exit_status(function, *args):
     """Run it to its end: its exit status, the negative number of the signal that killed it."""
     process = start(function, *args)
-    process.join(seconds)
+    process.join(HANG)
     if process.is_alive():
         process.kill()
         process.join()
-        raise AssertionError(f"{function.__name__} has not ended after {seconds} s")
+        raise AssertionError(f"{function.__name__} has not ended after {HANG} s")
     return process.exitcode
 
 
-def together(function, *args, world=2, seconds=240):
+def together(function, *args, world=2):
     """Run `function(*args)` in `world` processes of one group; the exit statuses by rank.
 
     The group is that of `fastreid_sskd.processes.join`, on the CPU, as torchrun's environment describes it.
@@ -60,13 +65,14 @@ def together(function, *args, world=2, seconds=240):
     for rank in range(world):
         own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         members.append(start(_as_member, own, function, args))
+    end = time.monotonic() + HANG
     for member in members:
-        member.join(seconds)
-    for member in members:
-        if member.is_alive():
-            member.kill()
-            member.join()
-            raise AssertionError(f"{function.__name__} has not ended after {seconds} s")
+        member.join(max(0, end - time.monotonic()))
+    alive = [rank for rank, member in enumerate(members) if member.is_alive()]
+    for rank in alive:
+        members[rank].kill()
+        members[rank].join()
+    assert not alive, f"{function.__name__} has not ended after {HANG} s in ranks {alive}"
     return [member.exitcode for member in members]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_processes import HANG
 from PIL import Image
 
 from fastreid_sskd import compat
@@ -183,7 +184,7 @@ def draw(sampler, count):
         target=lambda: found.extend(itertools.islice(iter(sampler), count)), daemon=True
     )
     thread.start()
-    thread.join(20)
+    thread.join(HANG)
     assert len(found) == count, "the sampler hangs"
     return found
 

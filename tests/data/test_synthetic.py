@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_processes import HANG
 from PIL import Image
 
 from fastreid_sskd.data.synthetic import (
@@ -148,7 +149,7 @@ def twins(tmp_path_factory):
         subprocess.Popen([*command, me], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for me in "01"
     ]
-    results = [process.communicate(timeout=300) for process in processes]
+    results = [process.communicate(timeout=HANG) for process in processes]
     assert all(process.returncode == 0 for process in processes), results
     return root, [out.split() for out, _ in results]
 

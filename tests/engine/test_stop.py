@@ -119,7 +119,7 @@ with module["listen"]() as stop:
 """
 
 
-@pytest.mark.parametrize("echo, status, said", [(0.0, -signal.SIGTERM, "one\n"), (60.0, 0, "one\ntwo\n")])
+@pytest.mark.parametrize("echo, status, said", [(0.0, -signal.SIGTERM, "one\n"), (3600.0, 0, "one\ntwo\n")])
 def test_second_signal_ends_at_once(echo, status, said):
     """Unless it is the echo of the first: Ctrl-C from the terminal and SIGTERM from torchrun."""
     command = [sys.executable, "-c", TWO_SIGNALS, stop.__file__, str(echo)]

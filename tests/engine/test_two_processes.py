@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from fastreid.utils import comm
-from own_processes import together
+from own_processes import HANG, together
 from same_runs import assert_same_files, metrics
 from tiny_reid import CONFIGS, TINY_TARGET, load_checkpoint, tiny_adaptation, tiny_baseline, tiny_source
 
@@ -150,7 +150,7 @@ def resumed(cfg):
 def test_process_that_is_killed_ends_the_other(pair, adaptation, tmp_path, rank):
     """With an error, at once; resumed inside the epoch, both go on and end bit for bit as they would have."""
     cfg = adaptation("SSKD.CHECKPOINT_ITERS", "1", output=tmp_path / "killed")
-    statuses = together(killed_at, cfg, 4, rank, seconds=60)
+    statuses = together(killed_at, cfg, 4, rank)
     assert statuses[rank] == -signal.SIGKILL and statuses[1 - rank] not in (0, -signal.SIGKILL)
     assert os.path.basename(last_checkpoint(cfg.OUTPUT_DIR)) == "step_0000004.pth"
     assert together(resumed, cfg) == [0, 0]
@@ -244,7 +244,7 @@ def command(*arguments, **environment):
     root = CONFIGS.parent
     env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=root, env=env, capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, *arguments], cwd=root, env=env, capture_output=True, text=True, timeout=HANG, check=False
     )
 
 

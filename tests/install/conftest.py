@@ -1,6 +1,5 @@
-"""setup.py's metadata and the modules of tools/, which is no package."""
+"""setup.py's metadata."""
 
-import importlib.util
 import runpy
 import sys
 from pathlib import Path
@@ -21,23 +20,3 @@ def metadata() -> dict:
         patch.setitem(sys.modules, "setuptools", fake)
         runpy.run_path(str(ROOT / "setup.py"))
     return captured
-
-
-def load_tool(name: str, patch: pytest.MonkeyPatch):
-    """A module of tools/, which is no package."""
-    patch.syspath_prepend(str(ROOT / "tools"))
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    patch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def environment(monkeypatch):
-    return load_tool("environment", monkeypatch)
-
-
-@pytest.fixture
-def matrix(monkeypatch, environment):
-    return load_tool("matrix", monkeypatch)

@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import importlib.util
+import itertools
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fastreid_sskd"
@@ -86,6 +88,22 @@ def test_one_faiss_an_extra(metadata):
     assert not faiss["test"] and not faiss["host"]
 
 
+@pytest.mark.parametrize("minor", [10, 11, 12, 13])
+def test_lock_pins_every_requirement(metadata, minor):
+    """One version of each, inside setup.py's range, from no place that only one machine knows; `make lock` makes it."""
+    lines = (ROOT / "constraints" / f"py3{minor}.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line.split("==") for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9a-z.]+", line) for line in lines if not line.startswith("#"))
+    locked = dict(pins)
+    assert len(locked) == len(pins) > 50
+    extras = itertools.chain.from_iterable(metadata["extras_require"].values())
+    for requirement in map(Requirement, ["pip", "setuptools>=64", *metadata["install_requires"], *extras]):
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": f"3.{minor}"}):
+            found = locked.get(requirement.name, "")
+            assert found and requirement.specifier.contains(found), f"{requirement} is not in the lock: run `make lock`"
+    assert ("infomap" in locked) == (minor > 10)
+
+
 def test_every_import_of_the_package_is_declared(metadata):
     known = set(sys.stdlib_module_names) | {"fastreid", "fastreid_sskd"}
     extras = metadata["extras_require"]  # those of onnx, parquet and infomap are imported where they are used
@@ -109,8 +127,8 @@ def test_every_import_of_the_tests_and_tools_is_declared(metadata):
     known = set(sys.stdlib_module_names) | {"fastreid", "fastreid_sskd", "setuptools"}
     known |= {file.stem for folder in ("tests", "tools") for file in (ROOT / folder).rglob("*.py")}
     extras = metadata["extras_require"]
-    optional = [r for name in ("cpu", "test", "onnx", "parquet") for r in extras[name]]
-    declared = {distribution_name(r) for r in metadata["install_requires"] + optional}
+    declared = {distribution_name(r) for r in metadata["install_requires"] + extras["cpu"] + extras["test"]}
+    declared.add("packaging")  # required by pytest
     modules = imported_modules(
         file for folder in ("tests", "tools") for file in (ROOT / folder).rglob("*.py")
     )

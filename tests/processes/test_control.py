@@ -81,5 +81,5 @@ def one_is_gone():
 
 def test_death_of_a_process_is_noticed():
     """By the others, at once: they end with an error of their own instead of waiting."""
-    statuses = together(one_is_gone, seconds=60)
+    statuses = together(one_is_gone)
     assert statuses[1] == 3 and statuses[0] not in (0, None)

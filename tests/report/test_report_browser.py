@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+from own_processes import HANG
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
 
@@ -28,7 +29,7 @@ def opened(browser, tmp_path):
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr",
             "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{path}",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout, re.findall(r"CONSOLE[^\n]*", done.stderr)
 
