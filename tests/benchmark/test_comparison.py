@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import types
 
 import pytest
 import torch
@@ -18,13 +19,20 @@ ROWS = [
 SHORT = ("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "1")
 
 
+def rows_of(cfg):
+    """Of one seed, of which nothing may be missing."""
+    (job,) = compare([cfg])
+    assert not job.missing
+    return job.rows()
+
+
 @pytest.fixture(scope="session")
 def compared(world, tmp_path_factory):
-    """A finished comparison: its folder and its rows."""
+    """A finished comparison of one seed: its folder and its rows."""
     folder = tmp_path_factory.mktemp("compared") / "seed1"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTREID_DATASETS", str(world))
-        return folder, compare(tiny_adaptation(folder, *SHORT))
+        return folder, rows_of(tiny_adaptation(folder, *SHORT))
 
 
 @pytest.fixture
@@ -61,9 +69,9 @@ def test_its_folder_is_read_as_a_table(compared):
 
 def test_given_again_only_what_is_missing_is_run(compared, started):
     folder, rows = compared
-    assert compare(tiny_adaptation(folder, *SHORT, "SSKD.LOG_PERIOD", "7")) == rows and not started
+    assert rows_of(tiny_adaptation(folder, *SHORT, "SSKD.LOG_PERIOD", "7")) == rows and not started
     os.remove(folder / "one_network" / "rows.json")
-    assert compare(tiny_adaptation(folder, *SHORT)) == rows
+    assert rows_of(tiny_adaptation(folder, *SHORT)) == rows
     assert [os.path.basename(cfg.OUTPUT_DIR) for cfg in started] == ["one_network"]
 
 
@@ -72,7 +80,7 @@ def test_rows_of_other_settings_are_not_printed_as_new(compared, started, key, v
     folder, _ = compared
     before = (folder / "config.yaml").read_bytes()
     with pytest.raises(OtherConfigError, match=rf"holds a run of other settings \(1: {key} "):
-        compare(tiny_adaptation(folder, *SHORT, key, value))
+        compare([tiny_adaptation(folder, *SHORT, key, value)])
     assert not started and (folder / "config.yaml").read_bytes() == before
 
 
@@ -80,7 +88,7 @@ def test_rows_without_the_settings_that_they_are_of(compared, started, tmp_path)
     folder = tmp_path / "seed1"
     shutil.copytree(compared[0] / "transfer", folder / "transfer")
     with pytest.raises(OtherConfigError, match="holds results, but no config.yaml"):
-        compare(tiny_adaptation(folder, *SHORT))
+        compare([tiny_adaptation(folder, *SHORT)])
     assert not started
 
 
@@ -88,8 +96,8 @@ def test_a_first_try_that_failed_leaves_the_folder_free(compared, tmp_path):
     folder, rows = compared
     sources = [str(folder / "sskd" / "source" / f"peer{k}" / "model_best.pth") for k in range(2)]
     with pytest.raises(FileNotFoundError, match=r"SSKD\.SOURCE\.WEIGHTS: no file nowhere\.pth"):
-        compare(tiny_adaptation(tmp_path, *SHORT, "SSKD.SOURCE.WEIGHTS", "['nowhere.pth']"))
-    assert compare(tiny_adaptation(tmp_path, *SHORT, "SSKD.SOURCE.WEIGHTS", str(sources))) == rows
+        compare([tiny_adaptation(tmp_path, *SHORT, "SSKD.SOURCE.WEIGHTS", "['nowhere.pth']")])
+    assert rows_of(tiny_adaptation(tmp_path, *SHORT, "SSKD.SOURCE.WEIGHTS", str(sources))) == rows
 
 
 def test_source_models_of_other_settings_are_not_used(compared, started):
@@ -98,7 +106,7 @@ def test_source_models_of_other_settings_are_not_used(compared, started):
     other = folder.parent / "source.yml"
     other.write_text(f"_BASE_: {CONFIGS / 'source_d2m.yml'}\nSOLVER:\n  BASE_LR: 0.123\n")
     with pytest.raises(OtherConfigError, match=r"cannot reuse the finished source model .*SOLVER\.BASE_LR"):
-        compare(tiny_adaptation(folder, *SHORT, "SSKD.SOURCE.CONFIG", str(other)))
+        compare([tiny_adaptation(folder, *SHORT, "SSKD.SOURCE.CONFIG", str(other))])
     assert not started and str(other) not in (folder / "config.yaml").read_text()
 
 
@@ -111,20 +119,44 @@ def test_source_models_of_other_settings_are_not_used(compared, started):
         (("MODEL.WEIGHTS", "all.pth"), "starts from source models"),
         (("MODEL.META_ARCHITECTURE", "Baseline"), "of an SSKD config"),
         (("SSKD.CLUSTER.K1", "0"), "0"),
+        (("SSKD.SOURCE.CONFIG", ""), "SSKD needs source models: give SSKD.SOURCE.WEIGHTS"),
+        (("SSKD.SOURCE.CONFIG", str(CONFIGS / "sskd_m2d.yml")), "has to be of SSKDSource"),
+        (("DATASETS.NAMES", "('DukeMTMC',)"), "DukeMTMC is source .* and target"),
     ],
 )
 def test_what_cannot_be_compared(tmp_path, started, opts, message):
     cfg = tiny_adaptation(tmp_path / "out", *SHORT, *opts)
     for refusing in (check_comparison, compare):
         with pytest.raises(ValueError, match=message):
-            refusing(cfg)
+            refusing([cfg])
     assert not started and not (tmp_path / "out").exists()
 
 
+def made_up_job(seed, rows, missing=None):
+    metrics = {row: dict.fromkeys(comparison.METRICS, value) for row, value in rows.items()}
+    return types.SimpleNamespace(rows=lambda: metrics, missing=missing or {}, cfg=types.SimpleNamespace(SEED=seed))
+
+
 def test_table_over_seeds():
-    rows = [{"SSKD": dict.fromkeys(comparison.METRICS, value)} for value in (50.0, 51.0, 54.0)]
-    assert comparison_table(rows[:1]).splitlines()[-1].split()[1:5] == ["SSKD", "|", "50.0", "|"]
-    assert "51.7 ± 2.1" in comparison_table(rows)
+    jobs = [made_up_job(seed, {"SSKD": value}) for seed, value in enumerate((50.0, 51.0, 54.0))]
+    assert comparison_table(jobs[:1]).splitlines()[-1].split()[1:5] == ["SSKD", "|", "50.0", "|"]
+    assert "51.7 ± 2.1" in comparison_table(jobs)
+
+
+def test_table_with_rows_that_are_missing():
+    """A mean says of how many seeds it is, and each reason stands once."""
+    why = {"supervised": "no identities"}
+    jobs = [
+        made_up_job(1, {"SSKD": 50.0}, {"one_network": "0 clusters", **why}), made_up_job(2, {"SSKD": 52.0, "one": 40.0}, why),
+        made_up_job(3, {"SSKD": 54.0, "one": 42.0}, why),
+    ]  # fmt: skip
+    _, _, sskd, one, _, *notes = comparison_table(jobs).splitlines()
+    assert "| SSKD " in sskd and "52.0 ± 2.0" in sskd
+    assert "| one (2 of 3 seeds) " in one and "41.0 ± 1.4" in one
+    assert [note for note in notes if note] == [
+        "No row of one network, hard labels only, seed 1: 0 clusters",
+        "No row of supervised upper bound, seed 1, 2, 3: no identities",
+    ]
 
 
 def test_tool(compared, run_tool):
@@ -132,8 +164,9 @@ def test_tool(compared, run_tool):
     folder, rows = compared
     given = ("--config-file", folder / "config.yaml", "--output", folder.parent)
     code, out, _ = run_tool("compare", *given, "--seeds", "1")
-    assert code == 0 and comparison_table([rows]) in out
-    assert (folder.parent / "table.md").read_text() == comparison_table([rows]) + "\n"
+    table = comparison_table(compare([tiny_adaptation(folder, *SHORT)]))
+    assert code == 0 and table in out and f"{rows['supervised upper bound']['mAP']:.1f}" in table
+    assert (folder.parent / "table.md").read_text() == table + "\n"
     assert (
         "seeds 1, 2 peers, 3 steps of 8 images, last epoch (nothing chosen on the test set), "
         f"{torch.get_num_threads()} threads"
