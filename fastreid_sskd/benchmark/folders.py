@@ -79,8 +79,13 @@ def find_runs(folder: str) -> Iterator[str]:
         return
     for entry in sorted(os.listdir(folder)):
         path = os.path.join(folder, entry)
-        if os.path.isdir(path) and not EARLIER.fullmatch(entry):
+        if os.path.isdir(path) and not (EARLIER.fullmatch(entry) or _holds_source_models(path)):
             yield from find_runs(path)
+
+
+def _holds_source_models(folder: str) -> bool:
+    """Whether a folder is the ``source`` of a run or grid: source/peer0, ..."""
+    return os.path.basename(folder) == "source" and any(re.fullmatch(r"peer\d+", name) for name in os.listdir(folder))
 
 
 def read_run(folder: str, selections: Collection[str] = ("last",), *, named: bool = True) -> list[Result]:

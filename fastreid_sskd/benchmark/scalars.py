@@ -20,7 +20,7 @@ def read_scalars(folder: str) -> dict[str, Series]:
     path = os.path.join(folder, "metrics.json")
     if not os.path.isfile(path):
         return {}
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         lines = [line for line in file.read().split("\n") if line.strip()]
     found: dict[str, dict[int, float]] = {}
     for number, line in enumerate(lines, start=1):

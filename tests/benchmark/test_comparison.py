@@ -7,9 +7,10 @@ import types
 
 import pytest
 import torch
-from tiny_reid import CONFIGS, tiny_adaptation
+from tiny_reid import CONFIGS, DUKE, tiny_adaptation
 
-from fastreid_sskd.benchmark import check_comparison, collect, compare, comparison, comparison_table
+from fastreid_sskd.benchmark import check_comparison, collect, compare, comparison, comparison_table, run_jobs
+from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine.same_run import OtherConfigError
 
 ROWS = [
@@ -100,6 +101,77 @@ def test_a_first_try_that_failed_leaves_the_folder_free(compared, tmp_path):
     assert rows_of(tiny_adaptation(tmp_path, *SHORT, "SSKD.SOURCE.WEIGHTS", str(sources))) == rows
 
 
+def test_what_is_finished_needs_neither_images_nor_source_models(compared, started, tmp_path, monkeypatch):
+    """Not even to be checked: pre-training again would take hours."""
+    folder, rows = compared
+    copied = shutil.copytree(folder, tmp_path / "seed1")
+    shutil.rmtree(copied / "sskd" / "source")
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "nowhere"))
+    monkeypatch.chdir(tmp_path)
+    assert rows_of(tiny_adaptation("seed1", *SHORT)) == rows and not started
+    assert not (copied / "sskd" / "source").exists()
+
+
+def test_a_part_that_is_resumed_needs_no_source_models(compared, started, tmp_path):
+    folder, rows = compared
+    copied = shutil.copytree(folder, tmp_path / "seed1")
+    shutil.rmtree(copied / "sskd" / "source")
+    for part in ("one_network", "supervised"):
+        os.remove(copied / part / "rows.json")
+    assert rows_of(tiny_adaptation(copied, *SHORT)) == rows
+    assert [os.path.basename(cfg.OUTPUT_DIR) for cfg in started] == ["one_network", "supervised"]
+    assert not (copied / "sskd" / "source").exists()
+
+
+def test_foreign_results_of_a_later_seed_are_found_first(compared, started, tmp_path):
+    copied = shutil.copytree(compared[0], tmp_path / "seed2")
+    with pytest.raises(OtherConfigError, match="seed2' holds a run of other settings"):
+        compare([tiny_adaptation(tmp_path / "seed3", *SHORT), tiny_adaptation(copied, *SHORT, "SEED", "2")])
+    assert not started and not (tmp_path / "seed3").exists()
+
+
+@pytest.mark.parametrize("names", ["('CropFolder',)", "('Market1501', 'CropFolder')"])
+def test_a_target_without_identities(compared, started, tmp_path, world, names, caplog):
+    """Of all images or of some: no upper bound, said before training; the other rows stand in the table."""
+    sources = [str(compared[0] / "sskd" / "source" / f"peer{k}" / "model_best.pth") for k in range(2)]
+    target = ("DATASETS.NAMES", names, "SSKD.FOLDERS.CropFolder.TRAIN", str(world / DUKE / "bounding_box_train"))
+    cfg = tiny_adaptation(tmp_path / "seed1", *SHORT, "SSKD.SOURCE.WEIGHTS", str(sources), *target)
+    (job,) = check_comparison([cfg])
+    assert not (tmp_path / "seed1").exists() and "will have no row of supervised: a source needs identities" in caplog.text
+    run_jobs([job])
+    assert list(job.rows()) == ROWS[:-1] and list(job.missing) == ["supervised"]
+    *_, note = comparison_table([job]).splitlines()
+    assert note.startswith("No row of supervised upper bound, seed 1: a source needs identities, and ")
+    assert [os.path.basename(cfg.OUTPUT_DIR) for cfg in started] == ["one_network", "sskd"]
+
+
+@pytest.mark.parametrize("error", [PseudoLabelError("0 clusters"), FloatingPointError("loss_id is nan")])
+def test_a_row_that_stops_does_not_take_the_others_with_it(compared, tmp_path, monkeypatch, error):
+    """The table is printed and written without it, with status 3; the next call tries it again."""
+    copied = shutil.copytree(compared[0], tmp_path / "seed1")
+    for part in ("one_network", "supervised"):
+        os.remove(copied / part / "rows.json")
+    true = comparison.run
+
+    def run(cfg, resume):
+        if cfg.OUTPUT_DIR.endswith("one_network"):
+            raise error
+        return true(cfg, resume)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "run", run)
+        (job,) = compare([tiny_adaptation(copied, *SHORT)])
+    assert job.missing == {"one_network": str(error)}
+    assert job.rows() == {row: metrics for row, metrics in compared[1].items() if "one network" not in row}
+    assert rows_of(tiny_adaptation(copied, *SHORT)) == compared[1]
+
+
+def test_one_network_of_a_run_that_answers_with_another_teacher(compared, tmp_path):
+    """There is only teacher 0, which is no reason to lose the row."""
+    (job,) = check_comparison([tiny_adaptation(tmp_path / "seed1", *SHORT, "SSKD.EVAL_WITH", "1")])
+    assert not job.missing
+
+
 def test_source_models_of_other_settings_are_not_used(compared, started):
     """Only the file that SSKD.SOURCE.CONFIG names has changed."""
     folder, _ = compared
@@ -171,6 +243,21 @@ def test_tool(compared, run_tool):
         "seeds 1, 2 peers, 3 steps of 8 images, last epoch (nothing chosen on the test set), "
         f"{torch.get_num_threads()} threads"
     ) in out
+
+
+def test_tool_prints_and_writes_the_table_without_a_row_that_stopped(compared, run_tool, tmp_path, monkeypatch):
+    copied = shutil.copytree(compared[0], tmp_path / "seed1")
+    os.remove(copied / "one_network" / "rows.json")
+
+    def run(cfg, resume):
+        raise PseudoLabelError("0 clusters at eps 0.1")
+
+    monkeypatch.setattr(comparison, "run", run)
+    code, out, err = run_tool("compare", "--config-file", copied / "config.yaml", "--output", tmp_path)
+    assert code == 3 and "Traceback" not in err
+    written = (tmp_path / "table.md").read_text()
+    assert written in out and "| supervised upper bound " in written and "| one network" not in written
+    assert written.endswith("No row of one network, hard labels only, seed 1: 0 clusters at eps 0.1\n")
 
 
 @pytest.mark.parametrize(

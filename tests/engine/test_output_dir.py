@@ -118,7 +118,7 @@ def test_of_other_configs(make, tmp_path):
 
 @pytest.mark.parametrize(
     "opts",
-    [("SSKD.CLUSTER.K1", "0"), ("DATASETS.NAMES", "('Nowhere',)"), ("SSKD.SOURCE.WEIGHTS", "['nowhere.pth']"), ("SSKD.NUM_PEERS", "3")],
+    [("SSKD.CLUSTER.K1", "0"), ("DATASETS.TESTS", "('MSMT17',)"), ("SSKD.SOURCE.WEIGHTS", "['nowhere.pth']"), ("SSKD.NUM_PEERS", "3")],
 )
 def test_a_refused_run_changes_nothing(folder, finished, opts):
     before = contents(folder)
