@@ -65,15 +65,15 @@ def check_comparison(cfgs: Sequence[CfgNode]) -> list[Job]:
 
 
 def _check(job: Job) -> dict[str, str]:
-    """Raises where SSKD itself cannot be run; {baseline: why it cannot}."""
+    """Raises where SSKD itself is to be run and cannot be; {baseline: why it cannot}."""
     checks = {"one_network": check_inputs, "supervised": lambda cfg: SourceLoader(cfg, cfg.SEED)}
-    check_inputs(_part(job.cfg, "sskd"))
-    missing = {}
-    for name in job.left():
+    left, missing = job.left(), {}
+    if {"transfer", "sskd"} & set(left):
+        check_inputs(_part(job.cfg, "sskd"))
+    for name in checks.keys() & set(left):
         try:
-            if name in checks:
-                checks[name](_part(job.cfg, name))
-        except ValueError as error:
+            checks[name](_part(job.cfg, name))
+        except (ValueError, FileNotFoundError) as error:
             missing[name] = str(error)
     return missing
 

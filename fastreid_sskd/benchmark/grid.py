@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import itertools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -148,9 +147,9 @@ def run_grid(
     try:
         run_jobs(asked)
     finally:
-        results = {job.cfg.OUTPUT_DIR: read_run(job.cfg.OUTPUT_DIR, SELECTIONS) for job in jobs if job.rows()}
+        results = [result for job in jobs if job.rows() for result in read_run(job.cfg.OUTPUT_DIR, SELECTIONS)]
         if results:
-            write_results(itertools.chain(*results.values()), os.path.join(output, RECORD))
+            write_results(results, os.path.join(output, RECORD))
     missing = {f"{job.title}, seed {job.cfg.SEED}": reason for job in asked for reason in job.missing.values()}
     return [result for job in asked if job.rows() for result in read_run(job.cfg.OUTPUT_DIR)], missing
 
@@ -170,10 +169,24 @@ def _job(grid: Grid, cell: Cell, seed: int, output: str, opts: Sequence, check: 
         if len(cfg.SSKD.SOURCE.WEIGHTS) > 1:  # the base config's, for all its peers
             cfg.SSKD.SOURCE.WEIGHTS = cfg.SSKD.SOURCE.WEIGHTS[: cfg.SSKD.NUM_PEERS]
         if pretrains(cfg):
-            source = resolve(load_config(grid.config, [*opts, "OUTPUT_DIR", output]))
-            source.freeze()
+            source = _shared_source(grid, output, opts)
+            if 1 < source.SSKD.NUM_PEERS < cfg.SSKD.NUM_PEERS:
+                raise ValueError(
+                    f"{cell.name!r} has SSKD.NUM_PEERS {cfg.SSKD.NUM_PEERS}, and the source models that are shared are those of the "
+                    f"{source.SSKD.NUM_PEERS} peers of {grid.config!r}: set it there to the most that a cell has"
+                )
     cfg.freeze()
     return Job(cell.name, cfg, {"": functools.partial(_train, cell.name)}, check, source)
+
+
+def _shared_source(grid: Grid, output: str, opts: Sequence) -> CfgNode:
+    cfg = load_config(grid.config, [*opts, "OUTPUT_DIR", output])
+    if cfg.SEED < 0:
+        raise ValueError(
+            f"share_source needs a SEED in {grid.config!r}: another call would draw another, and could not use the source models"
+        )
+    resolve(cfg).freeze()
+    return cfg
 
 
 def _check(job: Job, checked: set[str]) -> dict[str, str]:

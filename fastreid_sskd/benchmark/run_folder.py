@@ -80,13 +80,16 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     """
     for job in jobs:
         check_same_settings(job)
+    sources: set[tuple[str, bool]] = set()
     for job in jobs:
         if job.left():
             job.missing |= job.check(job)
         for part, reason in job.missing.items():
             logger.warning("%s, seed %d will have no row of %s: %s", job.title, job.cfg.SEED, part, reason)
-        if job.source:  # also where all is finished, as long as they are there
-            with contextlib.nullcontext() if job.needs_source() else contextlib.suppress(FileNotFoundError):
+        needed = job.needs_source()
+        if job.source and (job.source.OUTPUT_DIR, needed) not in sources:
+            sources.add((job.source.OUTPUT_DIR, needed))
+            with contextlib.nullcontext() if needed else contextlib.suppress(FileNotFoundError):  # else those still there
                 check_source(job.source)
 
 

@@ -92,17 +92,21 @@ def run(cfg: CfgNode, resume: bool = False) -> dict:
         FloatingPointError: if a loss or the model is not finite.
         Stopped: a ``SystemExit``, if SIGTERM or SIGINT came; the run is saved.
     """
-    use_device(cfg.MODEL.DEVICE)
-    if cfg.SSKD.DETERMINISTIC:
-        make_deterministic()
-    else:  # the host sets it for the command line alone
-        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    _choose_kernels(cfg)
     with output_folder(cfg.OUTPUT_DIR), listen(), _memory_given_back():
         if cfg.MODEL.META_ARCHITECTURE == "SSKD":
             return _run_both_stages(cfg, resume)
         if cfg.SEED >= 0:
             seed_everything(cfg.SEED)
         return _train(trainer_class(cfg)(cfg), resume)
+
+
+def _choose_kernels(cfg: CfgNode) -> None:
+    use_device(cfg.MODEL.DEVICE)
+    if cfg.SSKD.DETERMINISTIC:
+        make_deterministic()
+    else:  # the host sets it for the command line alone
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
 
 @contextlib.contextmanager
@@ -292,6 +296,7 @@ def source_weights(cfg: CfgNode) -> list[str]:
             cfg.SSKD.NUM_PEERS, "pre-trained backbones" if cfg.MODEL.BACKBONE.PRETRAIN else "random weights",
         )
         return []
+    _choose_kernels(cfg)
     return [path or _pretrain(cfg, k) for k, (_, path) in enumerate(_given_weights(cfg))]
 
 

@@ -131,10 +131,11 @@ def test_foreign_results_of_a_later_seed_are_found_first(compared, started, tmp_
 
 
 @pytest.mark.parametrize("names", ["('CropFolder',)", "('Market1501', 'CropFolder')"])
-def test_a_target_without_identities(compared, started, tmp_path, world, names, caplog):
+def test_a_target_without_identities(compared, started, tmp_path, world, names, caplog, monkeypatch):
     """Of all images or of some: no upper bound, said before training; the other rows stand in the table."""
     sources = [str(compared[0] / "sskd" / "source" / f"peer{k}" / "model_best.pth") for k in range(2)]
-    target = ("DATASETS.NAMES", names, "SSKD.FOLDERS.CropFolder.TRAIN", str(world / DUKE / "bounding_box_train"))
+    crops = shutil.copytree(world / DUKE / "bounding_box_train", tmp_path / "crops")
+    target = ("DATASETS.NAMES", names, "SSKD.FOLDERS.CropFolder.TRAIN", str(crops))
     cfg = tiny_adaptation(tmp_path / "seed1", *SHORT, "SSKD.SOURCE.WEIGHTS", str(sources), *target)
     (job,) = check_comparison([cfg])
     assert not (tmp_path / "seed1").exists() and "will have no row of supervised: a source needs identities" in caplog.text
@@ -143,6 +144,10 @@ def test_a_target_without_identities(compared, started, tmp_path, world, names, 
     *_, note = comparison_table([job]).splitlines()
     assert note.startswith("No row of supervised upper bound, seed 1: a source needs identities, and ")
     assert [os.path.basename(cfg.OUTPUT_DIR) for cfg in started] == ["one_network", "sskd"]
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "nowhere"))
+    shutil.rmtree(crops)
+    (again,) = compare([cfg])  # what can be had is finished
+    assert again.rows() == job.rows() and list(again.missing) == ["supervised"] and len(started) == 2
 
 
 @pytest.mark.parametrize("error", [PseudoLabelError("0 clusters"), FloatingPointError("loss_id is nan")])

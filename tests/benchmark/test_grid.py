@@ -155,6 +155,16 @@ def test_missing_source_models_are_found_before_anything_is_trained(tmp_path, tr
     assert not trained and not (tmp_path / "grid").exists()
 
 
+@pytest.mark.parametrize(
+    "opts, cell, problem",
+    [(("SEED", "-1"), (), "share_source needs a SEED"), ((), ("SSKD.NUM_PEERS", 3), "NUM_PEERS 3.* of the 2 peers of .*sskd_d2m.yml")],
+)
+def test_source_models_that_cannot_be_shared(tmp_path, trained, opts, cell, problem):
+    with pytest.raises(ValueError, match=problem):
+        run_grid(Grid(BASE, (ONE_PEER, Cell("three", cell)), (1,), True), str(tmp_path / "grid"), (), [*OPTS, *opts])
+    assert not trained and not (tmp_path / "grid").exists()
+
+
 def test_a_run_whose_clusters_are_useless_is_left_out(tmp_path, monkeypatch, caplog):
     def run(cfg, resume):
         raise PseudoLabelError("0 clusters")
