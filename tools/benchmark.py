@@ -9,7 +9,8 @@
     tools/benchmark.py zoo                                              # writes MODEL_ZOO.md
 
 What is given to `table` is [NAME=]FOLDER (a run, or a folder of runs) or [NAME=]CONFIG:WEIGHTS. With --tests the
-model_final.pth of each run is evaluated on those sets. `run` and `grid` go on where they stopped when they are given again.
+model_final.pth of each run is evaluated on those sets. `run` and `grid` go on where they stopped when they are given again, and
+end with status 3 if a run stopped because its pseudo-labels cannot be trained on, or because it has diverged.
 Results are of the last epoch; --selection last,best adds the rows that a run chose, and the table says on what.
 """
 
@@ -101,7 +102,7 @@ def main() -> int:
     grid.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="a cell; may be given again"
     )
-    grid.add_argument("--seeds", type=benchmark.seeds, default=(), help="in place of the grid's, comma-separated")
+    grid.add_argument("--seeds", type=benchmark.parse_seeds, default=(), help="in place of the grid's, comma-separated")
     for training in (repeated, grid):
         training.add_argument("--output", required=True, help="folder of the runs")
         training.add_argument("--opts", nargs="+", default=[], help="overrides of the config: KEY value ...")
@@ -123,24 +124,25 @@ def main() -> int:
             file.write(text)
         print(f"wrote {args.output_file}")
         return 0
+    missing: dict[str, str] = {}
     try:
         if args.command == "table":
             results = [result for given in args.models for result in results_of(given, args)]
         else:
             setup_logger(args.output)
             if args.command == "run":
-                results = benchmark.run_grid(
-                    benchmark.repeat(args.config_file, args.runs, args.name), args.output, (), args.opts
-                )
+                grid, only = benchmark.repeat(args.config_file, args.runs, args.name), ()
             else:
-                grid = benchmark.load_grid(args.grid)
+                grid, only = benchmark.load_grid(args.grid), args.only
                 grid = replace(grid, seeds=args.seeds or grid.seeds)
-                results = benchmark.run_grid(grid, args.output, args.only, args.opts)
+            results, missing = benchmark.run_grid(grid, args.output, only, args.opts)
         show(results, args)
     except (FolderInUseError, ImportError, OSError, UnknownNameError, ValueError) as error:
         print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
         return 2
-    return 0
+    for run, reason in missing.items():
+        print(f"no row of {run}: {reason}", file=sys.stderr)
+    return 3 if missing else 0
 
 
 if __name__ == "__main__":

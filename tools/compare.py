@@ -8,10 +8,11 @@
 Rows, all from the same source weights and, where they train, with the same network, views and number of steps:
 direct transfer, direct transfer with batch-norm statistics of the target, one network with hard pseudo-labels only,
 SSKD (each teacher and the ensemble, last epoch), and the supervised upper bound. Finished parts of an earlier run in
-the same folder are reused, unfinished ones go on; a folder of other settings is refused.
+the same folder are reused, unfinished ones go on; a folder of other settings is refused. A row that cannot be had (the
+upper bound of a target without identities) is left out, and said before training and below the table.
 
-Exit status: 0 done, 1 failed, 2 refused (the command line, a folder of other settings or in use), 3 the pseudo-labels
-cannot be trained on, 4 stopped by SIGTERM or SIGINT after saving.
+Exit status: 0 done, 1 failed, 2 refused (the command line, a folder of other settings or in use), 3 the table lacks a row
+whose pseudo-labels cannot be trained on or that has diverged, 4 stopped by SIGTERM or SIGINT after saving.
 """
 
 import argparse
@@ -25,8 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from fastreid.utils.logger import setup_logger
 
-from fastreid_sskd.benchmark import check_comparison, compare, comparison_table, seeds
-from fastreid_sskd.clustering import PseudoLabelError
+from fastreid_sskd.benchmark import check_comparison, comparison_table, parse_seeds, run_jobs
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.lock import FolderInUseError
 from fastreid_sskd.engine.same_run import OtherConfigError
@@ -45,7 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="an SSKD config")
     parser.add_argument("--output", required=True, help="folder of all runs of the comparison")
-    parser.add_argument("--seeds", type=seeds, default=(1,), help="comma-separated")
+    parser.add_argument("--seeds", type=parse_seeds, default=(1,), help="comma-separated")
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="overrides: KEY value ...")
     args = parser.parse_args()
     given_elsewhere = {"SEED": "--seeds", "OUTPUT_DIR": "--output"}.keys() & set(args.opts[::2])
@@ -54,29 +54,26 @@ def main() -> int:
 
     try:
         configs = [config(args, seed) for seed in args.seeds]
-        for cfg in configs:
-            check_comparison(cfg)
+        jobs = check_comparison(configs)
     except (ImportError, OSError, UnknownNameError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
 
+    without = [set(job.missing) for job in jobs]
     setup_logger()
     start = time.time()
     try:
-        by_seed = [compare(cfg) for cfg in configs]
-    except PseudoLabelError as error:
-        print(f"stopped, what is finished is kept in {args.output}: {error}", file=sys.stderr)
-        return 3
+        run_jobs(jobs)
     except (FileNotFoundError, FolderInUseError, NotADirectoryError, OtherConfigError) as error:
         print(error, file=sys.stderr)
         return 2
-    table, minutes = comparison_table(by_seed), (time.time() - start) / 60
+    table, minutes, cfg = comparison_table(jobs), (time.time() - start) / 60, configs[0]
     print(f"\n{table}\n\nTest set {cfg.DATASETS.TESTS[0]}, seeds {', '.join(map(str, args.seeds))}, {cfg.SSKD.NUM_PEERS} peers, "
           f"{cfg.SOLVER.MAX_EPOCH * cfg.SSKD.ITERS_PER_EPOCH} steps of {cfg.SOLVER.IMS_PER_BATCH} images, "
           f"last epoch (nothing chosen on the test set), {torch.get_num_threads()} threads, {minutes:.1f} min.")
     with open(os.path.join(args.output, "table.md"), "w", encoding="utf-8") as file:
         file.write(table + "\n")
-    return 0
+    return 3 if [set(job.missing) for job in jobs] != without else 0
 
 
 if __name__ == "__main__":

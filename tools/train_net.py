@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine import default_argument_parser, evaluate, load_config, predict, run
 from fastreid_sskd.engine.lock import FolderInUseError, output_folder
-from fastreid_sskd.engine.same_run import OtherConfigError, config_kept_on_refusal
+from fastreid_sskd.engine.same_run import OtherConfigError
 from fastreid_sskd.engine.setup import begin, check_device, read_config
 from fastreid_sskd.export.feature_files import write_features
 from fastreid_sskd.processes import join, launch
@@ -79,7 +79,7 @@ def one_process(args) -> int:
     cfg = read_config(args)
     training = not (args.predict or args.eval_only)
     try:
-        with output_folder(cfg.OUTPUT_DIR if training else ""), config_kept_on_refusal(cfg.OUTPUT_DIR):
+        with output_folder(cfg.OUTPUT_DIR if training else ""):
             work(cfg, args)
     except PseudoLabelError as error:
         say(f"training stopped, its checkpoints are kept in {cfg.OUTPUT_DIR}: {error}")

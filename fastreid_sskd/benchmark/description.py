@@ -18,9 +18,13 @@ _PEERS = ("SSKD", "SSKDSource")
 def read_config(path: str) -> dict[str, Any]:
     """The ``config.yaml`` of a run as a dict: also that of an older version, whose keys are no longer known."""
     with open(path, encoding="utf-8") as file:
-        config = yaml.safe_load(file)
-    if not isinstance(config, dict) or "MODEL" not in config:
-        raise ValueError(f"{path!r} is no config of a run: it has no MODEL")
+        try:
+            config = yaml.safe_load(file)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path!r} is no YAML: {error}") from error
+    missing = [key for key in ("MODEL", "DATASETS", "SOLVER") if key not in (config if isinstance(config, dict) else {})]
+    if missing:
+        raise ValueError(f"{path!r} is no config of a run: it has no {' and no '.join(missing)}")
     return config
 
 

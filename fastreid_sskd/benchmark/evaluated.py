@@ -12,6 +12,7 @@ import torch
 from fastreid.config import CfgNode
 
 from ..engine import evaluate, load_config, resolve
+from ..engine.records import read_record
 from .description import as_dict, describe
 from .folders import device_of, find_runs, row_suffix
 from .result import Result, read_results, write_results
@@ -138,11 +139,9 @@ def _selection(weights: str, folder: str) -> str:
     """How the file was chosen, by its name: the names that a run gives."""
     name = os.path.splitext(os.path.basename(weights))[0]
     if name == "model_best":
-        path = os.path.join(folder, "results.json")
-        if not os.path.isfile(path):
+        record = read_record(os.path.join(folder, "results.json"))
+        if record is None:
             return "best on the run's own test split"
-        with open(path, encoding="utf-8") as file:
-            best = json.load(file).get("best")
         # The run that wrote the results chose none: the file is not of that run.
-        return f"best on {best['chosen_on']}" if best else f"file {name}"
+        return f"best on {record['best']['chosen_on']}" if record["best"] else f"file {name}"
     return "last epoch" if name == "model_final" else f"file {name}"

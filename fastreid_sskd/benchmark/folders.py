@@ -1,6 +1,5 @@
 """Results of finished run folders, from the files that a run leaves there; nothing is evaluated anew."""
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -9,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..engine.output_dir import EARLIER
+from ..engine.records import read_record
 from ..evaluation.table import METRICS
 from .description import describe, read_config
 from .result import Result, read_results
@@ -18,7 +19,7 @@ from .scalars import read_scalars, training_hours
 __all__ = ["RECORD", "SELECTIONS", "collect", "device_of", "find_runs", "is_run", "read_run"]
 
 SELECTIONS = ("last", "best")
-RECORD = "record.json"  # of the results of a finished grid, or of one of its runs
+RECORD = "record.json"  # of a grid's finished runs, in its order
 _RESULTS = ("rows.json", "results.json", "metrics.json")
 
 
@@ -28,9 +29,10 @@ def is_run(folder: str) -> bool:
 
 
 def collect(folder: str, selections: Collection[str] = ("last",), name: str = "") -> list[Result]:
-    """Results of a run folder, of a grid's (its record), or of all below a folder of runs (such as tools/compare.py makes).
+    """Results of a run folder, or of all below a folder of runs (a grid's, or one that tools/compare.py made).
 
-    Stage 1 folders inside a run are not results of their own. Rows of models as they came stand first.
+    Stage 1 folders and earlier runs inside a run are not results of their own. Rows of models as they came stand first; the
+    rest is in the order of the grid's record, if there is one.
 
     Args:
         folder: where to look.
@@ -48,15 +50,19 @@ def collect(folder: str, selections: Collection[str] = ("last",), name: str = ""
         )
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"run folder {folder!r} not found")
-    record = os.path.join(folder, RECORD)
-    if "last" in selections and os.path.isfile(record) and not is_run(folder):
-        results = read_results(record)
-    else:
-        results = [result for run in find_runs(folder) for result in read_run(run, selections)]
+    results = [result for run in find_runs(folder) for result in read_run(run, selections)]
     if not results:
         raise ValueError(f"no finished run in {folder!r}: looked for {', '.join(_RESULTS)} there and below")
     if name:
-        results = [replace(result, method=_renamed(result.method, name)) for result in results]
+        return _untrained_first([replace(result, method=_renamed(result.method, name)) for result in results])
+    record = os.path.join(folder, RECORD)
+    if os.path.isfile(record):
+        order = list(dict.fromkeys(result.method for result in read_results(record)))
+        results.sort(key=lambda result: order.index(result.method) if result.method in order else len(order))
+    return _untrained_first(results)
+
+
+def _untrained_first(results: list[Result]) -> list[Result]:
     return sorted(results, key=lambda result: result.epochs != 0)
 
 
@@ -67,14 +73,19 @@ def _renamed(method: str, name: str) -> str:
 
 
 def find_runs(folder: str) -> Iterator[str]:
-    """The run folders at and below a folder, by name; those inside a run (its source models) left out."""
+    """The run folders at and below a folder, by name; those inside a run (its source models, earlier runs) left out."""
     if is_run(folder):
         yield folder
         return
     for entry in sorted(os.listdir(folder)):
         path = os.path.join(folder, entry)
-        if os.path.isdir(path):
+        if os.path.isdir(path) and not (EARLIER.fullmatch(entry) or _holds_source_models(path)):
             yield from find_runs(path)
+
+
+def _holds_source_models(folder: str) -> bool:
+    """Whether a folder is the ``source`` of a run or grid: source/peer0, ..."""
+    return os.path.basename(folder) == "source" and any(re.fullmatch(r"peer\d+", name) for name in os.listdir(folder))
 
 
 def read_run(folder: str, selections: Collection[str] = ("last",), *, named: bool = True) -> list[Result]:
@@ -130,17 +141,6 @@ def _near(folder: str, name: str) -> str:
     )
 
 
-def _json(folder: str, name: str) -> Any:
-    path = os.path.join(folder, name)
-    if not os.path.isfile(path):
-        return None
-    with open(path, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path!r} is not JSON: {error}") from error
-
-
 def _named_rows(rows: dict, common: dict) -> list[Result]:
     """rows.json, {row: metrics} of the last epoch: what a comparison calls them."""
     return [
@@ -151,10 +151,10 @@ def _named_rows(rows: dict, common: dict) -> list[Result]:
 
 def _last_rows(folder: str, config: dict, scalars: dict, common: dict) -> list[Result]:
     """Direct transfer and the last epoch's teachers, or the only model; [] until the last epoch is done."""
-    found = _json(folder, "results.json")
+    found = read_record(os.path.join(folder, "results.json"))
     if not found:
         return _host_rows(config, scalars, common)
-    if found["evaluations"][-1]["epoch"] < config["SOLVER"]["MAX_EPOCH"]:
+    if not found["evaluations"] or found["evaluations"][-1]["epoch"] < config["SOLVER"]["MAX_EPOCH"]:
         return []
     results = []
     for evaluation in found["evaluations"][:1] + found["evaluations"][-1:]:
@@ -231,7 +231,7 @@ def _host_rows(config: dict, scalars: dict, common: dict, best: bool = False) ->
 
 def _best_rows(folder: str, config: dict, scalars: dict, common: dict) -> list[Result]:
     """The row that results.json calls the best, and what it was chosen on; [] where there was nothing to choose."""
-    found = _json(folder, "results.json")
+    found = read_record(os.path.join(folder, "results.json"))
     if not found:
         return _host_rows(config, scalars, common, best=True)
     best = found["best"]

@@ -1,26 +1,24 @@
 """Variants of one config, each trained over seeds; what is finished is kept, so a grid goes on where it stopped."""
 
-import logging
+import argparse
+import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 from fastreid.config import CfgNode
 
-from ..clustering import PseudoLabelError
 from ..engine import load_config, resolve, run, seed_everything
-from ..engine.pipeline import check_inputs, source_weights
+from ..engine.pipeline import check_inputs, pretrains
 from ..evaluation.table import METRICS
-from .folders import RECORD, read_run
+from .folders import RECORD, SELECTIONS, read_run
 from .result import Result, write_results
-from .run_folder import check_evaluated, check_same_settings, log_file, read_rows, write_rows
+from .run_folder import Job, Rows, check_evaluated, check_jobs, check_same_settings, run_jobs
 
-__all__ = ["Cell", "Grid", "load_grid", "repeat", "run_grid"]
-
-logger = logging.getLogger("fastreid.sskd.benchmark")
+__all__ = ["Cell", "Grid", "load_grid", "parse_seeds", "repeat", "run_grid"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,21 @@ def load_grid(path: str) -> Grid:
     )
 
 
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Of "1,2,3"; for argparse's ``type``.
+
+    Raises:
+        argparse.ArgumentTypeError: if one is no whole number from 0 on, or is given twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"seeds are whole numbers from 0 on, joined by commas, as in 1,2,3; got {text!r}")
+    found = tuple(map(int, parts))
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"a seed given twice is no second run: got {text!r}")
+    return found
+
+
 def repeat(config: str, runs: int, name: str = "", opts: Sequence = ()) -> Grid:
     """One config over the seeds 1 to ``runs``: a grid of one cell."""
     if runs < 1:
@@ -93,17 +106,23 @@ def repeat(config: str, runs: int, name: str = "", opts: Sequence = ()) -> Grid:
     return Grid(config, (Cell(name, tuple(opts)),), tuple(range(1, runs + 1)))
 
 
-def run_grid(grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence = ()) -> list[Result]:
-    """Train every cell with every seed that is not finished yet; the results of all that are.
+def run_grid(
+    grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence = ()
+) -> tuple[list[Result], dict[str, str]]:
+    """Train every cell with every seed that is not finished yet.
 
-    A cell's folder is ``OUTPUT/<name>/seed<i>``, its results are ``record.json`` there, and those of all in ``OUTPUT``. A run whose pseudo-labels
-    cannot be trained on is left out with a warning; any other error ends the grid, and the next call goes on from there.
+    A cell's folder is ``OUTPUT/<name>/seed<i>``. ``record.json`` in ``OUTPUT`` always holds the results of all finished runs
+    of the grid's cells, whichever were asked for. A run whose training cannot go on is left out with a warning; any other
+    error ends the grid, and the next call goes on from there.
 
     Args:
         grid: what to run.
         output: folder of the grid.
         only: names of cells; (): all.
         opts: overrides for all cells, before their own.
+
+    Returns:
+        The results of the finished runs of the cells and seeds asked for, and why others have none: {cell, seed: reason}.
 
     Raises:
         ValueError: if a name is not one of a cell's, a cell's config cannot work, or a folder holds a run with other settings.
@@ -113,63 +132,79 @@ def run_grid(grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence =
         raise ValueError(
             f"no cell {', '.join(unknown)}: there are {'; '.join(cell.name for cell in grid.cells)}"
         )
-    cells = [cell for cell in grid.cells if not only or cell.name in only]
-    for cell in cells:  # the last one's too, before the first is trained
-        left = [seed for seed in grid.seeds if read_rows(_folder(output, cell, seed)) is None]
-        for seed in left[:1]:  # what is finished needs no data any more
-            _check(_cell_config(grid, cell, seed, _folder(output, cell, seed), (), opts))
-    weights: list[str] = []
-    results: list[Result] = []
-    for cell in cells:
-        for seed in grid.seeds:
-            if grid.share_source and not weights:
-                weights = _shared_source(grid, output, opts)
-            cfg = _cell_config(grid, cell, seed, _folder(output, cell, seed), weights, opts)
-            results += _finish(cell, cfg)
-    if not only:
-        write_results(results, os.path.join(output, RECORD))  # in the grid's order, which folders do not tell
-    return results
+    names = only or [cell.name for cell in grid.cells]
+    check = functools.partial(_check, checked=set())
+    jobs = [
+        _job(grid, cell, seed, output, opts, check)
+        for cell in grid.cells
+        for seed in sorted({*grid.seeds, *_seeds(os.path.join(output, _slug(cell.name)))})
+    ]
+    asked = [job for job in jobs if job.title in names and job.cfg.SEED in grid.seeds]
+    finished = [job for job in jobs if job not in asked and job.rows()]
+    for job in finished:  # they get into the record too
+        check_same_settings(job)
+    check_jobs(asked)
+    try:
+        run_jobs(asked)
+    finally:
+        results = [result for job in jobs if job.rows() for result in read_run(job.cfg.OUTPUT_DIR, SELECTIONS)]
+        if results:
+            write_results(results, os.path.join(output, RECORD))
+    missing = {f"{job.title}, seed {job.cfg.SEED}": reason for job in asked for reason in job.missing.values()}
+    return [result for job in asked if job.rows() for result in read_run(job.cfg.OUTPUT_DIR)], missing
 
 
-def _shared_source(grid: Grid, output: str, opts: Sequence) -> list[str]:
-    cfg = resolve(load_config(grid.config, [*opts, "OUTPUT_DIR", output]))
+def _seeds(folder: str) -> list[int]:
+    """Of the runs in a cell's folder."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return [int(match[1]) for match in map(re.compile(r"seed(\d+)").fullmatch, names) if match]
+
+
+def _job(grid: Grid, cell: Cell, seed: int, output: str, opts: Sequence, check: Callable[[Job], dict[str, str]]) -> Job:
+    folder = os.path.join(output, _slug(cell.name), f"seed{seed}")
+    cfg = resolve(load_config(grid.config, [*opts, *cell.opts, "SEED", seed, "OUTPUT_DIR", folder]))
+    check_evaluated(cfg)
+    source = cfg if cfg.MODEL.META_ARCHITECTURE == "SSKD" else None
+    if source and grid.share_source:
+        if len(cfg.SSKD.SOURCE.WEIGHTS) > 1:  # the base config's, for all its peers
+            cfg.SSKD.SOURCE.WEIGHTS = cfg.SSKD.SOURCE.WEIGHTS[: cfg.SSKD.NUM_PEERS]
+        if pretrains(cfg):
+            source = _shared_source(grid, output, opts)
+            if 1 < source.SSKD.NUM_PEERS < cfg.SSKD.NUM_PEERS:
+                raise ValueError(
+                    f"{cell.name!r} has SSKD.NUM_PEERS {cfg.SSKD.NUM_PEERS}, and the source models that are shared are those of the "
+                    f"{source.SSKD.NUM_PEERS} peers of {grid.config!r}: set it there to the most that a cell has"
+                )
     cfg.freeze()
-    return source_weights(cfg)
+    return Job(cell.name, cfg, {"": functools.partial(_train, cell.name)}, check, source)
 
 
-def _cell_config(
-    grid: Grid, cell: Cell, seed: int, folder: str, weights: Sequence[str], opts: Sequence
-) -> CfgNode:
-    cfg = load_config(grid.config, [*opts, *cell.opts, "SEED", seed, "OUTPUT_DIR", folder])
-    if weights:
-        cfg.SSKD.SOURCE.WEIGHTS = list(weights if len(weights) == 1 else weights[: cfg.SSKD.NUM_PEERS])
+def _shared_source(grid: Grid, output: str, opts: Sequence) -> CfgNode:
+    cfg = load_config(grid.config, [*opts, "OUTPUT_DIR", output])
+    if cfg.SEED < 0:
+        raise ValueError(
+            f"share_source needs a SEED in {grid.config!r}: another call would draw another, and could not use the source models"
+        )
     resolve(cfg).freeze()
     return cfg
 
 
-def _check(cfg: CfgNode) -> None:
-    check_evaluated(cfg)
-    if cfg.MODEL.META_ARCHITECTURE == "SSKD":
-        check_inputs(cfg)
+def _check(job: Job, checked: set[str]) -> dict[str, str]:
+    """A run of its own has no part that could be left out."""
+    if job.source and job.title not in checked:  # the seeds of a cell do not differ in this
+        check_inputs(job.cfg)
+        checked.add(job.title)
+    return {}
 
 
-def _finish(cell: Cell, cfg: CfgNode) -> list[Result]:
-    """The cell's results of one seed, from its record or from a run that is started or taken up."""
-    folder = cfg.OUTPUT_DIR
-    check_same_settings(cfg)
-    if read_rows(folder) is None:
-        with log_file(folder):
-            logger.info("%s, seed %d, in %s", cell.name, cfg.SEED, folder)
-            seed_everything(cfg.SEED)
-            try:
-                found = run(cfg, resume=True)
-            except PseudoLabelError as error:
-                logger.warning("%s, seed %d stopped and has no row: %s", cell.name, cfg.SEED, error)
-                return []
-        write_rows(folder, {cell.name: _last_metrics(found, cfg)})
-    results = [replace(result, method=cell.name) for result in read_run(folder)]
-    write_results(results, os.path.join(folder, RECORD))
-    return results
+def _train(name: str, cfg: CfgNode, weights: Sequence[str]) -> Rows:
+    if weights:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SSKD.SOURCE.WEIGHTS = list(weights if len(weights) == 1 else weights[: cfg.SSKD.NUM_PEERS])
+        cfg.freeze()
+    seed_everything(cfg.SEED)
+    return {name: _last_metrics(run(cfg, resume=True), cfg)}
 
 
 def _last_metrics(found: Mapping[str, Any], cfg: CfgNode) -> dict[str, float]:
@@ -177,10 +212,6 @@ def _last_metrics(found: Mapping[str, Any], cfg: CfgNode) -> dict[str, float]:
     rows = found.get(cfg.DATASETS.TESTS[0], found)
     last = list(rows.values())[-1]
     return {name: float((last if isinstance(last, dict) else rows)[name]) for name in METRICS}
-
-
-def _folder(output: str, cell: Cell, seed: int) -> str:
-    return os.path.join(output, _slug(cell.name), f"seed{seed}")
 
 
 def _slug(name: str) -> str:

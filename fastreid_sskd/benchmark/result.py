@@ -1,10 +1,10 @@
 """One measured (or published) result: a method on a test set, and all that its figures depend on."""
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Real
 
 from ..engine.atomic import write_atomically
 from ..evaluation.table import METRICS
@@ -47,13 +47,13 @@ class Result:
     published: str = ""
 
     def __post_init__(self):
-        metrics = {name: round(float(self.metrics[name]), 4) for name in METRICS if name in self.metrics}
-        wrong = {name: value for name, value in metrics.items() if not 0 <= value <= 100 or math.isnan(value)}
+        metrics = {name: self.metrics[name] for name in METRICS if name in self.metrics}
+        wrong = {name: value for name, value in metrics.items() if not (isinstance(value, Real) and 0 <= value <= 100)}
         if wrong:
             raise ValueError(
                 f"metrics of {self.method!r} must be percentages, 0 to 100, got {wrong} in {self.run!r}"
             )
-        object.__setattr__(self, "metrics", metrics)
+        object.__setattr__(self, "metrics", {name: round(float(value), 4) for name, value in metrics.items()})
 
 
 def write_results(results: Iterable[Result], path: str) -> None:
@@ -73,7 +73,7 @@ def read_results(path: str) -> list[Result]:
     with open(path, encoding="utf-8") as file:
         try:
             rows = json.load(file)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ValueError(f"{path!r} is not JSON: {error}") from error
     known = {f.name for f in fields(Result)}
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) <= known for row in rows):

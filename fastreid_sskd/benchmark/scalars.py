@@ -20,17 +20,17 @@ def read_scalars(folder: str) -> dict[str, Series]:
     path = os.path.join(folder, "metrics.json")
     if not os.path.isfile(path):
         return {}
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         lines = [line for line in file.read().split("\n") if line.strip()]
     found: dict[str, dict[int, float]] = {}
     for number, line in enumerate(lines, start=1):
         try:
             scalars = json.loads(line)
-        except json.JSONDecodeError as error:
+            iteration = scalars.pop("iteration")
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             if number == len(lines):
                 break
-            raise ValueError(f"line {number} of {path!r} is not JSON: {error}") from error
-        iteration = scalars.pop("iteration")
+            raise ValueError(f"line {number} of {path!r} is not what a run writes, a JSON object with an iteration: {error}") from error
         for name, value in scalars.items():
             found.setdefault(name, {})[iteration] = value
     return {name: sorted(values.items()) for name, values in found.items()}

@@ -3,10 +3,11 @@
 import csv
 import io
 import json
+import os
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tabulate import tabulate
 
@@ -72,11 +73,11 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
     rows: dict[tuple, Summary] = {}
     for result in results:
         row = rows.setdefault(tuple(getattr(result, name) for name in _KEY), Summary())
-        if result in row.results:
+        place = os.path.realpath(result.run)  # however the folder is spelled
+        if any(replace(r, run=place) == replace(result, run=place) for r in row.results if os.path.realpath(r.run) == place):
             continue
         twin = next(
-            (r for r in row.results if r.seed == result.seed and r.seed is not None and r.run != result.run),
-            None,
+            (r for r in row.results if r.seed == result.seed is not None and os.path.realpath(r.run) != place), None
         )
         if twin is not None:
             raise ValueError(

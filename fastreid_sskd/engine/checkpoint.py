@@ -112,12 +112,6 @@ class Checkpointer(HostCheckpointer):
         """Whether ``<name>.pth`` is there."""
         return os.path.isfile(os.path.join(self.save_dir, f"{name}.pth"))
 
-    def forget(self) -> None:
-        """Leave no last checkpoint, at the start of a run: what an earlier one left is not gone on from. Files stay."""
-        path = os.path.join(self.save_dir, "last_checkpoint")
-        if self.save_dir and self.save_to_disk and os.path.exists(path):
-            os.remove(path)
-
     def remove_all_but(self, keep: int, kind: str = "model") -> list[str]:
         """Delete the oldest checkpoints of a kind beyond ``keep``; returns their paths.
 

@@ -148,8 +148,7 @@ class ScalarWriters(HookBase):
     """The host's ``PeriodicWriter`` whose scalars and files a resumed run goes on with where the checkpoint was.
 
     Writes every ``period`` iterations and at the end of an epoch, before the checkpoint. The last values of each scalar
-    are in it, so that smoothed ones go on too; what was written after it is cut off metrics.json. A run that starts anew
-    begins a new metrics.json, the old one becomes metrics.json.old.
+    are in it, so that smoothed ones go on too; what was written after it is cut off metrics.json.
 
     Args:
         build: makes the writers, when training begins.
@@ -180,8 +179,6 @@ class ScalarWriters(HookBase):
         for writer in self._stateful():
             if type(writer).__name__ in saved:
                 writer.load_state_dict(saved[type(writer).__name__])
-            elif self._resumed is None and self.trainer.start_iter == 0:
-                writer.begin_anew()
 
     def _write(self):
         for writer in self._writers:

@@ -23,7 +23,8 @@ from .check_config import check_clustering, check_settings
 from .checkpoint import Checkpointer, damage, last_checkpoint
 from .hooks import Checkpoints
 from .lock import output_folder
-from .same_run import check_same_run, config_kept_on_refusal, plain_config
+from .output_dir import start_run
+from .same_run import check_same_run, plain_config
 from .setup import (
     load_config,
     make_deterministic,
@@ -37,7 +38,7 @@ from .source import SourceTrainer
 from .stop import listen
 from .trainer import Trainer
 
-__all__ = ["evaluate", "load_trained", "run", "source_config", "source_weights", "trainer_class"]
+__all__ = ["check_source", "evaluate", "load_trained", "pretrains", "run", "source_config", "source_weights", "trainer_class"]
 
 logger = logging.getLogger("fastreid.sskd.pipeline")
 
@@ -82,6 +83,8 @@ def evaluate(cfg: CfgNode) -> dict:
 def run(cfg: CfgNode, resume: bool = False) -> dict:
     """Train what the config describes; for ``SSKD`` both stages. Returns the last evaluation's results.
 
+    A run from scratch moves the files of an earlier one in ``OUTPUT_DIR`` aside, see :func:`.output_dir.start_run`.
+
     Raises:
         FolderInUseError: if another run writes into ``OUTPUT_DIR``.
         OtherConfigError: if a checkpoint that would be gone on from, or a finished source model, is of another config.
@@ -89,17 +92,21 @@ def run(cfg: CfgNode, resume: bool = False) -> dict:
         FloatingPointError: if a loss or the model is not finite.
         Stopped: a ``SystemExit``, if SIGTERM or SIGINT came; the run is saved.
     """
-    use_device(cfg.MODEL.DEVICE)
-    if cfg.SSKD.DETERMINISTIC:
-        make_deterministic()
-    else:  # the host sets it for the command line alone
-        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    with output_folder(cfg.OUTPUT_DIR), config_kept_on_refusal(cfg.OUTPUT_DIR), listen(), _memory_given_back():
+    _choose_kernels(cfg)
+    with output_folder(cfg.OUTPUT_DIR), listen(), _memory_given_back():
         if cfg.MODEL.META_ARCHITECTURE == "SSKD":
             return _run_both_stages(cfg, resume)
         if cfg.SEED >= 0:
             seed_everything(cfg.SEED)
         return _train(trainer_class(cfg)(cfg), resume)
+
+
+def _choose_kernels(cfg: CfgNode) -> None:
+    use_device(cfg.MODEL.DEVICE)
+    if cfg.SSKD.DETERMINISTIC:
+        make_deterministic()
+    else:  # the host sets it for the command line alone
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
 
 @contextlib.contextmanager
@@ -114,7 +121,12 @@ def _memory_given_back() -> Iterator[None]:
 def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
     check_inputs(cfg)
     path = on_main(lambda: last_checkpoint(cfg.OUTPUT_DIR)) if resume else ""
-    weights = [] if path else source_weights(cfg)
+    weights: list[str] = []
+    if not path:
+        check_source(cfg)
+        if pretrains(cfg):  # pre-training takes hours, in which the folder is this run's
+            start_run(cfg, from_scratch=True)
+        weights = source_weights(cfg)
 
     seed_everything(cfg.SEED)  # the same adaptation whether or not the source models were trained just now
     trainer = AdaptationTrainer(cfg)
@@ -124,6 +136,7 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
         trainer.load_weights()
         if weights:
             load_source_weights(trainer.model, weights)
+        trainer.start()
         if cfg.TEST.EVAL_PERIOD:
             logger.info("direct transfer")
             trainer.evaluate(epoch=0)
@@ -185,6 +198,11 @@ def _train(trainer: Trainer, resume: bool) -> dict:
 def source_config(cfg: CfgNode, k: int) -> CfgNode:
     """The stage 1 config of peer k: ``SSKD.SOURCE.CONFIG``, the peers' network, a seed and folder of its own."""
     source = load_config(cfg.SSKD.SOURCE.CONFIG)
+    if source.MODEL.META_ARCHITECTURE != "SSKDSource":
+        raise ValueError(
+            f"SSKD.SOURCE.CONFIG {cfg.SSKD.SOURCE.CONFIG!r} is of {source.MODEL.META_ARCHITECTURE}, "
+            "and has to be of SSKDSource"
+        )
     own = peer_config(cfg, k)
     for key in _SHARED:
         *path, leaf = key.split(".")
@@ -211,18 +229,66 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
     return source
 
 
+def check_source(cfg: CfgNode) -> None:
+    """Check what the peers are to start from, before anything is trained; needs no images.
+
+    Raises:
+        FileNotFoundError: if a file of weights, or the source's config, is not there.
+        OtherConfigError: if a source model in ``OUTPUT_DIR`` was trained with another config.
+        ValueError: if nothing says how to pre-train, or a data set is source and target.
+    """
+    given = _given_weights(cfg)
+    for key, path in given:
+        if path and not os.path.isfile(path):
+            raise FileNotFoundError(f"{key}: no file {path}")
+    if not pretrains(cfg):
+        return
+    if not cfg.SSKD.SOURCE.CONFIG:
+        raise ValueError(
+            "SSKD needs source models: give SSKD.SOURCE.WEIGHTS (or MODEL.WEIGHTS), or in SSKD.SOURCE.CONFIG the "
+            "config that pre-trains them"
+        )
+    sources = load_config(cfg.SSKD.SOURCE.CONFIG, cfg.SSKD.SOURCE.OPTS).DATASETS.NAMES
+    both = sorted(set(sources) & set(cfg.DATASETS.NAMES))
+    if both:  # a target that is also the source would be adapted to its own labels
+        raise ValueError(
+            f"{', '.join(both)} is source (DATASETS.NAMES of {cfg.SSKD.SOURCE.CONFIG}) and target (DATASETS.NAMES): "
+            "name different data sets"
+        )
+    for k, (_, path) in enumerate(given):
+        if not path:
+            _is_finished(source_config(cfg, k))
+
+
+def pretrains(cfg: CfgNode) -> bool:
+    """Whether peers of an SSKD config start from source models that are not given, and so have to be pre-trained."""
+    return not all(path for _, path in _given_weights(cfg))
+
+
+def _given_weights(cfg: CfgNode) -> list[tuple[str, str]]:
+    """What says so, and the files that are given to start from; "" for a peer that has to be pre-trained."""
+    if starts_from_backbone(cfg):
+        return []
+    whole = [("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)] if cfg.MODEL.WEIGHTS else []
+    if cfg.SSKD.SOURCE.WEIGHTS or whole:
+        return [*whole, *(("SSKD.SOURCE.WEIGHTS", path) for path in cfg.SSKD.SOURCE.WEIGHTS)]
+    peers = cfg.SSKD.PEERS or [""] * cfg.SSKD.NUM_PEERS
+    return [(f"MODEL.WEIGHTS of peer {k} ({file})", peer_config(cfg, k).MODEL.WEIGHTS) for k, file in enumerate(peers)]
+
+
 def source_weights(cfg: CfgNode) -> list[str]:
     """The files that the peers start from: those given, else pre-trained now; [] if ``MODEL.WEIGHTS`` is the start.
 
-    Given are ``SSKD.SOURCE.WEIGHTS``, or the ``MODEL.WEIGHTS`` of a file in ``SSKD.PEERS``; peers without are pre-trained.
+    Given are ``SSKD.SOURCE.WEIGHTS``, or the ``MODEL.WEIGHTS`` of a file in ``SSKD.PEERS``. Peers without are pre-trained,
+    each with its own seed; finished ones in ``OUTPUT_DIR`` are reused. See :func:`check_source`, which comes first.
+
+    Returns:
+        Of a pre-trained peer the better of the evaluated epochs on the source's test set, else the last epoch.
 
     Raises:
-        FileNotFoundError: if a given one is not there.
+        OtherConfigError: if a source model in ``OUTPUT_DIR`` was trained with another config.
     """
     if cfg.SSKD.SOURCE.WEIGHTS or cfg.MODEL.WEIGHTS:
-        missing = [path for path in cfg.SSKD.SOURCE.WEIGHTS if not os.path.isfile(path)]
-        if missing:
-            raise FileNotFoundError(f"SSKD.SOURCE.WEIGHTS: no file {', '.join(missing)}")
         return list(cfg.SSKD.SOURCE.WEIGHTS)
     if starts_from_backbone(cfg):
         logger.warning(
@@ -230,72 +296,34 @@ def source_weights(cfg: CfgNode) -> list[str]:
             cfg.SSKD.NUM_PEERS, "pre-trained backbones" if cfg.MODEL.BACKBONE.PRETRAIN else "random weights",
         )
         return []
-    given = [peer_config(cfg, k).MODEL.WEIGHTS for k in range(cfg.SSKD.NUM_PEERS)]
-    for k, path in enumerate(given):  # before hours go into the others
-        if path and not os.path.isfile(path):
-            raise FileNotFoundError(f"peer {k} is to start from MODEL.WEIGHTS {path!r} (of {cfg.SSKD.PEERS[k]}), which is no file")
-    if not all(given):
-        check_domains(cfg)
-    return pretrain_peers(cfg)
-
-
-def pretrain_peers(cfg: CfgNode) -> list[str]:
-    """Pre-train the K peers on the source, each with its own seed; finished ones in ``OUTPUT_DIR`` are reused.
-
-    Returns:
-        K paths of weights: the better of the evaluated epochs on the source's test set, else the last epoch; the
-        ``MODEL.WEIGHTS`` of a peer's file where it has some.
-
-    Raises:
-        OtherConfigError: if one in ``OUTPUT_DIR`` was trained with another config.
-    """
-    return [peer_config(cfg, k).MODEL.WEIGHTS or _pretrain(cfg, k) for k in range(cfg.SSKD.NUM_PEERS)]
+    _choose_kernels(cfg)
+    return [path or _pretrain(cfg, k) for k, (_, path) in enumerate(_given_weights(cfg))]
 
 
 def _pretrain(cfg: CfgNode, k: int) -> str:
-    if not cfg.SSKD.SOURCE.CONFIG:
-        raise ValueError(
-            "SSKD needs source models: give SSKD.SOURCE.WEIGHTS (or MODEL.WEIGHTS), or in SSKD.SOURCE.CONFIG the "
-            "config that pre-trains them"
-        )
     source = source_config(cfg, k)
-    if source.MODEL.META_ARCHITECTURE != "SSKDSource":
-        raise ValueError(
-            f"SSKD.SOURCE.CONFIG {cfg.SSKD.SOURCE.CONFIG!r} is of {source.MODEL.META_ARCHITECTURE}, "
-            "and has to be of SSKDSource"
-        )
-    best, final = (os.path.join(source.OUTPUT_DIR, f"model_{name}.pth") for name in ("best", "final"))
     with output_folder(source.OUTPUT_DIR), listen(), _memory_given_back():
-        if on_main(lambda: _is_finished(source, final)):
+        if on_main(lambda: _is_finished(source)):
             logger.info("peer %d: reusing the finished source model in %s", k, source.OUTPUT_DIR)
         else:
             logger.info("peer %d: pre-training on %s", k, ", ".join(source.DATASETS.NAMES))
             seed_everything(source.SEED)
             _train(SourceTrainer(source), resume=True)
-    return best if source.TEST.EVAL_PERIOD and os.path.isfile(best) else final
+    best = os.path.join(source.OUTPUT_DIR, "model_best.pth")
+    return best if source.TEST.EVAL_PERIOD and os.path.isfile(best) else _final(source)
 
 
-def _is_finished(source: CfgNode, final: str) -> bool:
+def _final(source: CfgNode) -> str:
+    return os.path.join(source.OUTPUT_DIR, "model_final.pth")
+
+
+def _is_finished(source: CfgNode) -> bool:
     """Whether a source model is trained; one of another config is refused, one of fewer epochs goes on."""
-    if not os.path.isfile(final) or damage(final):
+    final = _final(source)
+    whole = os.path.isfile(final) and not damage(final)
+    path = final if whole else last_checkpoint(source.OUTPUT_DIR)
+    if not path:
         return False
-    checkpoint = torch.load(final, map_location="cpu", weights_only=True)
-    check_same_run(checkpoint, plain_config(source), f"cannot reuse the finished source model {final}", anew=True)
-    return checkpoint["epoch"] + 1 >= source.SOLVER.MAX_EPOCH
-
-
-def check_domains(cfg: CfgNode) -> None:
-    """A target that is also the source would be adapted to its own labels.
-
-    Raises:
-        ValueError: if a data set is both.
-    """
-    if not cfg.SSKD.SOURCE.CONFIG:
-        return
-    source = load_config(cfg.SSKD.SOURCE.CONFIG, cfg.SSKD.SOURCE.OPTS).DATASETS.NAMES
-    both = sorted(set(source) & set(cfg.DATASETS.NAMES))
-    if both:
-        raise ValueError(
-            f"{', '.join(both)} is source (DATASETS.NAMES of {cfg.SSKD.SOURCE.CONFIG}) and target (DATASETS.NAMES): "
-            "name different data sets"
-        )
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    check_same_run(checkpoint, plain_config(source), f"cannot reuse the {'finished ' * whole}source model {path}", anew=whole)
+    return whole and checkpoint["epoch"] + 1 >= source.SOLVER.MAX_EPOCH

@@ -1,11 +1,12 @@
 """What the evaluations of an adaptation have given so far: the last, the best, and what the best was chosen on."""
 import json
+import os
 from collections.abc import Sequence
 
 from ..evaluation.table import results_table
 from .atomic import write_atomically
 
-__all__ = ["LABEL_FREE", "Record"]
+__all__ = ["LABEL_FREE", "Record", "read_record"]
 
 #: what ``SSKD.SELECT_BY`` takes beside "mAP", each with the score that a larger value of is better, in [-1, 1]
 LABEL_FREE = {
@@ -132,3 +133,26 @@ class Record:
         }
         data = {"tests": self.tests, "evaluations": self.evaluations, "best": best}
         write_atomically(path, lambda file: file.write(json.dumps(data, indent=1).encode()))
+
+
+def read_record(path: str) -> dict | None:
+    """What :meth:`Record.write` has written: {"tests", "evaluations", "best"}; None if there is no such file.
+
+    Raises:
+        ValueError: if the file is damaged, or another kind of file.
+    """
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        try:
+            data = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path!r} is not JSON: {error}") from error
+    try:
+        whole = all(entry["results"][test] and entry["epoch"] >= 0 for entry in data["evaluations"] for test in data["tests"])
+        whole &= data["best"] is None or {"epoch", "row", "chosen_on"} <= set(data["best"])
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path!r} is not the record of a run's evaluations: it needs tests, evaluations and best")
+    return data

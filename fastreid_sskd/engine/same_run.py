@@ -1,15 +1,13 @@
 """Whether a checkpoint belongs to the run that a config describes."""
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fastreid.config import CfgNode
 
-from .kept_config import keep_config
 from .setup import load_config
 
-__all__ = ["HARMLESS", "OtherConfigError", "check_same_run", "config_kept_on_refusal", "plain_config"]
+__all__ = ["HARMLESS", "OtherConfigError", "check_same_run", "plain_config"]
 
 logger = logging.getLogger("fastreid.sskd.same_run")
 
@@ -35,17 +33,6 @@ _ABSENT = "(absent)"
 
 class OtherConfigError(ValueError):
     """A checkpoint is of a run with another config."""
-
-
-@contextlib.contextmanager
-def config_kept_on_refusal(folder: str) -> Iterator[None]:
-    """Leave ``config.yaml`` in ``OUTPUT_DIR`` as it was if the body, which may write it, finds another run's checkpoint."""
-    put_back = keep_config(folder)
-    try:
-        yield
-    except OtherConfigError:
-        put_back()
-        raise
 
 
 def plain_config(cfg: Mapping, prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fastreid.utils.env import seed_all_rng
 from ..config import add_sskd_config
 from ..processes import on_main
 from ..unknown_name import UnknownNameError
-from .kept_config import keep_config
+from .output_dir import keep_config
 
 __all__ = [
     "begin", "check_device", "load_config", "make_deterministic", "read_config", "resolve", "seed_everything", "setup", "use_device",
@@ -185,17 +185,17 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 def begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Start a run's log, write its config to ``OUTPUT_DIR/config.yaml``, seed all generators.
 
-    Where nothing is trained (``--eval-only``, ``--predict``), the config of the run that the folder is of stays.
+    The config of an earlier run in the folder stays until this one starts to train (see :func:`.output_dir.start_run`),
+    which it never does with ``--eval-only`` and ``--predict``.
     """
     put_back = keep_config(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
-    if getattr(args, "eval_only", False) or getattr(args, "predict", None):
-        put_back()
+    put_back()
     seed_everything(cfg.SEED)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The config of a run, frozen, logged and written to ``OUTPUT_DIR/config.yaml``; all generators seeded."""
+    """The config of a run, frozen and logged (see :func:`begin`); all generators seeded."""
     cfg = read_config(args)
     begin(cfg, args)
     return cfg

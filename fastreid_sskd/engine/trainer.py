@@ -34,6 +34,7 @@ from .freeze import FreezeLayers
 from .hooks import Checkpoints, PeriodicEvaluation, ScalarWriters
 from .memory import reset_peak_memory
 from .optimizer import build_optimizer
+from .output_dir import keep_config, start_run
 from .random_state import random_state, restore_random_state
 from .same_run import check_same_run, plain_config
 from .setup import seed_everything, use_device
@@ -65,7 +66,9 @@ class Trainer(DefaultTrainer):
         if cfg.OUTPUT_DIR:
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)  # the host writes its config there without asking
         self._given = plain_config(cfg)
+        put_back = keep_config(cfg.OUTPUT_DIR)
         cfg = self.auto_scale_hyperparams(cfg, num_classes)
+        put_back()
         model = self.build_model(cfg)
         if cfg.SSKD.CHANNELS_LAST:
             model.to(memory_format=torch.channels_last)
@@ -87,6 +90,7 @@ class Trainer(DefaultTrainer):
             self.checkpointer.checkpointables["precision"] = precision
 
         self.start_epoch = 0
+        self._started = False
         self._position: dict[str, Any] = {}  # of the checkpoint that is gone on from
         self.max_epoch = cfg.SOLVER.MAX_EPOCH
         self.max_iter = self.max_epoch * self.iters_per_epoch
@@ -254,6 +258,12 @@ class Trainer(DefaultTrainer):
             raise FileNotFoundError(f"MODEL.WEIGHTS {path!r} not found")
         self.checkpointer.load(path, checkpointables=[])
 
+    def start(self) -> None:
+        """Take ``OUTPUT_DIR``, see :func:`.output_dir.start_run`; once, by :meth:`train` or what is done before it."""
+        if not self._started:
+            start_run(self.cfg, from_scratch=not self._position)
+            self._started = True
+
     def train(self) -> dict:
         """Run from where the last checkpoint was to ``max_epoch``; returns the last evaluation's results ({} without any).
 
@@ -263,6 +273,7 @@ class Trainer(DefaultTrainer):
             Stopped: SIGTERM or SIGINT came; the run is saved.
             FloatingPointError: a loss or the model is not finite; the checkpoint before is kept.
         """
+        self.start()
         if self.start_epoch >= self.max_epoch:
             logger.info("all %d epochs are done: nothing left to train", self.max_epoch)
             self.epoch = self.start_epoch - 1
@@ -272,8 +283,6 @@ class Trainer(DefaultTrainer):
         self.iter = self.start_iter = self.start_epoch * self.iters_per_epoch + (done or 0)
         logger.info("training epochs %d to %d of %d iterations, from iteration %d",
                     self.start_epoch, self.max_epoch, self.iters_per_epoch, self.iter)
-        if not self._position:
-            self.checkpointer.forget()
         broadcast_model(self.model)
         with listen() as stop, EventStorage(self.start_iter) as self.storage:
             self.before_train()

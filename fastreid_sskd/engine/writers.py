@@ -12,7 +12,6 @@ from fastreid.utils.events import (
     TensorboardXWriter,
     get_event_storage,
 )
-from fastreid.utils.file_io import PathManager
 
 __all__ = ["MetricsFile", "ProgressPrinter", "TensorBoard", "build_writers"]
 
@@ -131,14 +130,6 @@ class MetricsFile(JSONWriter):
         else:
             self._file_handle.truncate(state["bytes"])
 
-    def begin_anew(self) -> None:
-        """Put what an earlier run in the same folder has written aside, as ``.old``."""
-        path = self._file_handle.name
-        if os.path.getsize(path):
-            self._file_handle.close()
-            os.replace(path, f"{path}.old")
-            self._file_handle = PathManager.open(path, "a")
-
 
 class TensorBoard(TensorboardXWriter):
     """The host's TensorBoard writer with every scalar; images and histograms are the host's matter."""
@@ -159,9 +150,6 @@ class TensorBoard(TensorboardXWriter):
 
     def load_state_dict(self, state: dict) -> None:
         self._unwritten.load_state_dict(state["written"])
-
-    def begin_anew(self) -> None:
-        """Event files of an earlier run stay: every run has its own."""
 
 
 def build_writers(

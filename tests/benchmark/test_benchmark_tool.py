@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from fastreid_sskd import benchmark
+
 
 @pytest.fixture
 def tool(run_tool, monkeypatch, tmp_path):
@@ -79,6 +81,13 @@ def test_errors_are_one_sentence(tool, tmp_path):
 def test_command_lines_refused(tool, args, message):
     code, out, err = tool(*args)
     assert code == 2 and not out and message in err and "Traceback" not in err
+
+
+def test_a_run_that_stopped_ends_with_3_behind_the_table_of_the_others(tool, monkeypatch, make_result):
+    result = make_result(method="one")
+    monkeypatch.setattr(benchmark, "run_grid", lambda *args: ([result], {"two, seed 1": "0 clusters"}))
+    code, out, err = tool("run", "--config-file", "demo.yml", "--output", "out")
+    assert code == 3 and "one" in out and "50.0" in out and "no row of two, seed 1: 0 clusters" in err
 
 
 def test_unknown_test_set(tool, finished):

@@ -111,6 +111,43 @@ def test_another_name(finished):
     ]
 
 
+def test_an_earlier_run_in_the_folder_and_its_source_models_are_no_results_of_it(copy, tmp_path):
+    """Also while the new run has none yet, and below a grid's folder."""
+    shutil.copytree(copy, copy / "earlier-1")
+    shutil.copytree(copy, copy / "source" / "peer1")
+    expected = [r.metrics for r in collect(str(copy))]
+    for name in ("metrics.json", "results.json"):
+        (copy / name).unlink()
+    with pytest.raises(ValueError, match="no finished run"):
+        collect(str(tmp_path))
+    assert [r.metrics for r in collect(str(copy / "earlier-1"))] == expected  # but can be asked for
+    assert [r.metrics for r in collect(str(copy / "source"))] == expected
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "{}", '{"evaluations": [{"epoch": 1}], "best": null, "tests": ["A"]}', "\xff"])
+@pytest.mark.parametrize("name", ["results.json", "rows.json", "metrics.json", "config.yaml"])
+def test_a_damaged_file_is_named(copy, name, content):
+    text = content.encode("latin-1")
+    if name == "metrics.json":
+        text += b"\n" + (copy / name).read_bytes()
+        if not content:
+            return  # a blank line
+    if name == "rows.json" and content == "{}":
+        return  # no row is none
+    (copy / name).write_bytes(text)
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        collect(str(copy), ("last", "best"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), "high", None, 100.5])
+def test_figures_that_are_none_are_named_with_their_run(copy, value):
+    record = json.loads((copy / "results.json").read_text())
+    record["evaluations"][-1]["results"]["Market1501"]["peer1"]["mAP"] = value
+    (copy / "results.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"must be percentages.*mAP.*{copy.name}"):
+        collect(str(copy))
+
+
 def test_an_unfinished_run_has_no_last_epoch(copy):
     record = json.loads((copy / "results.json").read_text())
     record["evaluations"].pop()

@@ -1,6 +1,8 @@
 """Variants of a config over seeds, and going on where they stopped."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,6 +12,9 @@ from fastreid_sskd.benchmark import Grid, collect, grid, load_grid, read_results
 from fastreid_sskd.benchmark.grid import Cell
 from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine import load_config
+from fastreid_sskd.engine.output_dir import start_run
+from fastreid_sskd.engine.same_run import OtherConfigError
+from fastreid_sskd.evaluation.table import METRICS
 
 BASE = str(CONFIGS / "sskd_d2m.yml")
 OPTS = [*TINY_TARGET, "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "1", "SSKD.SOURCE.OPTS", str(TINY_SOURCE)]
@@ -27,7 +32,8 @@ def started(monkeypatch):
 
 def test_cells_and_seeds_from_shared_source_models(tmp_path, started, monkeypatch):
     cells = Grid(BASE, (Cell("the whole of SSKD"), ONE_PEER), (1, 2), share_source=True)
-    results = run_grid(cells, str(tmp_path), opts=OPTS)
+    results, missing = run_grid(cells, str(tmp_path), opts=OPTS)
+    assert not missing
     assert [(r.method, r.seed) for r in results] == [
         ("the whole of SSKD", 1),
         ("the whole of SSKD", 2),
@@ -38,7 +44,6 @@ def test_cells_and_seeds_from_shared_source_models(tmp_path, started, monkeypatc
     assert [list(cfg.SSKD.SOURCE.WEIGHTS) for cfg in started] == [shared, shared, shared[:1], shared[:1]]
     assert [row.seeds for row in summarise(results)] == [2, 2]
     folder = tmp_path / "the-whole-of-sskd" / "seed2"
-    assert read_results(str(folder / "record.json")) == [results[1]]
     ensemble = json.loads((folder / "results.json").read_text())["evaluations"][-1]["results"]["Market1501"][
         "ensemble"
     ]
@@ -52,15 +57,112 @@ def test_cells_and_seeds_from_shared_source_models(tmp_path, started, monkeypatc
     del started[:]
     with monkeypatch.context() as gone:
         gone.setenv("FASTREID_DATASETS", str(tmp_path / "nowhere"))
-        assert run_grid(cells, str(tmp_path), opts=OPTS) == results and not started
+        assert run_grid(cells, str(tmp_path), opts=OPTS) == (results, {}) and not started
     (folder / "rows.json").unlink()
-    assert [r.metrics for r in run_grid(cells, str(tmp_path), opts=OPTS)] == [r.metrics for r in results]
+    assert [r.metrics for r in run_grid(cells, str(tmp_path), opts=OPTS)[0]] == [r.metrics for r in results]
     assert [cfg.OUTPUT_DIR for cfg in started] == [str(folder)]
+
+    # nor are the source models, and the folder is known under another spelling
+    shutil.rmtree(tmp_path / "source")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path.parent)
+        again, _ = run_grid(cells, f"./{tmp_path.name}", opts=OPTS)
+    assert [r.metrics for r in again] == [r.metrics for r in results] and len(started) == 1
+    assert not (tmp_path / "source").exists()
 
     # other settings in the same folder
     with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR"):
         run_grid(cells, str(tmp_path), opts=[*OPTS, "SOLVER.BASE_LR", "0.1"])
-    assert run_grid(cells, str(tmp_path), ["SSKD, 1 peer"], [*OPTS, "SSKD.LOG_PERIOD", "7"]) == results[2:]
+    assert run_grid(cells, str(tmp_path), ["SSKD, 1 peer"], [*OPTS, "SSKD.LOG_PERIOD", "7"]) == (results[2:], {})
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The configs of the runs that are started, which end at once as plain runs do, with a figure that tells them apart."""
+    configs = []
+
+    def run(cfg, resume):
+        configs.append(cfg)
+        start_run(cfg, from_scratch=True)
+        folder = Path(cfg.OUTPUT_DIR)
+        (folder / "last_checkpoint").write_text("model_final.pth")
+        (folder / "metrics.json").write_text('{"iteration": 5, "time": 1.0}')
+        figures = [{"mAP": float(mAP), "Rank-1": 0.0} for mAP in (cfg.SEED, cfg.SEED + 20, cfg.SEED + 10)]  # the second is the best
+        evaluations = [
+            {"epoch": epoch, "results": {"Market1501": dict.fromkeys(("peer0", "ensemble"), row)}} for epoch, row in enumerate(figures)
+        ]
+        best = {"epoch": 1, "row": "peer0", "chosen_on": "Market1501 test split, by mAP"}
+        (folder / "results.json").write_text(json.dumps({"tests": ["Market1501"], "evaluations": evaluations, "best": best}))
+        return {"Market1501": {"ensemble": {name: float(cfg.SEED + 10) for name in METRICS}}}
+
+    monkeypatch.setattr(grid, "run", run)
+    return configs
+
+
+def names(results):
+    return [(result.method, result.seed) for result in results]
+
+
+def test_record_is_of_all_finished_runs(tmp_path, trained):
+    """Whichever seeds and cells the last call was for; the rows that were chosen survive."""
+    sources = tmp_path / "a.pth"
+    sources.write_bytes(b"")
+    opts = [*OPTS, "SOLVER.MAX_EPOCH", "2", "SSKD.SOURCE.WEIGHTS", f"['{sources}']"]
+    cells, output = (ONE_PEER, Cell("another"), Cell("a third")), tmp_path / "grid"
+
+    def call(seeds, only=()):
+        return names(run_grid(Grid(BASE, cells, seeds), str(output), only, opts)[0])
+
+    assert call((1, 2), ["SSKD, 1 peer"]) == [("SSKD, 1 peer", 1), ("SSKD, 1 peer", 2)]
+    assert names(collect(str(output))) == [("SSKD, 1 peer", 1), ("SSKD, 1 peer", 2)]
+    assert call((10,), ["another"]) == [("another", 10)]
+    assert call((3,)) == [("SSKD, 1 peer", 3), ("another", 3), ("a third", 3)]
+    expected = [
+        (name, seed) for name, seeds in (("SSKD, 1 peer", (1, 2, 3)), ("another", (3, 10)), ("a third", (3,))) for seed in seeds
+    ]
+    record = read_results(str(output / "record.json"))
+    assert names(r for r in record if r.selection == "last epoch") == expected
+    assert [r.metrics["mAP"] for r in record if r.selection == "last epoch"] == [seed + 10.0 for _, seed in expected]
+    best = [(f"{name}, best teacher", seed) for name, seed in expected]
+    assert names(r for r in record if r.selection != "last epoch") == best
+    shown = [(row.method, row.seeds) for row in summarise(collect(str(output), ("last", "best")))]
+    assert shown == [(name + end, n) for name, n in (("SSKD, 1 peer", 3), ("another", 2), ("a third", 1)) for end in ("", ", best teacher")]
+    assert len(trained) == 6
+
+    shutil.rmtree(output / "another")  # the table shows what is there
+    assert {r.method for r in collect(str(output))} == {"SSKD, 1 peer", "a third"}
+
+
+def test_foreign_runs_are_found_before_anything_is_trained(tmp_path, trained):
+    """In any cell and seed, also one that was not asked for; a folder may be spelled in another way."""
+    (tmp_path / "a.pth").write_bytes(b"")
+    sources = ("SSKD.SOURCE.WEIGHTS", f"['{tmp_path}/a.pth']")
+    cells = (ONE_PEER, Cell("another"))
+    assert run_grid(Grid(BASE, cells[1:], (2,)), str(tmp_path / "grid"), (), [*OPTS, *sources])[0]
+    spelled = ("SSKD.SOURCE.WEIGHTS", f"['{tmp_path}/grid/../a.pth']")
+    assert len(run_grid(Grid(BASE, cells[1:], (2,)), f"{tmp_path}/./grid", (), [*OPTS, *spelled])[0]) == 1 == len(trained)
+    for seeds, only in (((1, 2), ()), ((1,), ()), ((1,), ["SSKD, 1 peer"])):
+        with pytest.raises(OtherConfigError, match=r"another/seed2' holds a run of other settings \(1: SOLVER.BASE_LR"):
+            run_grid(Grid(BASE, cells, seeds), str(tmp_path / "grid"), only, [*OPTS, *sources, "SOLVER.BASE_LR", "0.1"])
+    assert len(trained) == 1 and not (tmp_path / "grid" / "sskd-1-peer").exists()
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_missing_source_models_are_found_before_anything_is_trained(tmp_path, trained, share):
+    cells = Grid(BASE, (Cell("one"), Cell("two", ("SSKD.SOURCE.WEIGHTS", ["nowhere.pth"]))), (1,), share)
+    with pytest.raises(FileNotFoundError, match=r"SSKD\.SOURCE\.WEIGHTS: no file nowhere\.pth"):
+        run_grid(cells, str(tmp_path / "grid"), (), OPTS)
+    assert not trained and not (tmp_path / "grid").exists()
+
+
+@pytest.mark.parametrize(
+    "opts, cell, problem",
+    [(("SEED", "-1"), (), "share_source needs a SEED"), ((), ("SSKD.NUM_PEERS", 3), "NUM_PEERS 3.* of the 2 peers of .*sskd_d2m.yml")],
+)
+def test_source_models_that_cannot_be_shared(tmp_path, trained, opts, cell, problem):
+    with pytest.raises(ValueError, match=problem):
+        run_grid(Grid(BASE, (ONE_PEER, Cell("three", cell)), (1,), True), str(tmp_path / "grid"), (), [*OPTS, *opts])
+    assert not trained and not (tmp_path / "grid").exists()
 
 
 def test_a_run_whose_clusters_are_useless_is_left_out(tmp_path, monkeypatch, caplog):
@@ -68,8 +170,9 @@ def test_a_run_whose_clusters_are_useless_is_left_out(tmp_path, monkeypatch, cap
         raise PseudoLabelError("0 clusters")
 
     monkeypatch.setattr(grid, "run", run)
-    assert run_grid(repeat(BASE, 2), str(tmp_path), opts=OPTS) == []
-    assert caplog.text.count("has no row: 0 clusters") == 2
+    missing = dict.fromkeys(("sskd_d2m, seed 1", "sskd_d2m, seed 2"), "0 clusters")
+    assert run_grid(repeat(BASE, 2), str(tmp_path), opts=OPTS) == ([], missing)
+    assert caplog.text.count("has no row: 0 clusters") == 2 and not (tmp_path / "record.json").exists()
 
 
 def test_another_error_ends_the_grid(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 
 import pytest
 
@@ -38,8 +39,10 @@ def test_devices_and_hours_do_not_make_rows(make_result):
 
 
 def test_the_same_run_twice_counts_once(make_result):
-    (row,) = summarise([make_result(run="a"), make_result(run="a")])
-    assert row.seeds == 1
+    """Also under another spelling of its folder."""
+    runs = ("a", "a", "./a", os.path.abspath("a"), "b/../a")
+    (row,) = summarise([make_result(run=run) for run in runs])
+    assert row.seeds == 1 and row.run == "a"
 
 
 def test_two_runs_of_one_seed_are_refused(make_result):

@@ -32,7 +32,7 @@ def finished(world, tmp_path_factory):
         final=load_checkpoint(output / "model_final.pth"),
         metrics=[json.loads(line) for line in lines],
         record=json.loads((output / "results.json").read_text()),
-        # as pretrain_peers names them: the better on the source's test set
+        # as source_weights names them: the better on the source's test set
         sources=[str(output / "source" / f"peer{k}" / "model_best.pth") for k in range(2)],
     )
 

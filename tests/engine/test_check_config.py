@@ -91,10 +91,10 @@ class Begun(Exception):
 def training_ends(monkeypatch):
     """Source training raises Begun."""
 
-    def begin(cfg):
+    def begin(cfg, k):
         raise Begun
 
-    monkeypatch.setattr(pipeline, "pretrain_peers", begin)
+    monkeypatch.setattr(pipeline, "_pretrain", begin)
 
 
 def label(case):

@@ -185,13 +185,6 @@ def test_scalars_go_on_from_a_checkpoint(tmp_path, at):
     assert parts == whole
 
 
-def test_metrics_of_an_earlier_run_are_put_aside(tmp_path):
-    first, _ = training(tmp_path, 4)
-    second, _ = training(tmp_path, 2)
-    assert first.startswith(second) and first != second
-    assert (tmp_path / "metrics.json.old").read_text() == first
-
-
 def test_metrics_that_are_shorter_than_they_were(tmp_path, caplog):
     _, saved = training(tmp_path, 8, save_after=7)
     (tmp_path / "metrics.json").write_text("")

@@ -152,7 +152,7 @@ def test_unfinished_source_models_go_on(finished, tmp_path):
     for name in ("model_final.pth", "model_best.pth"):
         (folder / name).unlink()
     (folder / "last_checkpoint").write_text("model_0000.pth")
-    pipeline.pretrain_peers(tiny_adaptation(output))
+    pipeline.source_weights(tiny_adaptation(output))
     one, other = (load_checkpoint(folder_of / "model_final.pth") for folder_of in (folder, finished.output / "source" / "peer1"))
     assert one["epoch"] == 1 and same_model(one["model"], other["model"])
 
@@ -163,9 +163,9 @@ def test_source_models_without_evaluation(finished, tmp_path):
     cfg.defrost()
     cfg.SSKD.SOURCE.OPTS = [*cfg.SSKD.SOURCE.OPTS, "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_EPOCH", "1"]
     final = str(tmp_path / "source" / "peer0" / "model_final.pth")
-    assert pipeline.pretrain_peers(cfg) == [final]
+    assert pipeline.source_weights(cfg) == [final]
     shutil.copy(final, tmp_path / "source" / "peer0" / "model_best.pth")  # of a shorter run that did evaluate
-    assert pipeline.pretrain_peers(cfg) == [final]
+    assert pipeline.source_weights(cfg) == [final]
 
 
 def test_one_source_model_for_all_peers(finished, trainer, caplog):

@@ -309,8 +309,8 @@ def rising():
     return classmethod(test)
 
 
-def test_run_that_starts_anew_leaves_the_old_one_alone(adaptation, monkeypatch):
-    """Killed before its first checkpoint, it does not go on from an earlier run's; that one's metrics are put aside."""
+def test_run_from_scratch_leaves_the_earlier_one_alone(adaptation, monkeypatch):
+    """Killed before its first checkpoint, it is not resumed from an earlier run's, whose files are in a folder of their own."""
     cfg = adaptation("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
     run(cfg)
     before = metrics(cfg.OUTPUT_DIR)
@@ -319,7 +319,9 @@ def test_run_that_starts_anew_leaves_the_old_one_alone(adaptation, monkeypatch):
         with pytest.raises(PowerCut):
             run(cfg)
     assert last_checkpoint(cfg.OUTPUT_DIR) == ""
-    assert {"model_final.pth", "metrics.json.old"} <= set(os.listdir(cfg.OUTPUT_DIR))
+    earlier = os.path.join(cfg.OUTPUT_DIR, "earlier-1")
+    assert {"model_final.pth", "metrics.json", "config.yaml", "last_checkpoint"} <= set(os.listdir(earlier))
+    assert metrics(earlier) == before
     run(cfg, resume=True)
     assert metrics(cfg.OUTPUT_DIR) == before
 

@@ -153,7 +153,7 @@ def one_peer(tmp_path):
         cfg.SSKD.SOURCE.OPTS = [*short, *source]
         return cfg
 
-    pipeline.pretrain_peers(make())
+    pipeline.source_weights(make())
     return make
 
 
@@ -167,14 +167,14 @@ def test_finished_source_model_of_another_config_is_not_reused(one_peer, tmp_pat
         (one_peer(source=("SOLVER.MAX_EPOCH", "0")), "1 epochs, which is more than SOLVER.MAX_EPOCH = 0"),
     ):
         with pytest.raises(OtherConfigError, match=f"cannot reuse the finished source model .*peer0.*{named}"):
-            pipeline.pretrain_peers(cfg)
+            pipeline.source_weights(cfg)
     assert final.stat().st_mtime_ns == before
 
 
 def test_finished_source_model_of_fewer_epochs_goes_on(one_peer, tmp_path, monkeypatch):
     steps, run_step = [], SourceTrainer.run_step
     monkeypatch.setattr(SourceTrainer, "run_step", lambda self: steps.append(self.iter) or run_step(self))
-    pipeline.pretrain_peers(one_peer(source=("SOLVER.MAX_EPOCH", "3")))
+    pipeline.source_weights(one_peer(source=("SOLVER.MAX_EPOCH", "3")))
     assert steps == [1, 2]
     assert load_checkpoint(tmp_path / "source" / "peer0" / "model_final.pth")["epoch"] == 2
 
@@ -184,5 +184,5 @@ def test_damaged_source_model_is_trained_again(one_peer, tmp_path, monkeypatch):
     final.write_bytes(final.read_bytes()[:-50])
     trained, train = [], Trainer.train
     monkeypatch.setattr(SourceTrainer, "train", lambda self: trained.append(1) or train(self))
-    assert pipeline.pretrain_peers(one_peer()) == [str(final)]
+    assert pipeline.source_weights(one_peer()) == [str(final)]
     assert trained == [1] and load_checkpoint(final)["epoch"] == 0

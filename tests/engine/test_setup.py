@@ -11,6 +11,7 @@ import yaml
 from tiny_reid import CONFIGS, TINY_TARGET, tiny_source
 
 from fastreid_sskd.engine import load_config, resolve, run, seed_everything, setup
+from fastreid_sskd.engine.output_dir import start_run
 from fastreid_sskd.engine.setup import use_device, without_pretraining
 
 
@@ -53,10 +54,10 @@ def test_run_can_be_repeated_from_the_config_it_wrote(tmp_path, host_logging, mo
 
 def test_seed_that_is_not_given_is_drawn_and_written_down(tmp_path, host_logging):
     opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)]
-    cfg, other = setup(arguments("", *opts)), setup(arguments("", *opts))
-    assert cfg.SEED >= 0 and cfg.SEED != other.SEED
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["SEED"] == other.SEED
-    assert torch.initial_seed() == other.SEED
+    cfg = setup(arguments("", *opts))
+    assert cfg.SEED >= 0 and torch.initial_seed() == cfg.SEED
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["SEED"] == cfg.SEED
+    assert setup(arguments("", *opts)).SEED != cfg.SEED
 
 
 def test_device_that_is_not_there(monkeypatch):
@@ -131,7 +132,9 @@ def test_config_of_a_finished_run_stays(tmp_path, host_logging):
         given = argparse.Namespace(config_file="", opts=["OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_EPOCH", "9", "SEED", "2"], **flags)
         assert setup(given).SOLVER.MAX_EPOCH == 9
         assert (tmp_path / "config.yaml").read_bytes() == before
-    setup(arguments("", "OUTPUT_DIR", str(tmp_path), "SEED", "1", "SOLVER.MAX_EPOCH", "8"))
+    another = setup(arguments("", "OUTPUT_DIR", str(tmp_path), "SEED", "1", "SOLVER.MAX_EPOCH", "8"))
+    assert (tmp_path / "config.yaml").read_bytes() == before  # it may still be refused
+    start_run(another, from_scratch=True)
     assert b"MAX_EPOCH: 8" in (tmp_path / "config.yaml").read_bytes()
 
 
