@@ -30,6 +30,7 @@ from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.lock import FolderInUseError
 from fastreid_sskd.engine.same_run import OtherConfigError
+from fastreid_sskd.processes import listen
 from fastreid_sskd.unknown_name import UnknownNameError
 
 
@@ -63,7 +64,8 @@ def main() -> int:
     setup_logger()
     start = time.time()
     try:
-        by_seed = [compare(cfg) for cfg in configs]
+        with listen():  # one signal ends all seeds
+            by_seed = [compare(cfg) for cfg in configs]
     except PseudoLabelError as error:
         print(f"stopped, what is finished is kept in {args.output}: {error}", file=sys.stderr)
         return 3

@@ -18,6 +18,7 @@ from ..engine.setup import starts_from_backbone
 from ..evaluation.peers import evaluate_peers
 from ..evaluation.table import METRICS
 from ..modeling import load_source_weights
+from ..processes import listen, stop_if_asked
 from .run_folder import (
     Rows,
     check_evaluated,
@@ -66,9 +67,10 @@ def compare(cfg: CfgNode) -> Rows:
         FolderInUseError: if another comparison writes into the folder.
         FileNotFoundError: if source models that are given are not there.
         PseudoLabelError: if the pseudo-labels cannot be trained on.
+        Stopped: a ``SystemExit``, if SIGTERM or SIGINT came; what is done is kept, and gone on from.
     """
     check_comparison(cfg)
-    with output_folder(cfg.OUTPUT_DIR), config_kept_on_refusal(cfg.OUTPUT_DIR), log_file(cfg.OUTPUT_DIR):
+    with output_folder(cfg.OUTPUT_DIR), config_kept_on_refusal(cfg.OUTPUT_DIR), log_file(cfg.OUTPUT_DIR), listen():
         check_same_settings(cfg, tuple(_PARTS))  # another one may have finished meanwhile
         keep_settings(cfg)
         weights = source_weights(_part(cfg, "sskd"))
@@ -77,6 +79,7 @@ def compare(cfg: CfgNode) -> Rows:
             folder = os.path.join(cfg.OUTPUT_DIR, name)
             found = read_rows(folder)
             if found is None:
+                stop_if_asked()
                 found = part(cfg, name, weights)
                 write_rows(folder, found)
             rows.update(found)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..engine.checkpoint import read_stamp
 from ..evaluation.table import METRICS
 from .description import describe, read_config
 from .result import Result, read_results
@@ -93,7 +94,7 @@ def read_run(folder: str, selections: Collection[str] = ("last",), *, named: boo
     trained = bool(scalars)
     test = config["DATASETS"]["TESTS"][0] if config["DATASETS"]["TESTS"] else ""
     common = {
-        **describe(config, test),
+        **describe(config, test, read_stamp(os.path.join(folder, "model_final.pth")).get("processes", 1)),
         "hours": training_hours(scalars),
         "device": device_of(folder, config),
         "run": folder,

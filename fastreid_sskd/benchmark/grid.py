@@ -14,6 +14,7 @@ from ..clustering import PseudoLabelError
 from ..engine import load_config, resolve, run, seed_everything
 from ..engine.pipeline import check_inputs, source_weights
 from ..evaluation.table import METRICS
+from ..processes import listen, stop_if_asked
 from .folders import RECORD, read_run
 from .result import Result, write_results
 from .run_folder import check_evaluated, check_same_settings, log_file, read_rows, write_rows
@@ -97,7 +98,7 @@ def run_grid(grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence =
     """Train every cell with every seed that is not finished yet; the results of all that are.
 
     A cell's folder is ``OUTPUT/<name>/seed<i>``, its results are ``record.json`` there, and those of all in ``OUTPUT``. A run whose pseudo-labels
-    cannot be trained on is left out with a warning; any other error ends the grid, and the next call goes on from there.
+    cannot be trained on is left out with a warning; any other error, or a signal, ends the grid, and the next call goes on from there.
 
     Args:
         grid: what to run.
@@ -120,12 +121,13 @@ def run_grid(grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence =
             _check(_cell_config(grid, cell, seed, _folder(output, cell, seed), (), opts))
     weights: list[str] = []
     results: list[Result] = []
-    for cell in cells:
-        for seed in grid.seeds:
-            if grid.share_source and not weights:
-                weights = _shared_source(grid, output, opts)
-            cfg = _cell_config(grid, cell, seed, _folder(output, cell, seed), weights, opts)
-            results += _finish(cell, cfg)
+    with listen():  # one signal ends all runs
+        for cell in cells:
+            for seed in grid.seeds:
+                if grid.share_source and not weights:
+                    weights = _shared_source(grid, output, opts)
+                cfg = _cell_config(grid, cell, seed, _folder(output, cell, seed), weights, opts)
+                results += _finish(cell, cfg)
     if not only:
         write_results(results, os.path.join(output, RECORD))  # in the grid's order, which folders do not tell
     return results
@@ -158,6 +160,7 @@ def _finish(cell: Cell, cfg: CfgNode) -> list[Result]:
     folder = cfg.OUTPUT_DIR
     check_same_settings(cfg)
     if read_rows(folder) is None:
+        stop_if_asked()
         with log_file(folder):
             logger.info("%s, seed %d, in %s", cell.name, cfg.SEED, folder)
             seed_everything(cfg.SEED)

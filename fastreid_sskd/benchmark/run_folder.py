@@ -11,7 +11,7 @@ from fastreid.utils.collect_env import collect_env_info
 
 from ..engine import load_config
 from ..engine.atomic import write_atomically
-from ..engine.same_run import HARMLESS, OtherConfigError, plain_config
+from ..engine.same_run import HARMLESS, OtherConfigError, plain_config, same_value
 from ..unknown_name import UnknownNameError
 
 __all__ = ["Rows", "check_evaluated", "check_same_settings", "keep_settings", "log_file", "read_rows", "write_rows"]
@@ -60,7 +60,7 @@ def check_same_settings(cfg: CfgNode, parts: Sequence[str] = ("",)) -> None:
         there, wanted = plain_config(load_config(path)), plain_config(cfg)
     except UnknownNameError as error:
         raise OtherConfigError(f"{path!r} is of another version of this package ({error}): {instead}") from None
-    differ = [key for key in wanted if there.get(key) != wanted[key] and key not in _HARMLESS]
+    differ = [key for key in wanted if not same_value(there.get(key), wanted[key]) and key not in _HARMLESS]
     if differ:
         shown = ", ".join(f"{key} {there.get(key)!r}, now {wanted[key]!r}" for key in differ[:3])
         raise OtherConfigError(

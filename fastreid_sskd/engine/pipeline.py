@@ -16,14 +16,14 @@ from ..data.seeding import derive_seed
 from ..data.transforms import build_view_transforms
 from ..evaluation.table import results_table
 from ..modeling import ema_decay, load_source_weights, peer_config
-from ..processes import on_main
+from ..processes import listen, on_main
 from .adaptation import AdaptationTrainer
 from .amp import Precision
 from .check_config import check_clustering, check_settings
 from .checkpoint import Checkpointer, damage, last_checkpoint
 from .hooks import Checkpoints
 from .lock import output_folder
-from .same_run import check_same_run, config_kept_on_refusal, plain_config
+from .same_run import check_same_images, check_same_run, config_kept_on_refusal, plain_config
 from .setup import (
     load_config,
     make_deterministic,
@@ -34,7 +34,6 @@ from .setup import (
 )
 from .shares import check_shares
 from .source import SourceTrainer
-from .stop import listen
 from .trainer import Trainer
 
 __all__ = ["evaluate", "load_trained", "run", "source_config", "source_weights", "trainer_class"]
@@ -84,7 +83,7 @@ def run(cfg: CfgNode, resume: bool = False) -> dict:
 
     Raises:
         FolderInUseError: if another run writes into ``OUTPUT_DIR``.
-        OtherConfigError: if a checkpoint that would be gone on from, or a finished source model, is of another config.
+        OtherConfigError: if a checkpoint that would be gone on from, or a finished source model, is of another config or other images.
         PseudoLabelError: if the pseudo-labels cannot be trained on.
         FloatingPointError: if a loss or the model is not finite.
         Stopped: a ``SystemExit``, if SIGTERM or SIGINT came; the run is saved.
@@ -280,7 +279,11 @@ def _is_finished(source: CfgNode, final: str) -> bool:
     if not os.path.isfile(final) or damage(final):
         return False
     checkpoint = torch.load(final, map_location="cpu", weights_only=True)
-    check_same_run(checkpoint, plain_config(source), f"cannot reuse the finished source model {final}", anew=True)
+    what = f"cannot reuse the finished source model {final}"
+    check_same_run(checkpoint, plain_config(source), what, anew=True)
+    with contextlib.suppress(FileNotFoundError):  # the source need not be there any more
+        labelled = [item[0] for item in training_items(source.DATASETS.NAMES, source.SSKD.FOLDERS)]
+        check_same_images(checkpoint, {"DATASETS.NAMES": labelled}, what, source.SSKD.MAY_DIFFER)
     return checkpoint["epoch"] + 1 >= source.SOLVER.MAX_EPOCH
 
 

@@ -21,6 +21,13 @@ class SourceTrainer(Trainer):
         self._loader = SourceLoader(cfg, seed=cfg.SEED)
         return self._loader.num_classes, cfg.SSKD.ITERS_PER_EPOCH
 
+    def training_images(self) -> dict[str, list[str]]:
+        loader = self._loader
+        return {
+            "DATASETS.NAMES": [item[0] for item in loader.items],
+            "SSKD.SOURCE.BN_DATASETS": [item[0] for item in loader.bn_items],
+        }
+
     def epoch_batches(self, epoch: int, start: int = 0) -> Iterable:
         return self._loader.epoch(epoch, start)
 

@@ -8,7 +8,7 @@ from fastreid.evaluation import ReidEvaluator
 from fastreid.evaluation.query_expansion import aqe
 from fastreid.utils import comm
 
-from ..processes import alone, control_group
+from ..processes import alone, control_group, on_main
 from .distances import METRICS_IN_BLOCKS, distance_blocks
 from .ranking import evaluate_blocks
 
@@ -23,13 +23,14 @@ class BlockwiseEvaluator(ReidEvaluator):
     """
 
     def evaluate(self) -> dict[str, float]:
-        """The metrics in percent in the main process; {} elsewhere."""
+        """The metrics in percent, ranked by the main process and told to all, as an error of it is."""
         predictions = self._predictions
         if comm.get_world_size() > 1:
-            # Patiently: the main process may still be ranking another teacher's features, longer than a device's group waits.
+            # Patiently: the main process ranks for longer than a device's group waits.
             predictions = list(itertools.chain(*comm.gather(predictions, dst=0, group=control_group())))
-            if not comm.is_main_process():
-                return {}
+        return on_main(lambda: self._ranked(predictions))
+
+    def _ranked(self, predictions: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         test = self.cfg.TEST
         if test.RERANK.ENABLED or test.ROC.ENABLED or test.METRIC not in METRICS_IN_BLOCKS:
             return self._by_the_host(predictions)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny_reid import CONFIGS, tiny_adaptation
 
 from fastreid_sskd.benchmark import check_comparison, collect, compare, comparison, comparison_table
 from fastreid_sskd.engine.same_run import OtherConfigError
+from fastreid_sskd.processes import Stopped
 
 ROWS = [
     "direct transfer", "direct transfer, target BN statistics", "one network, hard labels only", "SSKD, teacher 0",
@@ -119,6 +121,32 @@ def test_what_cannot_be_compared(tmp_path, started, opts, message):
         with pytest.raises(ValueError, match=message):
             refusing(cfg)
     assert not started and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part, done", [("transfer", []), ("one_network", ["transfer"])])
+def test_a_signal_ends_the_comparison(compared, started, tmp_path, monkeypatch, part, done):
+    """In an evaluation that is no run's, or when a run has no step left; given again, it goes on."""
+    folder, rows = compared
+    sources = [str(folder / "sskd" / "source" / f"peer{k}" / "model_best.pth") for k in range(2)]
+    cfg = tiny_adaptation(tmp_path, *SHORT, "SSKD.SOURCE.WEIGHTS", str(sources))
+    function = "evaluate_peers" if part == "transfer" else "run"
+    true = getattr(comparison, function)
+
+    def signalled(*args, **kwargs):
+        if part == "transfer":
+            os.kill(os.getpid(), signal.SIGTERM)
+            return true(*args, **kwargs)
+        found = true(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, function, signalled)
+        with pytest.raises(Stopped):
+            compare(cfg)
+    kept = [name for name in ("transfer", "one_network", "sskd") if (tmp_path / name / "rows.json").exists()]
+    assert kept == [*done, part] if part != "transfer" else kept == []
+    assert compare(cfg) == rows
 
 
 def test_table_over_seeds():
