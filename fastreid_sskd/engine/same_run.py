@@ -165,9 +165,9 @@ def check_same_images(checkpoint: dict[str, Any], images: Mapping[str, Sequence[
         new, gone = ~torch.isin(now, saved), int((~torch.isin(saved, now)).sum())
         both = min(len(saved), len(now))
         moved = torch.cat([saved[:both] != now[:both], torch.ones(len(now) - both, dtype=torch.bool)])
-        first = next((path for at in (new, moved) for path, differs in zip(paths, at.tolist()) if differs), "none")
+        first = next((f", first {path}" for at in (new, moved) for path, differs in zip(paths, at.tolist()) if differs), "")
         raise OtherConfigError(
             f"{what}: it was trained on other images of {key}: {len(saved)} then, {len(now)} now, {int(new.sum())} of them new, {gone} "
-            f"gone, the first that differs now is {first}. Go on with the images that the run began with, or give another "
+            f"gone{first}. Go on with the images that the run began with, or give another "
             "OUTPUT_DIR to start anew"
         )
