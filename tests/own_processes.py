@@ -55,25 +55,23 @@ def together(function, *args, world=2):
 
     The group is that of `fastreid_sskd.processes.join`, on the CPU, as torchrun's environment describes it.
     """
-    import socket
+    from fastreid_sskd.processes.launcher import reserved_port
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     members = []
-    for rank in range(world):
-        own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        members.append(start(_as_member, own, function, args))
-    end = time.monotonic() + HANG
+    with reserved_port() as port:
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+        for rank in range(world):
+            own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            members.append(start(_as_member, own, function, args))
+        end = time.monotonic() + HANG
+        for member in members:
+            member.join(max(0, end - time.monotonic()))
+    statuses = [member.exitcode for member in members]
     for member in members:
-        member.join(max(0, end - time.monotonic()))
-    alive = [rank for rank, member in enumerate(members) if member.is_alive()]
-    for rank in alive:
-        members[rank].kill()
-        members[rank].join()
-    assert not alive, f"{function.__name__} has not ended after {HANG} s in ranks {alive}"
-    return [member.exitcode for member in members]
+        member.kill()
+        member.join()
+    assert None not in statuses, f"{function.__name__} has not ended after {HANG} s, exit statuses {statuses}"
+    return statuses
 
 
 def _as_member(environment, function, args):

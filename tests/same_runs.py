@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tiny_reid import load_checkpoint
 
-_TIMES = re.compile(r"(time|data_time|eta_seconds|images_per_second|.*seconds_.*)")
+_TIMES = re.compile(r"(time|data_time|eta_seconds|images_per_second|.*seconds(_.*)?)")
 
 
 def assert_same(one, other, name=""):

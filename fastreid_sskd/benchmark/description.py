@@ -9,6 +9,7 @@ import yaml
 from fastreid.config import CfgNode
 
 from ..engine import load_config
+from ..engine.shares import images_per_bn
 
 __all__ = ["as_dict", "backbone_name", "describe", "read_config", "source_name"]
 
@@ -55,25 +56,25 @@ def source_name(config: Mapping[str, Any]) -> str:
     return " + ".join(config["DATASETS"]["NAMES"])
 
 
-def describe(config: Mapping[str, Any], test: str) -> dict[str, Any]:
+def describe(config: Mapping[str, Any], test: str, processes: int = 1) -> dict[str, Any]:
     """The fields of a ``Result`` that the config of a training gives.
 
     Args:
         config: of the run.
         test: name of the test set.
+        processes: of the run.
     """
     architecture = config["MODEL"]["META_ARCHITECTURE"]
     if architecture == "SSKD":
         method = "SSKD"
     else:
         method = f"{'supervised' if test in config['DATASETS']['NAMES'] else 'source only'}, {architecture}"
-    chunk = config.get("SSKD", {}).get("BN_CHUNK", 0) if architecture in _PEERS else 0
     return {
         "method": method,
         "target": test,
         "source": source_name(config),
         "backbone": backbone_name(config),
-        "images_per_bn": chunk or config["SOLVER"]["IMS_PER_BATCH"],
+        "images_per_bn": images_per_bn(config, processes),
         "epochs": config["SOLVER"]["MAX_EPOCH"],
         "seed": config.get("SEED"),
     }

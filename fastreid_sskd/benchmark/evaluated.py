@@ -4,14 +4,13 @@ import hashlib
 import json
 import logging
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from fastreid.config import CfgNode
 
 from ..engine import evaluate, load_config, resolve
+from ..engine.checkpoint import read_stamp
 from ..engine.records import read_record
 from .description import as_dict, describe
 from .folders import device_of, find_runs, row_suffix
@@ -104,6 +103,7 @@ def _evaluate(cfg: CfgNode, weights: str, config: dict) -> list[Result]:
     if len(cfg.DATASETS.TESTS) == 1 and cfg.DATASETS.TESTS[0] not in found:
         found = {cfg.DATASETS.TESTS[0]: found}  # the host's answer for a single test set
     folder = os.path.dirname(os.path.abspath(weights))
+    stamp = read_stamp(weights)
     results = []
     for test, rows in found.items():
         if test not in cfg.DATASETS.TESTS:
@@ -111,7 +111,7 @@ def _evaluate(cfg: CfgNode, weights: str, config: dict) -> list[Result]:
         if not isinstance(next(iter(rows.values())), dict):
             rows = {"peer0": rows}
         for row, metrics in rows.items():
-            described = describe(config, test)
+            described = describe(config, test, stamp.get("processes", 1))
             results.append(
                 Result(
                     **{
@@ -119,7 +119,7 @@ def _evaluate(cfg: CfgNode, weights: str, config: dict) -> list[Result]:
                         "method": described["method"] + row_suffix(row, len(rows)),
                         "metrics": metrics,
                         "selection": _selection(weights, folder),
-                        "epochs": _epochs(weights),
+                        "epochs": stamp["epoch"] + 1 if "epoch" in stamp else None,
                         "hours": training_hours(read_scalars(folder)),
                         "device": device_of(folder, as_dict(cfg)),
                         "run": weights,
@@ -127,12 +127,6 @@ def _evaluate(cfg: CfgNode, weights: str, config: dict) -> list[Result]:
                 )
             )
     return results
-
-
-def _epochs(weights: str) -> int | None:
-    """Epochs done when the checkpoint was written, if it says."""
-    saved = torch.load(weights, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(weights))
-    return saved["epoch"] + 1 if isinstance(saved, dict) and isinstance(saved.get("epoch"), int) else None
 
 
 def _selection(weights: str, folder: str) -> str:

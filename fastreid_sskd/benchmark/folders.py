@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..engine.checkpoint import read_stamp
 from ..engine.output_dir import EARLIER
 from ..engine.records import read_record
 from ..evaluation.table import METRICS
@@ -104,7 +105,7 @@ def read_run(folder: str, selections: Collection[str] = ("last",), *, named: boo
     trained = bool(scalars)
     test = config["DATASETS"]["TESTS"][0] if config["DATASETS"]["TESTS"] else ""
     common = {
-        **describe(config, test),
+        **describe(config, test, read_stamp(os.path.join(folder, "model_final.pth")).get("processes", 1)),
         "hours": training_hours(scalars),
         "device": device_of(folder, config),
         "run": folder,

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from fastreid.config import CfgNode
 from fastreid.utils.collect_env import collect_env_info
@@ -17,7 +16,8 @@ from ..engine.atomic import write_atomically
 from ..engine.checkpoint import last_checkpoint
 from ..engine.lock import output_folder
 from ..engine.pipeline import check_source, source_weights
-from ..engine.same_run import HARMLESS, OtherConfigError, plain_config
+from ..engine.same_run import HARMLESS, OtherConfigError, plain_config, same_value
+from ..processes import listen, stop_if_asked
 from ..unknown_name import UnknownNameError
 
 __all__ = ["Job", "Rows", "check_evaluated", "check_jobs", "check_same_settings", "read_rows", "run_jobs", "write_rows"]
@@ -101,26 +101,29 @@ def run_jobs(jobs: Sequence[Job]) -> None:
 
     Raises:
         FolderInUseError: if another process makes rows in a folder.
+        Stopped: a ``SystemExit``, if SIGTERM or SIGINT came; what is done is kept, and resumed.
     """
     weights: dict[str, list[str]] = {}  # by the folder of the source models
-    for job in jobs:
-        if not job.left():
-            continue
-        with output_folder(job.cfg.OUTPUT_DIR), _log_file(job.cfg.OUTPUT_DIR):
-            check_same_settings(job)  # another process may have finished it meanwhile
-            if "" not in job.parts:
-                _keep_settings(job.cfg)
-            if job.needs_source() and job.source.OUTPUT_DIR not in weights:
-                weights[job.source.OUTPUT_DIR] = source_weights(job.source)
-            for part in job.left():
-                logger.info("%s, seed %d, in %s", job.title, job.cfg.SEED, job.folder(part))
-                try:
-                    rows = job.parts[part](job.cfg, weights.get(job.source.OUTPUT_DIR, []) if job.source else [])
-                except (PseudoLabelError, FloatingPointError) as error:
-                    job.missing[part] = str(error)
-                    logger.warning("%s, seed %d stopped in %s and has no row: %s", job.title, job.cfg.SEED, job.folder(part), error)
-                    continue
-                write_rows(job.folder(part), rows)
+    with listen():  # one signal ends all runs
+        for job in jobs:
+            if not job.left():
+                continue
+            with output_folder(job.cfg.OUTPUT_DIR), _log_file(job.cfg.OUTPUT_DIR):
+                check_same_settings(job)  # another process may have finished it meanwhile
+                if "" not in job.parts:
+                    _keep_settings(job.cfg)
+                if job.needs_source() and job.source.OUTPUT_DIR not in weights:
+                    weights[job.source.OUTPUT_DIR] = source_weights(job.source)
+                for part in job.left():
+                    stop_if_asked()
+                    logger.info("%s, seed %d, in %s", job.title, job.cfg.SEED, job.folder(part))
+                    try:
+                        rows = job.parts[part](job.cfg, weights.get(job.source.OUTPUT_DIR, []) if job.source else [])
+                    except (PseudoLabelError, FloatingPointError) as error:
+                        job.missing[part] = str(error)
+                        logger.warning("%s, seed %d stopped in %s and has no row: %s", job.title, job.cfg.SEED, job.folder(part), error)
+                        continue
+                    write_rows(job.folder(part), rows)
 
 
 def check_evaluated(cfg: CfgNode) -> None:
@@ -155,7 +158,7 @@ def check_same_settings(job: Job) -> None:
         raise OtherConfigError(f"{path!r} is of another version of this package ({error}): {instead}") from None
     shared = ("SSKD.SOURCE.WEIGHTS",) if job.source and not cfg.SSKD.SOURCE.WEIGHTS else ()  # those of job.source
     differ = [
-        key for key in wanted if key not in (*_HARMLESS, *shared) and _spelled_alike(there.get(key)) != _spelled_alike(wanted[key])
+        key for key in wanted if key not in (*_HARMLESS, *shared) and not same_value(there.get(key), wanted[key])
     ]
     if differ:
         shown = ", ".join(f"{key} {there.get(key)!r}, now {wanted[key]!r}" for key in differ[:3])
@@ -163,13 +166,6 @@ def check_same_settings(job: Job) -> None:
             f"{folder!r} holds a run of other settings ({len(differ)}: {shown}): {instead} "
             "(SSKD.SOURCE.WEIGHTS takes the source models that it holds)"
         )
-
-
-def _spelled_alike(value: Any) -> Any:
-    """A value of the config in which any path is spelled in one way; other text stays different where it was."""
-    if isinstance(value, list):
-        return [_spelled_alike(entry) for entry in value]
-    return os.path.realpath(value) if value and isinstance(value, str) else value
 
 
 def _keep_settings(cfg: CfgNode) -> None:

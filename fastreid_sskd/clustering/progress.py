@@ -6,6 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
+from ..processes import stop_if_asked
+
 logger = logging.getLogger("fastreid.sskd.clustering")
 
 Progress = Callable[[int, int], None]
@@ -16,7 +18,7 @@ def no_progress(done: int, total: int) -> None:
 
 
 class LogProgress:
-    """Logs a stage's share done and the time left, at most once every `every` seconds.
+    """Logs a stage's share done and the time left, at most once every `every` seconds; a signal may end the run there.
 
     Args:
         stage: what is running, as a reader would call it.
@@ -32,6 +34,7 @@ class LogProgress:
 
     def __call__(self, done: int, total: int) -> None:
         """Tell that `done` of `total` units of work are done."""
+        stop_if_asked()
         now = self.clock()
         if now - self._last < self.every or not done:
             return

@@ -12,7 +12,7 @@ changed.
 import contextlib
 
 from . import data, datasets, evaluation, host_import, modeling, samplers, training
-from .data import HostDataLoader, dataset_root
+from .data import HostDataLoader, SteadyLoader, dataset_root
 from .host_import import host_version
 from .patch import CompatError, Patch
 
@@ -21,6 +21,7 @@ __all__ = [
     "CompatError",
     "HostDataLoader",
     "Patch",
+    "SteadyLoader",
     "apply",
     "dataset_root",
     "host_version",

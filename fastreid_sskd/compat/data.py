@@ -1,7 +1,11 @@
 """Patches of the host's data path: loader, collation, image reading, tensors, transforms, dataset root."""
 
+import functools
+import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +36,43 @@ class DatasetRoot(os.PathLike):
         return dataset_root() + rest
 
 
-class HostDataLoader(DataLoader):
+_FOR_THE_RUN = (signal.SIGTERM, signal.SIGINT)
+
+
+class SteadyLoader(DataLoader):
+    """torch's DataLoader whose workers leave SIGTERM and SIGINT to the process that reads them.
+
+    `timeout`, systemd, Slurm and Ctrl-C signal all processes of a run. Workers that died of it would take the run
+    with them, before it has saved. They end with the reader: when it is done, ends them, or is gone. That holds for
+    forked workers, which are born with the signals blocked; of others torch's own rule holds, they die.
+    """
+
+    def __init__(self, *args: Any, worker_init_fn: Callable[[int], None] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, worker_init_fn=functools.partial(_begin_worker, worker_init_fn), **kwargs)
+
+    def __iter__(self) -> Iterator:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(own: Callable[[int], None] | None, worker: int) -> None:
+    if signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        threading.Thread(target=_end_for, args=(multiprocessing.parent_process().pid,), daemon=True).start()
+    if own is not None:
+        own(worker)
+
+
+def _end_for(reader: int) -> None:
+    # as torch's own handler does, which the blocked signals do not reach
+    while signal.sigwaitinfo(_FOR_THE_RUN).si_pid != reader:
+        pass
+    os._exit(0)
+
+
+class HostDataLoader(SteadyLoader):
     """torch's DataLoader behind the signature of the host's DataLoaderX.
 
     Every `iter` is a fresh iterator, an error in a worker is raised in the main process, and batches stay on

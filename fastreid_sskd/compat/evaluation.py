@@ -1,6 +1,7 @@
 """Patches of the host's evaluation: no compiler, no process exit, ranking and re-ranking that work."""
 
 import logging
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,20 @@ logger = logging.getLogger("fastreid.sskd.compat")
 
 UNIT_NORM_TOLERANCE = 1e-4  # float32 rounding of F.normalize, generously
 FAISS_CPU = 3  # the host's search_option for faiss on the CPU
+
+
+def _together(host_inference: Callable[..., dict]) -> Callable[..., dict]:
+    """Return the host's evaluation on a data set, whose processes fail together or go on to the results together."""
+
+    def inference_on_dataset(model: Any, data_loader: Any, evaluator: Any, flip_test: bool = False) -> dict:
+        """As the host's; what is raised over the batches in one process is raised in all."""
+        from ..processes import in_all
+
+        batches = types.SimpleNamespace(reset=evaluator.reset, process=evaluator.process, evaluate=dict)
+        in_all(lambda: host_inference(model, data_loader, batches, flip_test))
+        return evaluator.evaluate() or {}
+
+    return inference_on_dataset
 
 
 def compile_dependencies(self: Any) -> None:
@@ -101,6 +116,12 @@ PATCHES = (
         "evaluation/reid_evaluation.py:35, evaluation/rank_cylib/__init__.py:8",
         "the first evaluation runs make and ends the process with sys.exit(1) where Cython is missing",
         _patch_compile,
+    ),
+    Patch(
+        "inference",
+        "evaluation/evaluator.py:87",
+        "of several processes, one that fails in the features leaves the others waiting for it in evaluate()",
+        lambda: swap("fastreid.evaluation.evaluator", "inference_on_dataset", _together),
     ),
     Patch(
         "evaluate-rank",

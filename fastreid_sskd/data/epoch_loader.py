@@ -3,7 +3,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
+
+from ..compat import SteadyLoader
 
 __all__ = ["Epoch", "EpochLoader"]
 
@@ -34,7 +36,7 @@ class EpochLoader:
         self.dataset = dataset
         self._finish = finish
         self._batches = _Batches()
-        self._loader = DataLoader(
+        self._loader = SteadyLoader(
             dataset, batch_sampler=self._batches, num_workers=num_workers, persistent_workers=num_workers > 0,
             generator=torch.Generator(), **kwargs,
         )  # fmt: skip

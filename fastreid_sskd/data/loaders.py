@@ -8,7 +8,8 @@ from fastreid.data.transforms import ToTensor, build_transforms
 from fastreid.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from ..processes import share_of
+from ..compat import SteadyLoader
+from ..processes import share_of, stop_if_asked
 from .crops import CropCache, Crops, open_cache
 from .epoch_loader import Epoch, EpochLoader
 from .epochs import BatchesFrom, SharedBatches
@@ -42,7 +43,7 @@ class _InOrder(Dataset):
 
 
 class _OnDevice:
-    """The batches of a loader with their images on a device, as float32 in 0..255."""
+    """The batches of a loader with their images on a device, as float32 in 0..255; between two, a signal may end the run."""
 
     def __init__(self, loader: DataLoader, device: str):
         self.loader = loader
@@ -53,8 +54,11 @@ class _OnDevice:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict]:
-        batches = iter(self.loader)
-        return ({**batch, "images": batch["images"].to(self.device, non_blocking=True).float()} for batch in batches)
+        return map(self._on_device, iter(self.loader))
+
+    def _on_device(self, batch: dict) -> dict:
+        stop_if_asked()
+        return {**batch, "images": batch["images"].to(self.device, non_blocking=True).float()}
 
 
 def _in_order(cfg: CfgNode, items: Sequence[tuple], shared: bool, cache: CropCache | None = None) -> _OnDevice:
@@ -70,7 +74,7 @@ def _in_order(cfg: CfgNode, items: Sequence[tuple], shared: bool, cache: CropCac
             size = max(1, -(-len(dataset) // world))
         all_batches = [range(at, min(at + size, len(dataset))) for at in range(0, len(dataset), size)]
         batches = {"batch_sampler": share_of(all_batches)}
-    return _OnDevice(DataLoader(dataset, **batches, **_options(cfg)), cfg.MODEL.DEVICE)
+    return _OnDevice(SteadyLoader(dataset, **batches, **_options(cfg)), cfg.MODEL.DEVICE)
 
 
 def extraction_loader(

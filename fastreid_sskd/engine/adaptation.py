@@ -15,7 +15,7 @@ from ..data.seeding import derive_seed
 from ..evaluation.peers import evaluate_peers
 from ..modeling import load_source_weights
 from ..modeling.weights import is_sskd_state, read_state_dict
-from ..processes import broadcast_buffers, on_main
+from ..processes import Stopped, broadcast_buffers, on_main
 from .hooks import PeerEMA
 from .optimizer import build_optimizer, reset_optimizer
 from .records import Record
@@ -44,6 +44,9 @@ class AdaptationTrainer(Trainer):
         self._loader = TargetLoader(cfg, self.items)
         return 0, cfg.SSKD.ITERS_PER_EPOCH  # the first refresh makes the classes
 
+    def training_images(self) -> dict[str, list[str]]:
+        return {"DATASETS.NAMES": [item[0] for item in self.items]}
+
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The peers, without ImageNet weights, whose place the source models' or a checkpoint's take, unless there are none."""
@@ -61,10 +64,10 @@ class AdaptationTrainer(Trainer):
         return [self.refresh, PeerEMA(self.model, self.cfg.SSKD.EMA.MOMENTUM), *selection, *super().build_hooks()]
 
     def before_epoch(self) -> None:
-        """Begin with a refresh; if its labels cannot be trained on, keep what the epochs so far have learned."""
+        """Begin with a refresh; if its labels cannot be trained on, or a signal ends it, keep what the epochs so far have learned."""
         try:
             super().before_epoch()
-        except PseudoLabelError:
+        except (PseudoLabelError, Stopped):
             # a refused refresh changes nothing, so this is the state that the last epoch ended with
             if self.epoch > self.start_epoch:
                 self._checkpoints.save_epoch(self.epoch - 1)

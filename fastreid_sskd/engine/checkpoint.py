@@ -13,7 +13,7 @@ from fastreid.utils.checkpoint import Checkpointer as HostCheckpointer
 from ..modeling import SSKD, Peer
 from .atomic import write_atomically
 
-__all__ = ["Checkpointer", "damage", "last_checkpoint"]
+__all__ = ["Checkpointer", "damage", "last_checkpoint", "read_stamp"]
 
 logger = logging.getLogger("fastreid.sskd.checkpoint")
 
@@ -41,6 +41,14 @@ def damage(path: str) -> str | None:
     except Exception as error:  # noqa: BLE001 - a damaged archive raises UnicodeDecodeError, struct.error, ... as well
         return str(error) or type(error).__name__
     return None if broken is None else f"{broken} is not as it was written"
+
+
+def read_stamp(path: str) -> dict[str, Any]:
+    """The numbers beside a checkpoint's tensors, which are left on the disk: "epoch", "processes"; {} where there is no such file."""
+    if not zipfile.is_zipfile(path):
+        return {}
+    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return {key: value for key, value in saved.items() if isinstance(value, int)} if isinstance(saved, dict) else {}
 
 
 def last_checkpoint(folder: str) -> str:

@@ -16,7 +16,7 @@ from ..data.seeding import derive_seed
 from ..data.transforms import build_view_transforms
 from ..evaluation.table import results_table
 from ..modeling import ema_decay, load_source_weights, peer_config
-from ..processes import on_main
+from ..processes import listen, on_main
 from .adaptation import AdaptationTrainer
 from .amp import Precision
 from .check_config import check_clustering, check_settings
@@ -24,7 +24,7 @@ from .checkpoint import Checkpointer, damage, last_checkpoint
 from .hooks import Checkpoints
 from .lock import output_folder
 from .output_dir import start_run
-from .same_run import check_same_run, plain_config
+from .same_run import check_same_images, check_same_run, plain_config
 from .setup import (
     load_config,
     make_deterministic,
@@ -35,7 +35,6 @@ from .setup import (
 )
 from .shares import check_shares
 from .source import SourceTrainer
-from .stop import listen
 from .trainer import Trainer
 
 __all__ = ["check_source", "evaluate", "load_trained", "pretrains", "run", "source_config", "source_weights", "trainer_class"]
@@ -87,7 +86,7 @@ def run(cfg: CfgNode, resume: bool = False) -> dict:
 
     Raises:
         FolderInUseError: if another run writes into ``OUTPUT_DIR``.
-        OtherConfigError: if a checkpoint that would be gone on from, or a finished source model, is of another config.
+        OtherConfigError: if a checkpoint that would be gone on from, or a finished source model, is of another config or other images.
         PseudoLabelError: if the pseudo-labels cannot be trained on.
         FloatingPointError: if a loss or the model is not finite.
         Stopped: a ``SystemExit``, if SIGTERM or SIGINT came; the run is saved.
@@ -325,5 +324,9 @@ def _is_finished(source: CfgNode) -> bool:
     if not path:
         return False
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    check_same_run(checkpoint, plain_config(source), f"cannot reuse the {'finished ' * whole}source model {path}", anew=whole)
+    what = f"cannot reuse the {'finished ' * whole}source model {path}"
+    check_same_run(checkpoint, plain_config(source), what, anew=whole)
+    with contextlib.suppress(FileNotFoundError):  # the source need not be there any more
+        labelled = [item[0] for item in training_items(source.DATASETS.NAMES, source.SSKD.FOLDERS)]
+        check_same_images(checkpoint, {"DATASETS.NAMES": labelled}, what, source.SSKD.MAY_DIFFER)
     return whole and checkpoint["epoch"] + 1 >= source.SOLVER.MAX_EPOCH

@@ -1,13 +1,18 @@
-"""Whether a checkpoint belongs to the run that a config describes."""
+"""Whether a checkpoint belongs to the run that a config describes, and is of the images that are there."""
 import logging
-from collections.abc import Mapping
+import os
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from fastreid.config import CfgNode
 
 from .setup import load_config
 
-__all__ = ["HARMLESS", "OtherConfigError", "check_same_run", "plain_config"]
+__all__ = [
+    "HARMLESS", "OtherConfigError", "check_same_images", "check_same_run", "image_names", "plain_config", "same_value",
+]
 
 logger = logging.getLogger("fastreid.sskd.same_run")
 
@@ -32,7 +37,7 @@ _ABSENT = "(absent)"
 
 
 class OtherConfigError(ValueError):
-    """A checkpoint is of a run with another config."""
+    """A checkpoint is of a run with another config, or on other images."""
 
 
 def plain_config(cfg: Mapping, prefix: str = "") -> dict[str, Any]:
@@ -54,6 +59,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def same_value(one: Any, other: Any) -> bool:
+    """Whether two values of a key mean the same: texts also if they are two paths of one file or folder."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_value, one, other))
+    if isinstance(one, str) and isinstance(other, str) and one and other:
+        return os.path.realpath(one) == os.path.realpath(other)
+    return one == other
+
+
 def _is_below(key: str, names: tuple[str, ...] | list[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
@@ -63,7 +77,7 @@ def _differing(saved: dict[str, Any], given: dict[str, Any], but: tuple[str, ...
     return [
         key
         for key in sorted(set(given) | (set(saved) & set(defaults)))
-        if not _is_below(key, but) and saved.get(key, defaults.get(key, _ABSENT)) != given.get(key, _ABSENT)
+        if not _is_below(key, but) and not same_value(saved.get(key, defaults.get(key, _ABSENT)), given.get(key, _ABSENT))
     ]
 
 
@@ -106,3 +120,40 @@ def check_same_run(checkpoint: dict[str, Any], given: dict[str, Any], what: str,
         )
     if at_start:
         logger.warning("%s: %s act only at the start of a run and are not looked at", what, values(at_start))
+
+
+def image_names(paths: Sequence[str]) -> torch.Tensor:
+    """(N,) int64, CRC-32 of each path below the folder that all N have in common, so that the folder may be moved."""
+    paths = [os.path.abspath(path) for path in paths]
+    common = os.path.commonpath({os.path.dirname(path) for path in paths}) if paths else ""
+    return torch.tensor([zlib.crc32(path[len(common):].lstrip(os.sep).encode(errors="replace")) for path in paths], dtype=torch.int64)
+
+
+def check_same_images(checkpoint: dict[str, Any], images: Mapping[str, Sequence[str]], what: str, may_differ: Sequence[str] = ()) -> None:
+    """Check that a checkpoint is of the images that are there now, by their names and order; what they show is not looked at.
+
+    Args:
+        checkpoint: a file's content.
+        images: {key that names the data sets: paths}.
+        what: as for :func:`check_same_run`.
+        may_differ: ``SSKD.MAY_DIFFER``; a key of ``images`` is not looked at, unless there are pseudo-labels of its images.
+
+    Raises:
+        OtherConfigError: if they are others, with their numbers and the first that differs.
+    """
+    if "images" not in checkpoint:
+        logger.warning("%s does not say which images it was trained on (an earlier version wrote it): taken as it is", what)
+        return
+    for key, paths in images.items():
+        saved, now = checkpoint["images"].get(key, torch.empty(0, dtype=torch.int64)), image_names(paths)
+        if torch.equal(saved, now) or ("refresh" not in checkpoint and _is_below(key, may_differ)):
+            continue
+        new, gone = ~torch.isin(now, saved), int((~torch.isin(saved, now)).sum())
+        both = min(len(saved), len(now))
+        moved = torch.cat([saved[:both] != now[:both], torch.ones(len(now) - both, dtype=torch.bool)])
+        first = next((f", first {path}" for at in (new, moved) for path, differs in zip(paths, at.tolist()) if differs), "")
+        raise OtherConfigError(
+            f"{what}: it was trained on other images of {key}: {len(saved)} then, {len(now)} now, {int(new.sum())} of them new, {gone} "
+            f"gone{first}. Go on with the images that the run began with, or give another "
+            "OUTPUT_DIR to start anew"
+        )

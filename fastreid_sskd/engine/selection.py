@@ -38,6 +38,9 @@ class LabelFreeSelection(HookBase):
         self.record = record
 
     def after_epoch(self):
+        storage = self.trainer.storage
+        if storage.latest().get("selection/clusters", (0, None))[1] == storage.iter:
+            return  # done before a signal ended the evaluation after it, from which the run goes on
         start = time.perf_counter()
         model = self.refresh.model
         signals, own = on_main(self._signals)
@@ -46,7 +49,7 @@ class LabelFreeSelection(HookBase):
         if score is not None and self.record.select(done, own.index(max(own)), score):
             model.best_peer.fill_(self.record.selected["peer"])
         signals["seconds"] = time.perf_counter() - start
-        self.trainer.storage.put_scalars(
+        storage.put_scalars(
             smoothing_hint=False, **{f"selection/{name}": float(value) for name, value in signals.items()}
         )
         logger.info(

@@ -1,10 +1,25 @@
-"""Whether a batch can be shared by the processes and the chunks of batch norm."""
+"""How a batch is shared by the processes and the chunks of batch norm, and whether it can be."""
+from collections.abc import Mapping
+
 from fastreid.config import CfgNode
 from fastreid.utils import comm
 
 from ..modeling.bn_chunk import check_chunks
 
-__all__ = ["check_shares"]
+__all__ = ["check_shares", "images_per_bn"]
+
+
+def images_per_bn(config: Mapping, processes: int) -> int:
+    """Images of a training batch that share batch-norm statistics.
+
+    Args:
+        config: of the run, or the dict that its ``config.yaml`` is read as.
+        processes: of the run.
+    """
+    images, model = config["SOLVER"]["IMS_PER_BATCH"], config["MODEL"]
+    own = images if model["BACKBONE"].get("NORM") == "syncBN" else images // processes
+    chunk = config.get("SSKD", {}).get("BN_CHUNK", 0) if model["META_ARCHITECTURE"] in ("SSKD", "SSKDSource") else 0
+    return min(chunk or own, own)
 
 
 def check_shares(cfg: CfgNode) -> None:

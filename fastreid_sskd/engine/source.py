@@ -26,6 +26,12 @@ class SourceTrainer(Trainer):
         """``model_best`` is chosen by mAP on the first test set, as in the released code."""
         tests = self.cfg.DATASETS.TESTS
         return f"{tests[0]}/mAP" if len(tests) > 1 else "mAP"
+    def training_images(self) -> dict[str, list[str]]:
+        loader = self._loader
+        return {
+            "DATASETS.NAMES": [item[0] for item in loader.items],
+            "SSKD.SOURCE.BN_DATASETS": [item[0] for item in loader.bn_items],
+        }
 
     def epoch_batches(self, epoch: int, start: int = 0) -> Iterable:
         return self._loader.epoch(epoch, start)

@@ -21,10 +21,13 @@ from ..data.loaders import test_loader
 from ..data.seeding import derive_seed
 from ..evaluation.evaluator import BlockwiseEvaluator
 from ..processes import (
+    Stopped,
+    StopRequest,
     agree,
     broadcast_buffers,
     broadcast_model,
     check_agreement,
+    listen,
     on_every,
     on_main,
 )
@@ -36,10 +39,10 @@ from .memory import reset_peak_memory
 from .optimizer import build_optimizer
 from .output_dir import keep_config, start_run
 from .random_state import random_state, restore_random_state
-from .same_run import check_same_run, plain_config
+from .same_run import check_same_images, check_same_run, image_names, plain_config
 from .setup import seed_everything, use_device
+from .shares import images_per_bn
 from .step import TrainingStep
-from .stop import Stopped, StopRequest, listen
 from .writers import build_writers
 
 __all__ = ["Trainer"]
@@ -83,7 +86,10 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(
             model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process(), optimizer=optimizer, **self.scheduler
         )
-        self.checkpointer.stamp = {"config": self._given, "processes": comm.get_world_size()}
+        self.checkpointer.stamp = {
+            "config": self._given, "processes": comm.get_world_size(),
+            "images": {key: image_names(paths) for key, paths in self.training_images().items()},
+        }  # fmt: skip
         if self.grad_scaler is not None:
             self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
         if not precision.settled:
@@ -113,6 +119,10 @@ class Trainer(DefaultTrainer):
         iters_per_epoch = max(1, len(loader.dataset) // cfg.SOLVER.IMS_PER_BATCH)
         self._epochs = HostEpochs(loader, seed=cfg.SEED if cfg.SEED >= 0 else np.random.randint(2**31), num_batches=iters_per_epoch)
         return loader.dataset.num_classes, iters_per_epoch
+
+    def training_images(self) -> dict[str, list[str]]:
+        """{key that names the data sets: paths} of what is trained on: a checkpoint is of these and goes on with no others."""
+        return {"DATASETS.NAMES": [item[0] for item in getattr(self._epochs.loader.dataset, "img_items", ())]}
 
     def epoch_batches(self, epoch: int, start: int = 0) -> Iterable:
         """The batches of an epoch from number ``start`` on; those before are not read."""
@@ -171,14 +181,18 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Timer, learning rate, precise BN and freezing as in the host; then evaluation, writers, checkpoints."""
+        """Timer, precise BN, freezing, evaluation and learning rate as in the host; then writers, checkpoints.
+
+        An evaluation may be left for a signal, and is begun again on resume, so the rate of the next epoch comes after it.
+        """
         cfg = self.cfg
-        ret = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
+        ret = [hooks.IterationTimer()]
         if cfg.TEST.PRECISE_BN.ENABLED and hooks.get_bn_modules(self.model):
             ret.append(self._precise_bn())
         if cfg.MODEL.FREEZE_LAYERS and cfg.SOLVER.FREEZE_ITERS > 0:
             ret.append(FreezeLayers(self.networks(), cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS))
         ret.append(PeriodicEvaluation(cfg.TEST.EVAL_PERIOD, self.evaluate))
+        ret.append(hooks.LRScheduler(self.optimizer, self.scheduler))
         writers = ScalarWriters(self.build_writers, cfg.SSKD.LOG_PERIOD)
         self._checkpoints = Checkpoints(
             self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SSKD.KEEP_CHECKPOINTS, self.metric_name,
@@ -227,11 +241,8 @@ class Trainer(DefaultTrainer):
         self.storage.iter = self.iter - 1 if done else self.iter  # as it was when the step before had been done
         self._trainer.set_data_loader(self.epoch_batches(self.epoch, done))
         states = self._position["random"]
-        if len(states) == comm.get_world_size():
+        if len(states) == comm.get_world_size():  # else there is a warning already
             restore_random_state(states[comm.get_rank()])  # last: the loader draws a seed for its workers
-        else:
-            logger.warning("saved by %d processes, gone on with by %d: bits, and what a network draws, will differ",
-                           len(states), comm.get_world_size())
 
     def resume_or_load(self, resume: bool = True) -> None:
         """With ``resume`` go on from the last checkpoint in ``OUTPUT_DIR`` if there is one, else load MODEL.WEIGHTS."""
@@ -245,11 +256,24 @@ class Trainer(DefaultTrainer):
         """Go on from a checkpoint of this run.
 
         Raises:
-            OtherConfigError: if it is of another config, see :func:`.same_run.check_same_run`.
+            OtherConfigError: if it is of another config or other images, see :mod:`.same_run`.
         """
         what = f"cannot go on from {path}"
-        self._position = self.checkpointer.resume(path, lambda saved: check_same_run(saved, self._given, what))
+
+        def check(saved: dict[str, Any]) -> None:
+            check_same_run(saved, self._given, what)
+            check_same_images(saved, self.training_images(), what, self.cfg.SSKD.MAY_DIFFER)
+
+        self._position = self.checkpointer.resume(path, check)
         self.start_epoch = self._position.get("epoch", -1) + 1
+        now = comm.get_world_size()
+        before = self._position.get("processes", now)
+        if before != now:
+            logger.warning(
+                "saved by %d processes, gone on with by %d: batch norm saw %d images at once and sees %d from now on, and bits, and "
+                "what a network draws, differ; go on with %d to have the same run", before, now,
+                images_per_bn(self.cfg, before), images_per_bn(self.cfg, now), before,
+            )  # fmt: skip
 
     def load_weights(self) -> None:
         """Load ``MODEL.WEIGHTS``, if any, without the state of its training."""
@@ -301,8 +325,12 @@ class Trainer(DefaultTrainer):
                         self.iter += 1
                         self._between_steps(stop)
                     done = None
-                    self.after_epoch()
+                    self._end_epoch()
                     self._between_epochs(stop)
+            except Stopped:
+                comm.synchronize()  # the others end when the main process has written
+                logger.warning("stopped after %d iterations; --resume goes on from there", self.iter)
+                raise
             finally:
                 self.after_train()
         return self._last_eval_results
@@ -311,20 +339,26 @@ class Trainer(DefaultTrainer):
         """Save if it is time to, or to leave: the epoch is gone on with at the next step, without another refresh."""
         leave, due = agree(stop.signal is not None, self._checkpoints.due(self.iter))
         if leave or due:
-            self._trainer.losses.read()  # of a run that has diverged nothing is saved
-            done = self.iter - self.epoch * self.iters_per_epoch
-            states = on_every(random_state())
-            self._checkpoints.save_inside(self.iter, epoch=self.epoch - 1, step=done, random=states)
+            self._save_inside(random_state())
         if leave:
-            self._leave()
+            raise Stopped
+
+    def _save_inside(self, random: dict) -> None:
+        self._trainer.losses.read()  # of a run that has diverged nothing is saved
+        done = self.iter - self.epoch * self.iters_per_epoch
+        self._checkpoints.save_inside(self.iter, epoch=self.epoch - 1, step=done, random=on_every(random))
+
+    def _end_epoch(self) -> None:
+        """The hooks' end of an epoch; an evaluation that a signal ends is made again on resume, from the last step on."""
+        random = random_state()
+        try:
+            self.after_epoch()
+        except Stopped:
+            self._save_inside(random)
+            raise
 
     def _between_epochs(self, stop: StopRequest) -> None:
         (leave,) = agree(stop.signal is not None)
         if leave and self.epoch + 1 < self.max_epoch:
             self._checkpoints.save_epoch(self.epoch)
-            self._leave()
-
-    def _leave(self) -> None:
-        comm.synchronize()  # the others end when the main process has written
-        logger.warning("stopped after %d iterations; --resume goes on from there", self.iter)
-        raise Stopped
+            raise Stopped

@@ -5,6 +5,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..processes import stop_if_asked
+
 __all__ = ["METRICS_IN_BLOCKS", "distance_blocks"]
 
 #: values of ``TEST.METRIC`` that need no more than a query and the gallery
@@ -40,6 +42,7 @@ def distance_blocks(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> 
     rows = min(len(query), max(1, BLOCK_BYTES // (4 * max(size, 1))))
     buffer = torch.empty(rows, size)
     for part in query.split(max(rows, 1)):
+        stop_if_asked()
         block = buffer[: len(part)]
         if metric == "cosine":
             torch.mm(F.normalize(part, dim=1), gallery.t(), out=block)

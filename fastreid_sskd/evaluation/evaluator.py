@@ -9,7 +9,7 @@ from fastreid.evaluation.query_expansion import aqe
 from fastreid.utils import comm
 
 from ..data.items import matched_queries
-from ..processes import alone, control_group
+from ..processes import alone, control_group, on_main
 from .distances import METRICS_IN_BLOCKS, distance_blocks
 from .ranking import evaluate_blocks
 
@@ -24,13 +24,17 @@ class BlockwiseEvaluator(ReidEvaluator):
     """
 
     def evaluate(self) -> dict[str, float]:
-        """The metrics in percent, and "queries", the number of those that count, in the main process; {} elsewhere."""
+        """The metrics in percent, and "queries", the number of those that count; the main process ranks and tells all.
+
+        An error of the main process is raised in all of them.
+        """
         predictions = self._predictions
         if comm.get_world_size() > 1:
-            # Patiently: the main process may still be ranking another teacher's features, longer than a device's group waits.
+            # Patiently: the main process ranks for longer than a device's group waits.
             predictions = list(itertools.chain(*comm.gather(predictions, dst=0, group=control_group())))
-            if not comm.is_main_process():
-                return {}
+        return on_main(lambda: self._ranked(predictions))
+
+    def _ranked(self, predictions: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         identities, cameras = (torch.cat([prediction[key] for prediction in predictions]) for key in ("pids", "camids"))
         sides = [slice(None, self._num_query), slice(self._num_query, None)]
         labels = [values[side].numpy() for values in (identities, cameras) for side in sides]

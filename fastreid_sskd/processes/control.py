@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from fastreid.utils import comm
 
+from .stop import Stopped
+
 __all__ = ["agree", "all_rows", "alone", "control_group", "gather_rows", "in_all", "on_every", "on_main", "share_of"]
 
 T = TypeVar("T")
@@ -45,7 +47,7 @@ def on_main(function: Callable[[], T]) -> T:
     if comm.is_main_process():
         try:
             outcome[0] = function()
-        except Exception as error:  # noqa: BLE001 - raised below, in every process
+        except (Exception, Stopped) as error:  # noqa: BLE001 - raised below, in every process
             outcome[1] = error
     dist.broadcast_object_list(outcome, src=0, group=control_group())
     if outcome[1] is not None:
@@ -64,7 +66,7 @@ def in_all(function: Callable[[], T]) -> T:
     result = error = None
     try:
         result = function()
-    except Exception as raised:  # noqa: BLE001 - raised below, in every process
+    except (Exception, Stopped) as raised:  # noqa: BLE001 - raised below, in every process
         error = raised
     for found in on_every(error):
         if found is not None:

@@ -1,17 +1,18 @@
 """Starting the processes of a run on this machine, and ending all of them when one fails."""
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
 from .group import LAUNCHER
 from .machines import Machines
 
-__all__ = ["launch", "supervise"]
+__all__ = ["launch", "reserved_port", "supervise"]
 
 
 def launch(num_processes: int, num_machines: int = 1, machine_rank: int = 0, dist_url: str = "") -> int:
@@ -34,7 +35,13 @@ def launch(num_processes: int, num_machines: int = 1, machine_rank: int = 0, dis
             f"--num-gpus and --num-machines must be >= 1 and --machine-rank below the latter, got {num_processes}, "
             f"{num_machines} and {machine_rank}"
         )
-    address, port = ("127.0.0.1", _free_port()) if num_machines == 1 else _address(dist_url)
+    if num_machines > 1:
+        return _launch(num_processes, num_machines, machine_rank, *_address(dist_url))
+    with reserved_port() as port:
+        return _launch(num_processes, 1, 0, "127.0.0.1", port)
+
+
+def _launch(num_processes: int, num_machines: int, machine_rank: int, address: str, port: int) -> int:
     shared = {
         **os.environ, LAUNCHER: str(os.getpid()), "MASTER_ADDR": address, "MASTER_PORT": str(port),
         "WORLD_SIZE": str(num_processes * num_machines), "LOCAL_WORLD_SIZE": str(num_processes),
@@ -53,10 +60,16 @@ def launch(num_processes: int, num_machines: int = 1, machine_rank: int = 0, dis
     return supervise(processes, first_rank=machine_rank * num_processes, machines=machines)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A free port of this machine that no other process gets before torch's store, which reuses addresses, listens on it.
+
+    Without that a process that is given it meanwhile takes the store's place, and those that connect to it wait for ever.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("", 0))
+        yield held.getsockname()[1]
 
 
 def _address(dist_url: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import types
 
 import pytest
@@ -12,6 +13,7 @@ from tiny_reid import CONFIGS, DUKE, tiny_adaptation
 from fastreid_sskd.benchmark import check_comparison, collect, compare, comparison, comparison_table, run_jobs
 from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine.same_run import OtherConfigError
+from fastreid_sskd.processes import Stopped
 
 ROWS = [
     "direct transfer", "direct transfer, target BN statistics", "one network, hard labels only", "SSKD, teacher 0",
@@ -212,6 +214,32 @@ def test_what_cannot_be_compared(tmp_path, started, opts, message):
 def made_up_job(seed, rows, missing=None):
     metrics = {row: dict.fromkeys(comparison.METRICS, value) for row, value in rows.items()}
     return types.SimpleNamespace(rows=lambda: metrics, missing=missing or {}, cfg=types.SimpleNamespace(SEED=seed))
+
+
+@pytest.mark.parametrize("part, done", [("transfer", []), ("one_network", ["transfer"])])
+def test_a_signal_ends_the_comparison(compared, started, tmp_path, monkeypatch, part, done):
+    """In an evaluation that is no run's, or when a run has no step left; given again, it goes on."""
+    folder, rows = compared
+    sources = [str(folder / "sskd" / "source" / f"peer{k}" / "model_best.pth") for k in range(2)]
+    cfg = tiny_adaptation(tmp_path, *SHORT, "SSKD.SOURCE.WEIGHTS", str(sources))
+    function = "evaluate_peers" if part == "transfer" else "run"
+    true = getattr(comparison, function)
+
+    def signalled(*args, **kwargs):
+        if part == "transfer":
+            os.kill(os.getpid(), signal.SIGTERM)
+            return true(*args, **kwargs)
+        found = true(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, function, signalled)
+        with pytest.raises(Stopped):
+            compare([cfg])
+    kept = [name for name in ("transfer", "one_network", "sskd") if (tmp_path / name / "rows.json").exists()]
+    assert kept == [*done, part] if part != "transfer" else kept == []
+    assert rows_of(cfg) == rows
 
 
 def test_table_over_seeds():

@@ -44,6 +44,18 @@ def test_batch_norm_in_chunks():
     assert describe(config("sskd_m2d_bn16.yml"), "DukeMTMC")["images_per_bn"] == 16
 
 
+@pytest.mark.parametrize(
+    "opts, processes, images",
+    [
+        ((), 4, 16), (("SSKD.BN_CHUNK", "16"), 2, 16), (("SSKD.BN_CHUNK", "16"), 8, 8),
+        (("MODEL.BACKBONE.NORM", "syncBN"), 4, 64), (("MODEL.META_ARCHITECTURE", "Baseline", "SSKD.BN_CHUNK", "16"), 2, 32),
+    ],
+)  # fmt: skip
+def test_batch_norm_of_several_processes(opts, processes, images):
+    """Each sees its own share of the batch, unless they are told each other's."""
+    assert describe(config("sskd_m2d.yml", *opts), "DukeMTMC", processes)["images_per_bn"] == images
+
+
 def test_source_that_is_a_file_of_weights():
     opts = ["SSKD.SOURCE.WEIGHTS", "['a/osnet_msmt17.pth', 'b/osnet_msmt17.pth']"]
     assert describe(config("sskd_msmt2m_osnet.yml", *opts), "Market1501")["source"] == "osnet_msmt17"

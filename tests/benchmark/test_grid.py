@@ -1,20 +1,33 @@
 """Variants of a config over seeds, and going on where they stopped."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import yaml
 from tiny_reid import CONFIGS, TINY_SOURCE, TINY_TARGET
 
-from fastreid_sskd.benchmark import Grid, collect, grid, load_grid, read_results, repeat, run_grid, summarise
+from fastreid_sskd.benchmark import (
+    Grid,
+    collect,
+    grid,
+    load_grid,
+    read_results,
+    repeat,
+    run_folder,
+    run_grid,
+    summarise,
+)
 from fastreid_sskd.benchmark.grid import Cell
 from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine import load_config
 from fastreid_sskd.engine.output_dir import start_run
 from fastreid_sskd.engine.same_run import OtherConfigError
 from fastreid_sskd.evaluation.table import METRICS
+from fastreid_sskd.processes import Stopped
 
 BASE = str(CONFIGS / "sskd_d2m.yml")
 OPTS = [*TINY_TARGET, "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "1", "SSKD.SOURCE.OPTS", str(TINY_SOURCE)]
@@ -163,6 +176,39 @@ def test_source_models_that_cannot_be_shared(tmp_path, trained, opts, cell, prob
     with pytest.raises(ValueError, match=problem):
         run_grid(Grid(BASE, (ONE_PEER, Cell("three", cell)), (1,), True), str(tmp_path / "grid"), (), [*OPTS, *opts])
     assert not trained and not (tmp_path / "grid").exists()
+
+
+def test_two_paths_of_one_folder(tmp_path, started, monkeypatch):
+    """Relative, then absolute: the shared source models, which the cells' settings name, are the same."""
+    monkeypatch.chdir(tmp_path)
+    cells = Grid(BASE, (ONE_PEER,), (1,), share_source=True)
+    opts = [*OPTS, "SSKD.NUM_PEERS", "1"]
+    results, _ = run_grid(cells, "./runs/x", opts=opts)
+    assert len(started) == 1 and started[0].SSKD.SOURCE.WEIGHTS[0].startswith("./runs/x")
+    again, _ = run_grid(cells, str(tmp_path / "runs" / "x"), opts=opts)
+    assert [r.metrics for r in again] == [r.metrics for r in results] and len(started) == 1
+
+
+@pytest.mark.parametrize("in_run", [True, False])
+def test_a_signal_ends_the_whole_grid(tmp_path, started, monkeypatch, in_run):
+    """Also one that comes when a run has no step left; given again, the grid goes on with the rest."""
+    module, function = (grid, "run") if in_run else (run_folder, "write_rows")
+    signalled = getattr(module, function)
+
+    def and_a_signal(*args, **kwargs):
+        found = signalled(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    cells = Grid(BASE, (ONE_PEER,), (1, 2), share_source=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, and_a_signal)
+        with pytest.raises(Stopped):
+            run_grid(cells, str(tmp_path), opts=OPTS)
+    done = [(tmp_path / "sskd-1-peer" / f"seed{seed}" / "rows.json").exists() for seed in (1, 2)]
+    assert done == [True, False]
+    results, _ = run_grid(cells, str(tmp_path), opts=OPTS)
+    assert [r.seed for r in results] == [1, 2] and [cfg.SEED for cfg in started] == [1, 2]
 
 
 def test_a_run_whose_clusters_are_useless_is_left_out(tmp_path, monkeypatch, caplog):

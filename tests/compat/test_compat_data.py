@@ -2,17 +2,20 @@
 
 import itertools
 import os
+import signal
+import subprocess
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from own_processes import HANG
+from own_processes import HANG, exit_status
 from PIL import Image
 
 from fastreid_sskd import compat
-from fastreid_sskd.compat.data import to_tensor
+from fastreid_sskd.compat.data import SteadyLoader, to_tensor
 
 
 def loader(cfg, items, workers):
@@ -223,3 +226,74 @@ def test_naive_sampler_in_two_processes(monkeypatch, host):
     ):
         NaiveIdentitySampler(source(2, 3), 4, 2, seed=0)
     assert len(draw(NaiveIdentitySampler(source(4, 4), 4, 2, seed=0), 8)) == 8
+
+
+class Numbers(torch.utils.data.Dataset):
+    """As many as are asked for; each says whether the worker has been begun."""
+
+    begun = False
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return index, self.begun
+
+
+def begin(worker):
+    torch.utils.data.get_worker_info().dataset.begun = True
+
+
+def test_workers_outlive_signals_of_others_and_end_for_their_reader():
+    """Another process's are those of timeout, systemd, Slurm; the reader's own is how torch ends one that hangs."""
+    loaded = SteadyLoader(Numbers(), batch_size=1, num_workers=2, worker_init_fn=begin, multiprocessing_context="fork")
+    before, iterator = signal.pthread_sigmask(signal.SIG_BLOCK, ()), iter(loaded)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    found = [next(iterator)]
+    workers = iterator._workers
+    for name in ("TERM", "INT"):
+        subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in workers)], check=True)
+    found += list(iterator)
+    assert [int(index) for index, _ in found] == list(range(40)) and all(begun for _, begun in found)
+
+    iterator = iter(loaded)
+    next(iterator)
+    for worker in iterator._workers:
+        worker.terminate()
+    for worker in iterator._workers:
+        worker.join(20)
+        assert worker.exitcode == 0
+    stop(iterator)
+
+
+def is_killed_while_it_reads(folder):
+    from torch.utils.data._utils import worker
+
+    worker.MP_STATUS_CHECK_INTERVAL = 0.2  # instead of 5 s
+    iterator = iter(SteadyLoader(Numbers(), num_workers=2, multiprocessing_context="fork"))
+    next(iterator)
+    for process in iterator._workers:
+        (folder / str(process.pid)).touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_end_when_their_reader_is_gone(tmp_path):
+    assert exit_status(is_killed_while_it_reads, tmp_path) == -signal.SIGKILL
+    end = time.monotonic() + 60
+    left = [path for path in tmp_path.iterdir()]
+    assert len(left) == 2
+    while left and time.monotonic() < end:
+        left = [path for path in left if runs(path.name)]
+        time.sleep(0.1)
+    assert not left
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_without_workers():
+    assert [int(index) for index, _ in SteadyLoader(Numbers(), batch_size=1)] == list(range(40))

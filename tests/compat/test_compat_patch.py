@@ -59,6 +59,7 @@ def test_apply_is_idempotent(host):
         ("balanced-sampler", "fastreid.data.samplers.triplet_sampler", "BalancedIdentitySampler"),
         ("naive-sampler", "fastreid.data.samplers.triplet_sampler", "NaiveIdentitySampler"),
         ("no-compiler", "fastreid.evaluation.reid_evaluation", "ReidEvaluator"),
+        ("inference", "fastreid.evaluation.evaluator", "inference_on_dataset"),
         ("evaluate-rank", "fastreid.evaluation.rank", "evaluate_rank"),
         ("numpy-bool", "fastreid.evaluation.rank", "np"),
         ("rerank", "fastreid.utils.compute_dist", "compute_jaccard_distance"),

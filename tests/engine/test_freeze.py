@@ -11,7 +11,7 @@ from same_runs import assert_same_files
 from tiny_reid import tiny_baseline
 
 from fastreid_sskd.engine import Trainer, run
-from fastreid_sskd.engine.stop import Stopped
+from fastreid_sskd.processes.stop import Stopped
 
 FREEZE = ("MODEL.FREEZE_LAYERS", "['backbone']", "SOLVER.FREEZE_ITERS")
 

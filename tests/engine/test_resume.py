@@ -55,7 +55,7 @@ def test_adaptation_goes_on_where_it_stopped(finished, adaptation, monkeypatch, 
     results = run(cfg, resume=True)
     final = load(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))
     assert set(final) == {
-        "model", "optimizer", "lr_sched", "record", "refresh", "checkpoints", "scalars", "config", "processes", "epoch",
+        "model", "optimizer", "lr_sched", "record", "refresh", "checkpoints", "scalars", "config", "processes", "images", "epoch",
     }  # fmt: skip
     assert_same_files(cfg.OUTPUT_DIR, finished.output)
     assert_same(results, finished.results)
@@ -360,5 +360,5 @@ def test_target_that_has_changed(adaptation, monkeypatch):
             run(cfg)
     made = AdaptationTrainer(cfg)
     del made.items[0]
-    with pytest.raises(ValueError, match="labels of 48 images, and the target has 47 now"):
+    with pytest.raises(ValueError, match="other images of DATASETS.NAMES: 48 then, 47 now, 0 of them new, 1 gone"):
         made.resume_from(last_checkpoint(cfg.OUTPUT_DIR))

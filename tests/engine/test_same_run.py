@@ -5,10 +5,19 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny_reid import TINY_SOURCE, load_checkpoint, tiny_adaptation, tiny_baseline
+import torch
+from tiny_reid import DUKE, MARKET, TINY_SOURCE, load_checkpoint, tiny_adaptation, tiny_baseline, tiny_source
 
 from fastreid_sskd.engine import SourceTrainer, Trainer, load_config, pipeline, run
-from fastreid_sskd.engine.same_run import OtherConfigError, check_same_run, plain_config
+from fastreid_sskd.engine.checkpoint import last_checkpoint
+from fastreid_sskd.engine.same_run import (
+    OtherConfigError,
+    check_same_images,
+    check_same_run,
+    image_names,
+    plain_config,
+    same_value,
+)
 
 
 def config(*opts):
@@ -114,6 +123,68 @@ def test_file_without_a_config(caplog):
     assert "x.pth does not say what config" in caplog.text
 
 
+def test_two_paths_of_one_file(tmp_path, monkeypatch, caplog):
+    """Relative, absolute, through a link; in lists too. What is no path is compared as it is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    for name in ("runs/a.pth", "./runs/a.pth", "runs//a.pth", "link/a.pth"):
+        assert same_value(name, str(tmp_path / "runs" / "a.pth"))
+        assert same_value(["a", name], ["a", str(tmp_path / "runs" / "a.pth")])
+        check(config("MODEL.WEIGHTS", name), config("MODEL.WEIGHTS", str(tmp_path / "runs" / "a.pth")), anew=True)
+    for one, other in (("runs/a.pth", "runs/b.pth"), ("", "."), ("1", 1), (["a"], ["a", "b"]), ("Adam", "SGD"), (1, 2)):
+        assert not same_value(one, other)
+
+
+# ---- images -----------------------------------------------------------------------------------------------------
+
+
+def paths(*names, root="/data"):
+    return [f"{root}/market/{name}" for name in names]
+
+
+def test_names_of_images_do_not_depend_on_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = image_names(paths("train/1.jpg", "train/2.jpg", "test/1.jpg"))
+    assert names.dtype == torch.int64 and len(set(names.tolist())) == 3
+    for root in ("/elsewhere", "data", "./data/"):
+        assert torch.equal(image_names(paths("train/1.jpg", "train/2.jpg", "test/1.jpg", root=root)), names)
+    assert torch.equal(image_names(paths("1.jpg")), image_names(paths("1.jpg", root="/x/y")))
+    assert not torch.equal(image_names(paths("a/1.jpg", "b/1.jpg")), image_names(paths("a/1.jpg", "c/1.jpg")))
+    assert image_names([]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "now, said",
+    [
+        (("1.jpg", "2.jpg", "4.jpg"), "3 then, 3 now, 1 of them new, 1 gone, first /data/market/4.jpg"),
+        (("1.jpg", "2.jpg"), "3 then, 2 now, 0 of them new, 1 gone"),
+        (("0.jpg", "1.jpg", "2.jpg", "3.jpg"), "3 then, 4 now, 1 of them new, 0 gone, first /data/market/0.jpg"),
+        (("1.jpg", "3.jpg", "2.jpg"), "3 then, 3 now, 0 of them new, 0 gone, first /data/market/3.jpg"),
+        ((), "3 then, 0 now, 0 of them new, 3 gone"),
+    ],
+)
+def test_other_images_are_counted_and_named(now, said):
+    saved = {"images": {"KEY": image_names(paths("1.jpg", "2.jpg", "3.jpg"))}}
+    check_same_images(saved, {"KEY": paths("1.jpg", "2.jpg", "3.jpg", root="/moved")}, "x.pth")
+    with pytest.raises(OtherConfigError) as raised:
+        check_same_images(saved, {"KEY": paths(*now)}, "x.pth")
+    assert f"x.pth: it was trained on other images of KEY: {said}." in str(raised.value)
+
+
+def test_images_changed_on_purpose():
+    """But not those that a checkpoint has pseudo-labels of."""
+    saved, now = {"images": {"DATASETS.NAMES": image_names(paths("1.jpg"))}}, {"DATASETS.NAMES": paths("2.jpg", "3.jpg")}
+    check_same_images(saved, now, "x.pth", ["DATASETS"])
+    with pytest.raises(OtherConfigError):
+        check_same_images({**saved, "refresh": {}}, now, "x.pth", ["DATASETS"])
+
+
+def test_file_without_images(caplog):
+    check_same_images({}, {"KEY": paths("1.jpg")}, "x.pth")
+    assert "x.pth does not say which images" in caplog.text
+
+
 # ---- in runs ----------------------------------------------------------------------------------------------------
 
 
@@ -186,3 +257,76 @@ def test_damaged_source_model_is_trained_again(one_peer, tmp_path, monkeypatch):
     monkeypatch.setattr(SourceTrainer, "train", lambda self: trained.append(1) or train(self))
     assert pipeline.source_weights(one_peer()) == [str(final)]
     assert trained == [1] and load_checkpoint(final)["epoch"] == 0
+
+
+@pytest.fixture
+def own_world(world, tmp_path, monkeypatch):
+    """The data sets as links that a test may change."""
+    def make(name):
+        root = tmp_path / name
+        for folder in (MARKET, DUKE):
+            for part in ("bounding_box_train", "query", "bounding_box_test"):
+                (root / folder / part).mkdir(parents=True)
+                for image in (world / folder / part).iterdir():
+                    (root / folder / part / image.name).symlink_to(image)
+        monkeypatch.setenv("FASTREID_DATASETS", str(root))
+        return root
+
+    return make
+
+
+def rename_an_image(folder):
+    """One image becomes another of the same identity and camera; returns its name."""
+    image = min(folder.glob("bounding_box_train/*.jpg"))
+    image.rename(image.with_name(image.name.replace("_00.jpg", "_99.jpg")))
+    return image.name.replace("_00.jpg", "_99.jpg")
+
+
+@pytest.mark.parametrize("kind, data, key", [
+    ("adaptation", MARKET, "DATASETS.NAMES"), ("source", DUKE, "DATASETS.NAMES"), ("source", MARKET, "SSKD.SOURCE.BN_DATASETS"),
+    ("plain", MARKET, "DATASETS.NAMES"),
+])  # fmt: skip
+def test_other_images_are_refused(adaptation, own_world, tmp_path, kind, data, key):
+    """As many of them, in a folder that was moved; nothing is touched, and with the old names the run goes on."""
+    make = {"adaptation": adaptation, "source": lambda *o: tiny_source(tmp_path / "s", *o),
+            "plain": lambda *o: tiny_baseline(tmp_path / "p", *o)}[kind]  # fmt: skip
+    opts = ("TEST.EVAL_PERIOD", "0")
+    own_world("before")
+    cfg = make(*opts, "SOLVER.MAX_EPOCH", "1")
+    run(cfg)
+    root, before = own_world("moved"), content(cfg.OUTPUT_DIR)
+    named = rename_an_image(root / data)
+    with pytest.raises(OtherConfigError, match=rf"other images of {key}: 48 then, 48 now, 1 of them new, 1 gone, .*{named}"):
+        run(make(*opts), resume=True)
+    assert content(cfg.OUTPUT_DIR) == before
+    own_world("again")
+    run(make(*opts), resume=True)
+    assert load_checkpoint(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))["epoch"] == 1
+
+
+def test_finished_source_model_of_other_images_is_not_reused(one_peer, own_world, tmp_path, monkeypatch):
+    """Those it was trained on; of a source that is not there any more nothing can be asked."""
+    root = own_world("other")
+    rename_an_image(root / MARKET)
+    pipeline.pretrain_peers(one_peer())
+    named = rename_an_image(root / DUKE)
+    with pytest.raises(OtherConfigError, match=f"cannot reuse the finished source model .*other images of DATASETS.NAMES.*{named}"):
+        pipeline.pretrain_peers(one_peer())
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "nowhere"))
+    pipeline.pretrain_peers(one_peer())
+
+
+def test_checkpoint_of_an_earlier_version(adaptation, world, caplog):
+    """That does not say which images it is of: their number counts."""
+    cfg = adaptation("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
+    run(cfg)
+    path = last_checkpoint(cfg.OUTPUT_DIR)
+    saved = load_checkpoint(path)
+    del saved["images"]
+    torch.save({**saved, "refresh": {**saved["refresh"], "labels": saved["refresh"]["labels"][1:]}}, path)
+    with pytest.raises(ValueError, match="labels of 47 images, and the target has 48 now"):
+        run(adaptation("TEST.EVAL_PERIOD", "0"), resume=True)
+    torch.save(saved, path)
+    run(adaptation("TEST.EVAL_PERIOD", "0"), resume=True)
+    assert "does not say which images" in caplog.text
+    assert load_checkpoint(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))["epoch"] == 1

@@ -13,12 +13,14 @@ from own_processes import HANG, together
 from same_runs import assert_same_files, metrics
 from tiny_reid import CONFIGS, TINY_TARGET, load_checkpoint, tiny_adaptation, tiny_baseline, tiny_source
 
+from fastreid_sskd.benchmark import collect
 from fastreid_sskd.clustering import PseudoLabelError
-from fastreid_sskd.engine import AdaptationTrainer, run
+from fastreid_sskd.data import loaders
+from fastreid_sskd.engine import AdaptationTrainer, evaluate, run
 from fastreid_sskd.engine.checkpoint import last_checkpoint
 from fastreid_sskd.engine.lock import FolderInUseError, output_folder
-from fastreid_sskd.engine.stop import EXIT_STOPPED
 from fastreid_sskd.processes import DisagreementError
+from fastreid_sskd.processes.stop import EXIT_STOPPED
 
 HALVES = ("SSKD.BN_CHUNK", "4")  # of batches of 8
 
@@ -217,13 +219,74 @@ def test_folder_in_use_is_told_to_all(adaptation, tmp_path):
         assert together(refused, cfg) == [2, 2]
 
 
-def test_other_number_of_processes_goes_on(pair, adaptation, tmp_path, caplog):
-    """A checkpoint of two processes in one: warned, since bits will differ."""
-    cfg = adaptation(output=tmp_path / "fewer")
-    assert together(signalled_at, cfg, 1, 0) == [EXIT_STOPPED] * 2
+@pytest.mark.parametrize("at, inside", [(1, True), (2, False)])
+def test_other_number_of_processes_goes_on(pair, adaptation, tmp_path, caplog, at, inside):
+    """A checkpoint of two processes in one, inside an epoch and between two: warned, since batch norm sees other images."""
+    cfg = adaptation("TEST.EVAL_PERIOD", "0", output=tmp_path / "fewer")
+    if inside:
+        assert together(signalled_at, cfg, at, 0) == [EXIT_STOPPED] * 2
+    else:
+        assert together(run, adaptation("TEST.EVAL_PERIOD", "0", "SOLVER.MAX_EPOCH", "1", output=tmp_path / "fewer")) == [0, 0]
+    assert ("step" in load_checkpoint(last_checkpoint(cfg.OUTPUT_DIR))) == inside
     run(cfg, resume=True)
-    assert "saved by 2 processes, gone on with by 1" in caplog.text
+    (said,) = [record.message for record in caplog.records if "saved by 2 processes" in record.message]
+    assert "gone on with by 1: batch norm saw 4 images at once and sees 8 from now on" in said
     assert final(cfg)["epoch"] == 1
+
+
+def test_table_counts_the_processes(pair):
+    """Images that share batch-norm statistics: half a batch of 8 in each of two processes, as in chunks of 4."""
+    for cfg in pair:
+        rows = [row for row in collect(cfg.OUTPUT_DIR) if row.epochs]
+        assert rows and {row.images_per_bn for row in rows} == {4}
+
+
+def signalled_in(cfg, call, rank):
+    """In one process, before its batch number `call` of those that are only looked at."""
+    on_device, calls = loaders._OnDevice._on_device, []
+
+    def signalling(self, batch):
+        calls.append(1)
+        if len(calls) == call and comm.get_rank() == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return on_device(self, batch)
+
+    loaders._OnDevice._on_device = signalling
+    run(cfg)
+
+
+# a process's shares are 2 batches of direct transfer and 3 of the refresh, then 2 of the evaluation and 3 of a refresh
+@pytest.mark.parametrize("call, rank, at", [(1, 1, None), (4, 0, None), (6, 1, (-1, 3)), (9, 0, (0, None))])
+def test_signal_to_one_process_outside_of_steps(pair, adaptation, tmp_path, call, rank, at):
+    """In direct transfer, a refresh, an evaluation and the second refresh: both stop at the end of their shares."""
+    cfg = adaptation("TEST.IMS_PER_BATCH", "8", output=tmp_path / "stopped")
+    assert together(signalled_in, cfg, call, rank) == [EXIT_STOPPED] * 2
+    path = last_checkpoint(cfg.OUTPUT_DIR)
+    saved = path and load_checkpoint(path)
+    assert (saved and (saved["epoch"], saved.get("step"))) == (at or "")
+    assert together(resumed, cfg) == [0, 0]
+    assert_same_files(cfg.OUTPUT_DIR, pair[1].OUTPUT_DIR)
+
+
+def fails_in_an_evaluation(cfg):
+    """One process, in its features: the others have theirs already, or not yet."""
+    def failing(self, batch):
+        if comm.get_rank() == 1:
+            raise FileNotFoundError("1.jpg is gone")
+        return on_device(self, batch)
+
+    on_device, loaders._OnDevice._on_device = loaders._OnDevice._on_device, failing
+    try:
+        evaluate(cfg)
+    except FileNotFoundError as error:
+        os._exit(7 if "1.jpg" in str(error) else 8)
+
+
+def test_error_of_one_process_in_an_evaluation_is_raised_in_all(tmp_path):
+    cfg = tiny_baseline(tmp_path, "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
+    run(cfg)
+    cfg = tiny_baseline(tmp_path, "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"))
+    assert together(fails_in_an_evaluation, cfg) == [7, 7]
 
 
 # ---- more -------------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ import threading
 import time
 
 import pytest
+import torch.distributed as dist
 from own_processes import HANG, start
 
-from fastreid_sskd.processes.launcher import launch, supervise
+from fastreid_sskd.processes.launcher import launch, reserved_port, supervise
 from fastreid_sskd.processes.machines import Machines
 
 WAIT = "import time; time.sleep(600)"
@@ -20,6 +21,14 @@ NO_SIGNALS = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 def python(code):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+
+
+def test_reserved_port_is_given_to_nobody_but_the_store():
+    with reserved_port() as port:
+        with pytest.raises(OSError), socket.socket() as other:
+            other.bind(("127.0.0.1", port))
+        store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        assert store.add("key", 1) == 1
 
 
 def test_all_done():

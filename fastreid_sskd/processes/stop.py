@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-__all__ = ["EXIT_STOPPED", "StopRequest", "Stopped", "listen"]
+__all__ = ["EXIT_STOPPED", "StopRequest", "Stopped", "listen", "stop_if_asked"]
 
 logger = logging.getLogger("fastreid.sskd.stop")
 
@@ -20,8 +20,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Stopped(SystemExit):
     """A signal has asked the run to end; it is saved and can be resumed. Ends the process with ``EXIT_STOPPED``."""
 
-    def __init__(self) -> None:
-        super().__init__(EXIT_STOPPED)
+    def __init__(self, status: int = EXIT_STOPPED) -> None:
+        super().__init__(status)  # an argument, as another process may be told of it by pickle
 
 
 class StopRequest:
@@ -48,7 +48,7 @@ class StopRequest:
             return
         self.signal, self._since = number, time.monotonic()
         name = signal.Signals(number).name
-        logger.warning("%s: the run is saved after this step and ends; a second signal, later, ends it at once", name)
+        logger.warning("%s: the run is saved after this step or batch and ends; a second signal, later, ends it at once", name)
 
 
 _listening: list[StopRequest] = []
@@ -75,3 +75,15 @@ def listen() -> Iterator[StopRequest]:
         _listening.clear()
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def stop_if_asked() -> None:
+    """To be called often in what takes long and has changed nothing yet, as between the batches of an evaluation.
+
+    With several processes only inside ``in_all`` and ``on_main``, which raise the same in all of them.
+
+    Raises:
+        Stopped: if a signal has come while somebody listens.
+    """
+    if _listening and _listening[0].signal is not None:
+        raise Stopped
