@@ -46,15 +46,15 @@ def check_baseline_files(path: str, reads: Sequence[str] = ()) -> str:
     return yml
 
 
-def baseline_config(cfg: CfgNode, k: int, architecture: str, num_classes: int, weights: str) -> dict:
+def baseline_config(cfg: CfgNode, k: int, num_classes: int, weights: str, architecture: str = "Baseline") -> dict:
     """What a yml has to say, over fast-reid's defaults, to describe a network alone.
 
     Args:
         cfg: the run's config.
         k: the peer; 0 for a model with one network.
-        architecture: ``MODEL.META_ARCHITECTURE``.
         num_classes: rows of its classifier.
         weights: ``MODEL.WEIGHTS``.
+        architecture: ``MODEL.META_ARCHITECTURE``.
     """
     of_peers = cfg.MODEL.META_ARCHITECTURE in ("SSKD", "SSKDSource")
     cfg = peer_config(cfg, k)
@@ -122,7 +122,7 @@ def export_baseline(cfg: CfgNode, model: nn.Module, path: str, peer: str = "best
     with written_together(path, yml) as (weights, config):
         torch.save({"model": state}, weights)
         with open(config, "w", encoding="utf-8") as file:
-            yaml.safe_dump(baseline_config(cfg, k, architecture, num_classes, path), file, sort_keys=False)
+            yaml.safe_dump(baseline_config(cfg, k, num_classes, path, architecture), file, sort_keys=False)
         plain = get_cfg()
         plain.merge_from_file(config)
         plain.MODEL.DEVICE = cfg.MODEL.DEVICE
