@@ -62,7 +62,7 @@ def export_onnx(
         The largest difference of a feature, relative to the largest feature, over batches of 1, 3 and 8.
 
     Raises:
-        ImportError, ValueError: see :func:`check_onnx_file`.
+        ImportError, ValueError: see :func:`check_onnx_file`; ValueError also if the model needs more than images.
         RuntimeError: if the graph gives other features.
     """
     check_onnx_file(path)
@@ -70,10 +70,15 @@ def export_onnx(
     import onnxruntime
 
     traced = copy.deepcopy(network).cpu().eval()  # it shares its weights with the model it is of
+    example = traced.prepared(random_images(size, TRACED))
+    try:
+        traced(example)
+    except KeyError as error:
+        raise ValueError(f"a graph has images alone, and the model's forward also needs {error} of a batch") from error
     with written_together(path) as (draft,):
         with _quiet():
             torch.onnx.export(
-                traced, (traced.prepared(random_images(size, TRACED)),), draft, input_names=["images"], output_names=["features"],
+                traced, (example,), draft, input_names=["images"], output_names=["features"],
                 **_exporter_options(),
             )  # fmt: skip
         graph = onnx.load(draft)

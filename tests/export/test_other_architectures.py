@@ -113,6 +113,15 @@ def test_its_graph(made, kind, tmp_path):
     assert torch.allclose(in_onnxruntime(tmp_path / "m.onnx", images), expected, atol=1e-4)
 
 
+def test_a_model_that_needs_more_than_images(made, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript", reason='needs the extra onnx: pip install "fastreid-sskd[onnx]"')
+    _, model = made("plain", "StripesForTests")
+    forward = StripesForTests.forward
+    monkeypatch.setattr(StripesForTests, "forward", lambda self, batch: forward(self, batch) + batch["camids"][:, None])
+    with pytest.raises(ValueError, match="also needs 'camids' of a batch"):
+        export_onnx(deployed(model), str(tmp_path / "m.onnx"), SIZE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name, opts", [("MGN", MGN), ("MoCo", ()), ("Distiller", ()), ("Baseline", ("MODEL.HEADS.NAME", "ClasHead"))])
 def test_the_hosts_architectures(made, tmp_path, name, opts):
