@@ -25,11 +25,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from fastreid.utils.logger import setup_logger
 
 from fastreid_sskd import benchmark
+from fastreid_sskd.engine.atomic import check_output, write_atomically
 from fastreid_sskd.engine.lock import FolderInUseError
 from fastreid_sskd.unknown_name import UnknownNameError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PUBLISHED = os.path.join(ROOT, "benchmarks", "published.yml")
+
+
+def check_table_file(path: str, reads=()) -> None:
+    """Refuse, before anything is trained or evaluated, a file that no table may be written to."""
+    ending = check_output(path, (".csv", ".json", ".md", ".tex", ".txt"), reads)
+    if os.path.exists(path) and (ending == ".json" or os.path.basename(path) == "log.txt"):
+        raise ValueError(f"{path!r} is there and may hold a run's results: give the table another name, or remove that file")
 
 
 def results_of(given: str, args) -> list:
@@ -55,9 +63,7 @@ def show(results: list, args) -> None:
         results = results + published
     text = benchmark.write_table(results, args.format, all_columns=args.all_columns)
     if args.output_file:
-        os.makedirs(os.path.dirname(os.path.abspath(args.output_file)), exist_ok=True)
-        with open(args.output_file, "w", encoding="utf-8") as file:
-            file.write(text.rstrip("\n") + "\n")
+        write_atomically(args.output_file, lambda file: file.write((text.rstrip("\n") + "\n").encode()))
     print(text)
     if unverified:
         print(
@@ -117,11 +123,15 @@ def main() -> int:
     args = parser.parse_args()
     if args.command == "table" and not args.models and not args.published:
         table.error("name run folders or CONFIG:WEIGHTS, or pairs of data sets behind --published")
+    if args.output_file:
+        try:
+            check_table_file(args.output_file, [args.notes] if args.command == "zoo" else [])
+        except ValueError as error:
+            parser.error(f"--output-file: {error}")
 
     if args.command == "zoo":
         text = benchmark.render_zoo(args.notes, args.records, args.runs)
-        with open(args.output_file, "w", encoding="utf-8") as file:
-            file.write(text)
+        write_atomically(args.output_file, lambda file: file.write(text.encode()))
         print(f"wrote {args.output_file}")
         return 0
     missing: dict[str, str] = {}

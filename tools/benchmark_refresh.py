@@ -37,6 +37,7 @@ from tabulate import tabulate
 from fastreid_sskd.benchmark.resident import ResidentMemory
 from fastreid_sskd.clustering import KNN_BACKENDS, VARIANTS, pseudo_labels
 from fastreid_sskd.clustering.diagnostics import bcubed, noise_as_singletons
+from fastreid_sskd.engine.atomic import check_output, write_atomically
 
 #: the product is made in one piece up to this many images, else in blocks of rows, which is no slower
 PRODUCT_ROWS = 16384
@@ -65,7 +66,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file for everything measured")
     parser.add_argument("--markdown", type=Path, help="file for the table")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # what a child process measures
-    return parser.parse_args()
+    options = parser.parse_args()
+    try:
+        for path in filter(None, (options.json, options.markdown)):
+            check_output(path)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
 
 
 def machine() -> dict:
@@ -274,9 +281,9 @@ def main() -> None:
                 results["cases"].append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"{images:,} images, {variant}, {knn}: done", file=sys.stderr, flush=True)
                 if options.json:
-                    options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+                    write_atomically(str(options.json), lambda file: file.write(json.dumps(results, indent=1).encode()))
                 if options.markdown:
-                    options.markdown.write_text(text(results) + "\n", encoding="utf-8")
+                    write_atomically(str(options.markdown), lambda file: file.write(f"{text(results)}\n".encode()))
     print(text(results))
 
 

@@ -26,6 +26,7 @@ import fastreid_sskd  # noqa: F401  mends the host before anything imports it
 # isort: split
 from fastreid_sskd.benchmark.speed.nets import NETWORKS
 from fastreid_sskd.benchmark.speed.row import Row
+from fastreid_sskd.engine.atomic import check_output, write_atomically
 
 SECTIONS = ("step", "memory", "loader", "evaluation")
 
@@ -50,6 +51,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file for everything measured")
     parser.add_argument("--markdown", type=Path, help="file for the table")
     args = parser.parse_args()
+    try:
+        for path in filter(None, (args.json, args.markdown)):
+            check_output(path)
+    except ValueError as error:
+        parser.error(str(error))
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     return args
@@ -92,9 +98,9 @@ def main() -> None:
         print(f"{section}: done", file=sys.stderr, flush=True)
         results["rows"] = [row.as_dict() for row in rows]
         if args.json:
-            args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            write_atomically(str(args.json), lambda file: file.write(f"{json.dumps(results, indent=1)}\n".encode()))
         if args.markdown:
-            args.markdown.write_text(text(results, rows) + "\n", encoding="utf-8")
+            write_atomically(str(args.markdown), lambda file, rows=rows: file.write(f"{text(results, rows)}\n".encode()))
     print(text(results, rows))
 
 

@@ -28,6 +28,7 @@ from fastreid.utils.logger import setup_logger
 
 from fastreid_sskd.benchmark import check_comparison, comparison_table, parse_seeds, run_jobs
 from fastreid_sskd.engine import load_config, resolve
+from fastreid_sskd.engine.atomic import check_output, write_atomically
 from fastreid_sskd.engine.lock import FolderInUseError
 from fastreid_sskd.engine.same_run import OtherConfigError
 from fastreid_sskd.unknown_name import UnknownNameError
@@ -52,7 +53,9 @@ def main() -> int:
     if given_elsewhere:
         parser.error(f"{' and '.join(sorted(given_elsewhere))}: give --seeds and --output instead")
 
+    table_file = os.path.join(args.output, "table.md")
     try:
+        check_output(table_file)
         configs = [config(args, seed) for seed in args.seeds]
         jobs = check_comparison(configs)
     except (ImportError, OSError, UnknownNameError, ValueError) as error:
@@ -71,8 +74,7 @@ def main() -> int:
     print(f"\n{table}\n\nTest set {cfg.DATASETS.TESTS[0]}, seeds {', '.join(map(str, args.seeds))}, {cfg.SSKD.NUM_PEERS} peers, "
           f"{cfg.SOLVER.MAX_EPOCH * cfg.SSKD.ITERS_PER_EPOCH} steps of {cfg.SOLVER.IMS_PER_BATCH} images, "
           f"last epoch (nothing chosen on the test set), {torch.get_num_threads()} threads, {minutes:.1f} min.")
-    with open(os.path.join(args.output, "table.md"), "w", encoding="utf-8") as file:
-        file.write(table + "\n")
+    write_atomically(table_file, lambda file: file.write(f"{table}\n".encode()))
     return 3 if [set(job.missing) for job in jobs] != without else 0
 
 

@@ -6,8 +6,9 @@ r"""Export a trained model: as a plain fast-reid checkpoint with its yml, or as 
     tools/export.py --config-file runs/sskd_m2d/config.yaml --format onnx --output exported/m2d.onnx --peer ensemble \
         MODEL.WEIGHTS runs/sskd_m2d/model_final.pth
 
-What is written is loaded again and compared with the model before the command succeeds: fast-reid's checkpoint through
-fast-reid's Baseline, the graph through onnxruntime. ONNX needs the extra: pip install "fastreid-sskd[onnx]".
+What is written is loaded again and compared with the model's own evaluation before it gets its name: fast-reid's checkpoint
+through fast-reid, the graph through onnxruntime. ONNX needs the extra: pip install "fastreid-sskd[onnx]".
+Exit status 2: refused, nothing is exported, and an older export stays as it was.
 """
 import argparse
 import os
@@ -19,6 +20,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.export import deployed, export_baseline, export_onnx
+from fastreid_sskd.export.baseline import check_baseline_files
+from fastreid_sskd.export.onnx_graph import check_onnx_file
 from fastreid_sskd.unknown_name import UnknownNameError
 
 
@@ -39,10 +42,12 @@ def main() -> int:
     try:
         cfg = resolve(load_config(args.config_file, args.opts))
         cfg.freeze()
+        check = check_baseline_files if args.format == "fastreid" else check_onnx_file
+        check(args.output, [args.config_file, cfg.MODEL.WEIGHTS, *cfg.SSKD.PEERS])
         model = load_trained(cfg)
         if args.format == "fastreid":
             yml, error = export_baseline(cfg, model, args.output, args.peer)
-            print(f"{args.output} and {yml}: fast-reid's Baseline gives the same features to {error:.1e}")
+            print(f"{args.output} and {yml}: fast-reid gives the same features to {error:.1e}")
         else:
             inside = args.pixels == "inside"
             network = deployed(model, args.peer, normalise_pixels=inside, unit_length=args.unit_length)
@@ -54,9 +59,9 @@ def main() -> int:
                 "peer": args.peer, "weights": os.path.basename(cfg.MODEL.WEIGHTS),
             })  # fmt: skip
             print(f"{args.output}: onnxruntime gives the same features to {error:.1e}")
-    except (FileNotFoundError, ImportError, RuntimeError, TypeError, UnknownNameError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, UnknownNameError, ValueError) as error:
         print(f"nothing exported: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 

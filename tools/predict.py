@@ -7,16 +7,20 @@ r"""Features of the images of a folder, and the nearest of them to a query image
         MODEL.WEIGHTS runs/sskd_m2d/model_final.pth
 
 --output writes .npy (the paths go into a .txt beside it), .npz or .parquet (pip install "fastreid-sskd[parquet]").
-Works with SSKD, source and plain fast-reid configs.
+Works with SSKD, source and plain fast-reid configs. Exit status 2: refused, nothing is written.
 """
 import argparse
 import os
 import sys
 
+from PIL import Image
+
 # Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from fastreid_sskd.data.image import IMAGE_ENDINGS
 from fastreid_sskd.engine import load_config, resolve
+from fastreid_sskd.engine.atomic import check_output, write_atomically
 from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.engine.predict import image_features, image_paths
 from fastreid_sskd.export.feature_files import check_feature_file, write_features
@@ -31,11 +35,29 @@ def show_neighbours(args, query, paths, features) -> None:
         raise ValueError(f"{args.images!r} holds no image but the query")
     order, similarities = nearest(features[others], query, args.neighbours)
     found = [paths[others[i]] for i in order]
-    os.makedirs(os.path.dirname(os.path.abspath(args.picture)), exist_ok=True)
-    neighbours_picture(args.query, found, similarities).save(args.picture)
+    picture = neighbours_picture(args.query, found, similarities)
+    form = Image.registered_extensions()[os.path.splitext(args.picture)[1].lower()]
+    write_atomically(args.picture, lambda file: picture.save(file, form))
     for rank, (path, similarity) in enumerate(zip(found, similarities), start=1):
         print(f"{rank}\t{similarity:.4f}\t{path}")
     print(f"{len(found)} neighbours of {args.query} in {args.picture}")
+
+
+def check_files(args, weights: str) -> list:
+    """The images of the folder, if everything can be read and written that is asked for."""
+    reads = [args.config_file, weights, *([args.query] if args.query else [])]
+    if args.output:
+        check_feature_file(args.output, reads=reads)
+    if args.query:
+        if not os.path.isfile(args.query):
+            raise FileNotFoundError(f"--query: no file {args.query!r}")
+        check_output(args.picture, IMAGE_ENDINGS, reads)
+        if os.path.realpath(args.picture).startswith(os.path.join(os.path.realpath(args.images), "")):
+            raise ValueError(f"--picture {args.picture!r} would be one of the images of {args.images!r}: write it elsewhere")
+    paths = image_paths(args.images)
+    if args.output:
+        check_feature_file(args.output, paths)
+    return paths
 
 
 def main() -> int:
@@ -53,11 +75,9 @@ def main() -> int:
     if args.neighbours < 1:
         parser.error(f"--neighbours must be at least 1, got {args.neighbours}")
     try:
-        if args.output:
-            check_feature_file(args.output)
         cfg = resolve(load_config(args.config_file, args.opts))
         cfg.freeze()
-        paths = image_paths(args.images)
+        paths = check_files(args, cfg.MODEL.WEIGHTS)
         wanted = [args.query, *paths] if args.query else paths
         features = image_features(cfg, load_trained(cfg), wanted)
         if args.query:
@@ -66,9 +86,9 @@ def main() -> int:
         if args.output:
             files = write_features(args.output, paths, features)
             print(f"{len(paths)} features of {features.shape[1]} values in {' and '.join(files)}")
-    except (ImportError, OSError, UnknownNameError, ValueError) as error:
+    except (FloatingPointError, ImportError, OSError, UnknownNameError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 

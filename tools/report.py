@@ -40,7 +40,7 @@ def main() -> int:
     )
     try:
         path = write_report(args.run, args.output, options)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(f"wrote {path} ({os.path.getsize(path) / 1e6:.1f} MB)")

@@ -23,11 +23,12 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from fastreid_sskd.clustering import PseudoLabelError
+from fastreid_sskd.data.image import image_paths
 from fastreid_sskd.engine import default_argument_parser, evaluate, load_config, predict, run
 from fastreid_sskd.engine.lock import FolderInUseError, output_folder
 from fastreid_sskd.engine.same_run import OtherConfigError
 from fastreid_sskd.engine.setup import begin, check_device, read_config
-from fastreid_sskd.export.feature_files import write_features
+from fastreid_sskd.export.feature_files import check_feature_file, write_features
 from fastreid_sskd.processes import join, launch
 from fastreid_sskd.processes.group import joined_from_outside
 from fastreid_sskd.unknown_name import UnknownNameError
@@ -55,9 +56,12 @@ def work(cfg, args) -> None:
 
 def main(args) -> int:
     try:
-        device = load_config(args.config_file, args.opts).MODEL.DEVICE
+        cfg = load_config(args.config_file, args.opts)
+        device = cfg.MODEL.DEVICE
         check_device(device)
-    except (UnknownNameError, ValueError, FileNotFoundError) as error:
+        if args.predict:
+            check_feature_file(args.features, image_paths(args.predict), [args.config_file, cfg.MODEL.WEIGHTS])
+    except (ImportError, UnknownNameError, ValueError, FileNotFoundError) as error:
         if int(os.environ.get("RANK", "0")) == 0:  # no group is formed yet
             print(error, file=sys.stderr)
         return 2

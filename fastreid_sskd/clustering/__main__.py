@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..engine.atomic import check_output, write_atomically
 from .backends import KNN_BACKENDS, ApproximateOptions
 from .diagnostics import cluster_agreement
 from .guards import PseudoLabelError, check_usable
@@ -29,9 +30,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "features", type=Path, help="(N, d) array: .npy, read as a memory map, or 'features' in the .npz of --predict"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="where the (N,) int64 labels go, -1 for noise"
+        "--out", type=Path, required=True, help="the .npy file for the (N,) int64 labels, -1 for noise"
     )
-    parser.add_argument("--centroids", type=Path, help="where the (C, d) float32 centroids go")
+    parser.add_argument("--centroids", type=Path, help="the .npy file for the (C, d) float32 centroids")
     parser.add_argument("--identities", type=Path, help="(N,) array of true identities, to report agreement")
     parser.add_argument("--k1", type=int, default=20)
     parser.add_argument("--k2", type=int, default=6)
@@ -99,9 +100,11 @@ def _read(path: Path, name: str) -> np.ndarray:
 
 
 def _cluster(options: argparse.Namespace) -> int:
-    for path in (options.out, options.centroids):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise FileNotFoundError(f"the folder of {path} is not there: make it first")
+    outputs = [path for path in (options.out, options.centroids) if path is not None]
+    for path in outputs:
+        check_output(path, (".npy",), [path for path in (options.features, options.identities) if path is not None])
+    if len({path.absolute() for path in outputs}) < len(outputs):
+        raise ValueError(f"--out and --centroids are both {options.out}: give two files")
     features = _read(options.features, "features")
     identities = None if options.identities is None else _read(options.identities, "identities")
     if identities is not None and identities.shape != features.shape[:1]:
@@ -126,9 +129,8 @@ def _cluster(options: argparse.Namespace) -> int:
         ),
         device=options.device,
     )
-    np.save(options.out, result.labels)
-    if options.centroids is not None:
-        np.save(options.centroids, result.centroids)
+    for path, array in zip(outputs, (result.labels, result.centroids)):
+        write_atomically(str(path), lambda file, array=array: np.save(file, array))
     logger.info("%s", result.report)
     logger.info("seconds: %s", ", ".join(f"{stage} {value:.2f}" for stage, value in result.seconds.items()))
     if identities is not None:

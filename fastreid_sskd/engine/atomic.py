@@ -1,12 +1,13 @@
-"""Files that are whole or not there, whatever ends the process or fills the disk meanwhile."""
+"""Files that are whole or not there, whatever ends the process or fills the disk meanwhile; and whether they may be written."""
 import contextlib
 import glob
 import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO
 
-__all__ = ["remove_unfinished", "write_atomically"]
+__all__ = ["check_output", "remove_unfinished", "write_atomically", "written_together"]
 
 _UNFINISHED = re.compile(r".+\.\d+\.tmp")
 
@@ -29,11 +30,79 @@ class _Noting:
         return getattr(self.file, name)
 
 
+def check_output(path: str | os.PathLike, endings: Sequence[str] = (), reads: Iterable[str | os.PathLike] = ()) -> str:
+    """Refuse a file that could not be written, or must not be; to be asked before the work that it is for.
+
+    Leaves nothing behind: a missing folder is only looked at, the writers below make it.
+
+    Args:
+        path: of the file. An older one may be there.
+        endings: those allowed, in small letters; empty: any.
+        reads: files that the same command reads.
+
+    Returns:
+        The ending, in small letters.
+
+    Raises:
+        ValueError: for another ending, a folder or device in the file's place, a folder that cannot be made or written into, and a
+            file of ``reads``.
+    """
+    path = os.fspath(path)
+    ending = os.path.splitext(path)[1].lower()
+    if endings and ending not in endings:
+        one_of = "one of " if len(endings) > 1 else ""
+        raise ValueError(f"the file to write has to end in {one_of}{', '.join(endings)}; got {path!r}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "no regular file"
+        raise ValueError(f"{path!r} is {what}: give the name of a file to write")
+    if os.path.exists(path) and any(os.path.exists(other) and os.path.samefile(path, other) for other in reads):
+        raise ValueError(f"{path!r} is read by this command, which would overwrite it: give the output another name")
+    folder, name = os.path.split(os.path.abspath(path))
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    probe = os.path.join(folder, f"{name}.{os.getpid()}.tmp")
+    try:
+        open(probe, "xb").close()
+        os.remove(probe)
+    except OSError as error:
+        raise ValueError(f"{path!r} cannot be written, {folder!r} takes no new file: {error.strerror}") from error
+    return ending
+
+
+@contextlib.contextmanager
+def written_together(*paths: str) -> Iterator[list[str]]:
+    """Give temporary names to files of one folder, which get their own when the block has ended without an error.
+
+    So they can be read again and checked before they replace older ones. The folder is made.
+
+    Raises:
+        OSError: if they cannot be written, naming the first; no temporary file is left.
+    """
+    folder = os.path.dirname(os.path.abspath(paths[0]))
+    temporary = f"{os.path.abspath(paths[0])}.{os.getpid()}.tmp"
+    drafts = [os.path.join(temporary, os.path.basename(path)) for path in paths]
+    try:
+        os.makedirs(temporary, exist_ok=True)
+        yield drafts
+        for draft in drafts:
+            with open(draft, "rb") as file:
+                os.fsync(file.fileno())
+        for draft, path in zip(drafts, paths):
+            os.replace(draft, path)
+        _flush_folder(folder)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, temporary, *drafts):
+            raise
+        raise OSError(error.errno, error.strerror, paths[0]) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name, flush it to the disk, rename it and flush the folder's entry.
 
     Args:
-        path: of the file; an older one is replaced, and stays if anything fails.
+        path: of the file, whose folder is made; an older one is replaced, and stays if anything fails.
         write: is given the open binary file.
 
     Raises:
@@ -42,6 +111,7 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
     temporary = f"{path}.{os.getpid()}.tmp"
     failed = None
     try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(temporary, "wb") as opened:
             file = _Noting(opened)
             try:
@@ -78,5 +148,5 @@ def remove_unfinished(folder: str) -> list[str]:
     """Delete what killed processes left half-written in a folder; only for the one run that holds it."""
     gone = [path for path in glob.glob(os.path.join(glob.escape(folder), "*.tmp")) if _UNFINISHED.fullmatch(path)]
     for path in gone:
-        os.remove(path)
+        shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
     return gone

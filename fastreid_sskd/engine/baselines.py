@@ -5,11 +5,10 @@ from collections.abc import Iterable
 
 import torch
 from fastreid.config import CfgNode
-from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from ..data import Item, extraction_loader
-from ..modeling import SSKD, Peer, peer_config
+from ..modeling import SSKD, peer_config
 
 __all__ = ["one_network_config", "reestimate_batch_norm", "supervised_config"]
 
@@ -43,16 +42,6 @@ def supervised_config(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-class _TrainForward(nn.Module):
-    def __init__(self, peer: Peer):
-        super().__init__()
-        self.peer = peer
-
-    def forward(self, images: torch.Tensor):
-        # the host's margin layers skip the label -1
-        return self.peer(images, torch.full((len(images),), -1, device=images.device))
-
-
 @torch.no_grad()
 def reestimate_batch_norm(cfg: CfgNode, model: SSKD, items: Iterable[Item]) -> None:
     """Replace every teacher's batch-norm statistics by those of the given images: the cheapest adaptation.
@@ -69,5 +58,5 @@ def reestimate_batch_norm(cfg: CfgNode, model: SSKD, items: Iterable[Item]) -> N
     full = max(1, len(loader.dataset) // loader.batch_size)
     for teacher in model.teachers:
         batches = itertools.islice(loader, full)
-        update_bn((model.pixels(batch["images"]) for batch in batches), _TrainForward(teacher))
+        update_bn((model.pixels(batch["images"]) for batch in batches), teacher)
     model.train(mode)

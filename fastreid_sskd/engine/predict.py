@@ -2,14 +2,13 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from fastreid.config import CfgNode
-from fastreid.evaluation.evaluator import inference_context
 from torch import nn
 
 from ..data import extraction_loader
 from ..data.image import image_paths
+from ..evaluation.features import Encoder, encode_images
 from .pipeline import load_trained
 
 __all__ = ["image_features", "image_paths", "predict"]
@@ -18,9 +17,7 @@ __all__ = ["image_features", "image_paths", "predict"]
 def image_features(cfg: CfgNode, model: nn.Module, paths: Sequence[str]) -> np.ndarray:
     """Features (N, d) of N >= 1 images, float32 of unit length, by what the model answers with in evaluation."""
     loader = extraction_loader(cfg, [(path, 0, 0) for path in paths])
-    with inference_context(model), torch.no_grad():
-        features = [F.normalize(model(batch).float(), dim=1).cpu() for batch in loader]
-    return torch.cat(features).numpy()
+    return F.normalize(encode_images(Encoder(model), loader, flip=cfg.TEST.FLIP.ENABLED), dim=1).numpy()
 
 
 def predict(cfg: CfgNode, folder: str) -> tuple[list[str], np.ndarray]:

@@ -2,6 +2,7 @@
 import logging
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastreid.config import CfgNode
 from fastreid.data import build_reid_train_loader
 from fastreid.engine import DefaultTrainer, hooks
 from fastreid.engine.train_loop import TrainerBase
+from fastreid.evaluation.testing import print_csv_format
 from fastreid.solver import build_lr_scheduler
 from fastreid.utils import comm
 from fastreid.utils.events import EventStorage
@@ -20,6 +22,7 @@ from ..data.epochs import HostEpochs
 from ..data.loaders import test_loader
 from ..data.seeding import derive_seed
 from ..evaluation.evaluator import BlockwiseEvaluator
+from ..evaluation.features import Encoder, encode_batches
 from ..processes import (
     Stopped,
     StopRequest,
@@ -166,6 +169,21 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_dir=None):
         loader, num_query = test_loader(cfg, dataset_name)
         return loader, BlockwiseEvaluator(cfg, num_query, output_dir)
+
+    @classmethod
+    @torch.no_grad()
+    def test(cls, cfg: CfgNode, model: nn.Module) -> dict:
+        """Metrics in percent on ``DATASETS.TESTS``: {data set: metrics}, or those of a single one, as the host gives them."""
+        encoder, results = Encoder(model), {}
+        for name in cfg.DATASETS.TESTS:
+            loader, evaluator = cls.build_evaluator(cfg, name)
+            evaluator.reset()
+            for batch, features in encode_batches(encoder, loader, flip=cfg.TEST.FLIP.ENABLED):
+                evaluator.process(batch, encoder.combine(features))
+            results[name] = evaluator.evaluate()
+            if comm.is_main_process():
+                print_csv_format(OrderedDict(results[name], dataset=name))
+        return results if len(results) != 1 else results[name]
 
     @property
     def metric_name(self) -> str:

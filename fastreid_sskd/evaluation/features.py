@@ -1,36 +1,107 @@
-"""Features of every teacher for every image of a loader."""
+"""From images to features: the one way of the refresh, evaluation, prediction, report and export."""
+import contextlib
+import datetime
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from fastreid.evaluation.evaluator import inference_context
 from fastreid.utils.logger import log_every_n_seconds
 from torch import nn
 
 from ..modeling import SSKD
+from ..modeling.ensemble import COMBINATIONS
 
-__all__ = ["TeacherFeatures", "extract_features"]
-
+__all__ = ["Encoder", "encode_batches", "encode_images", "evaluation_mode", "extract_features"]
 
 logger = logging.getLogger("fastreid.sskd.evaluation")
 
 
-class _FittingFeatures:
-    """f_k of a batch in inference mode, in as few parts as the device's memory allows.
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) of 0..255, float or uint8, to the features (B, d), float32, that the model's evaluation gives.
+
+    Of any model: a plain fast-reid one with whatever forward its meta-architecture has, an ``SSKDSource``, or the teachers of an
+    ``SSKD``. The feature of one network is not normalised; the ensemble's has unit length, see ``SSKD.COMBINE``. Weights are the
+    model's own, not copies.
+
+    Args:
+        model: what is evaluated.
+        answer: which teacher of an SSKD model, as ``SSKD.EVAL_WITH``; "": the one that the model answers with. Others have one
+            network: "", "best" or "0".
+
+    Attributes:
+        networks: K of them for "ensemble", else one.
+        names: theirs, for messages.
+
+    Raises:
+        ValueError: if there is no such teacher.
+    """
+
+    def __init__(self, model: nn.Module, answer: str = ""):
+        super().__init__()
+        if isinstance(model, SSKD):
+            chosen = model.chosen_peer(answer or model.eval_with)
+            peers = range(model.num_peers) if chosen is None else [chosen]
+            self.networks = nn.ModuleList(model.teachers[k] for k in peers)
+            self.names = [f"teacher {k}" for k in peers]
+            self.pixels = model.pixels
+            self.combination = COMBINATIONS[model.combination] if chosen is None else None
+        elif answer in ("", "best", "0"):
+            self.networks, self.names = nn.ModuleList([model]), ["the network"]
+            self.pixels = self.combination = None  # it normalises images itself
+        else:
+            raise ValueError(f"a {type(model).__name__} has one network: leave the peer at best, got {answer!r}")
+        self.training = model.training
+
+    def each(self, batch: dict) -> list[torch.Tensor]:
+        """The feature (B, d_k) of every network, float32, not normalised.
+
+        Args:
+            batch: "images", and whatever else a plain model's forward reads.
+        """
+        if self.pixels is None:
+            return [network(batch).float() for network in self.networks]
+        images = self.pixels(batch["images"])
+        return [network(images).float() for network in self.networks]
+
+    def combine(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One feature (B, d) of what :meth:`each` gives."""
+        return self.combination(features) if self.combination else features[0]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.combine(self.each({"images": images}))
+
+
+@contextlib.contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards the mode that every module had."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:  # a module comes before those inside it
+            module.train(mode)
+
+
+class _Fitting:
+    """The features of a batch, in as few parts as the device's memory allows.
 
     A batch that does not fit is halved until it does, and so are those after it, so ``TEST.IMS_PER_BATCH`` may be as
     large as one likes.
     """
 
-    def __init__(self, model: SSKD):
-        self.model = model
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder
         self.largest: int | None = None  # images that fit at once, where fewer than a batch do
 
-    def __call__(self, batched_inputs: dict) -> list[torch.Tensor]:
+    def __call__(self, batch: dict) -> list[torch.Tensor]:
         while True:
-            size = min(len(batched_inputs["images"]), self.largest or len(batched_inputs["images"]))
+            size = min(len(batch["images"]), self.largest or len(batch["images"]))
             try:
-                return self._in_parts_of(size, batched_inputs)
+                parts = self._in_parts_of(size, batch)
+                # outside of inference mode, whose tensors autograd refuses
+                return [torch.cat(part) for part in zip(*parts)]
             except torch.cuda.OutOfMemoryError:
                 if size <= 1:
                     raise
@@ -42,53 +113,75 @@ class _FittingFeatures:
             )  # fmt: skip
 
     @torch.inference_mode()
-    def _in_parts_of(self, size: int, batched_inputs: dict) -> list[torch.Tensor]:
-        parts = [
-            self.model.teacher_features({**batched_inputs, "images": images})
-            for images in batched_inputs["images"].split(max(size, 1))
+    def _in_parts_of(self, size: int, batch: dict) -> list[list[torch.Tensor]]:
+        count = len(batch["images"])
+        if size == count:
+            return [self.encoder.each(batch)]
+        return [
+            self.encoder.each({key: values[at : at + size] for key, values in batch.items()})
+            for at in range(0, count, size)
         ]
-        return [torch.cat(part) for part in zip(*parts)] if len(parts) > 1 else parts[0]
 
 
-class TeacherFeatures(nn.Module):
-    """All teachers of a model as one network: a batch -> (B, d_1 + ... + d_K), side by side, not normalised."""
+def encode_batches(
+    encoder: Encoder, loader: Iterable[dict], *, flip: bool = False
+) -> Iterator[tuple[dict, list[torch.Tensor]]]:
+    """Every batch of a loader with the feature (B, d_k) of each network, in evaluation mode; that of before is restored.
 
-    def __init__(self, model: SSKD):
-        super().__init__()
-        self.model = model
-        self.features = _FittingFeatures(model)
-        self.training = model.training  # the host's evaluation restores the mode of what it is given
+    Args:
+        encoder: says of which networks.
+        loader: batches with "images" (B, 3, H, W), each entry of length B.
+        flip: give the mean of the features of an image and of its mirror image, as ``TEST.FLIP`` asks for.
 
-    def forward(self, batched_inputs: dict) -> torch.Tensor:
-        return torch.cat(self.features(batched_inputs), dim=1)
+    Raises:
+        FloatingPointError: after the last batch, if a feature was not finite.
+    """
+    features_of = _Fitting(encoder)
+    wrong: list = [0] * len(encoder.networks)  # images; tensors, so that no batch waits for the device
+    images, start = 0, time.monotonic()
+    with evaluation_mode(encoder):
+        for i, batch in enumerate(loader):
+            features = features_of(batch)
+            if flip:
+                mirrored = features_of({**batch, "images": batch["images"].flip(dims=[3])})
+                features = [(one + other) / 2 for one, other in zip(features, mirrored)]
+            wrong = [count + (~torch.isfinite(feature)).any(dim=1).sum() for count, feature in zip(wrong, features)]
+            images += len(batch["images"])
+            yield batch, features
+            left = (time.monotonic() - start) / (i + 1) * (len(loader) - i - 1)
+            log_every_n_seconds(
+                logging.INFO, f"features: batch {i + 1}/{len(loader)}, {datetime.timedelta(seconds=round(left))} left",
+                n=30, name="fastreid.sskd",
+            )  # fmt: skip
+    for name, count in zip(encoder.names, map(int, wrong)):
+        if count:
+            raise FloatingPointError(
+                f"{name} gives features that are not finite for {count} of {images} images: look for NaN or inf in the weights file "
+                "that it comes from; if that is good, its training has diverged"
+            )
+
+
+@torch.no_grad()
+def encode_images(encoder: Encoder, loader: Iterable[dict], *, flip: bool = False) -> torch.Tensor:
+    """The features (N, d) of N >= 1 images, float32 on the CPU, in the loader's order; see `encode_batches`."""
+    batches = encode_batches(encoder, loader, flip=flip)
+    return torch.cat([encoder.combine(features).cpu() for _, features in batches])
 
 
 @torch.no_grad()
 def extract_features(model: SSKD, loader: Iterable[dict]) -> list[torch.Tensor]:
-    """f_k(x_i) of each teacher in eval mode, in the loader's order; the model's mode is restored.
+    """f_k(x_i) of each teacher in one pass over the images, in the loader's order; see `encode_batches`.
 
     Args:
         model: the peers.
-        loader: batches with "images" (B, 3, H, W), every image once.
+        loader: N images, each once; N may be 0.
 
     Returns:
         K tensors (N, d_k), float32, on the model's device, not normalised.
-
-    Raises:
-        FloatingPointError: if a feature is not finite.
     """
-    parts: list[list[torch.Tensor]] = [[] for _ in range(model.num_peers)]
-    features_of = _FittingFeatures(model)
-    with inference_context(model):
-        for i, batch in enumerate(loader):
-            for part, feature in zip(parts, features_of(batch)):
-                part.append(feature.float())
-            log_every_n_seconds(logging.INFO, f"features: batch {i + 1}/{len(loader)}", n=30, name="fastreid.sskd")
-    features = [
-        torch.cat(part) if part else torch.empty(0, size, device=model.device)
-        for part, size in zip(parts, model.feature_sizes)
-    ]
-    for k, feature in enumerate(features):
-        if not torch.isfinite(feature).all():
-            raise FloatingPointError(f"teacher {k} gives features that are not finite: training has diverged")
-    return features
+    encoder = Encoder(model, "ensemble")
+    parts = [[torch.empty(0, size, device=model.device)] for size in model.feature_sizes]
+    for _, features in encode_batches(encoder, loader):
+        for part, feature in zip(parts, features):
+            part.append(feature)
+    return [torch.cat(part) for part in parts]

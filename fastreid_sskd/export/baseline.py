@@ -1,42 +1,69 @@
-"""A trained peer as a plain fast-reid ``Baseline``: a checkpoint and a yml that need nothing of this package."""
+"""One trained network as a plain fast-reid model: a checkpoint and a yml that need nothing of this package."""
 import os
+from collections.abc import Sequence
 
 import torch
 import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.modeling import build_model
+from fastreid.modeling.meta_arch import Baseline
 from fastreid.utils.checkpoint import Checkpointer
 from torch import nn
 
-from ..modeling import SSKD
+from ..engine.atomic import check_output, written_together
+from ..modeling import SSKD, Peer
 from ..modeling.peer_config import peer_config
 from .deployed import deployed
 from .parity import check_parity, random_images
 
-__all__ = ["baseline_config", "export_baseline"]
+__all__ = ["baseline_config", "check_baseline_files", "export_baseline"]
 
 # of these sections, what differs from fast-reid's defaults goes into the yml
 _SECTIONS = ("MODEL", "INPUT", "TEST")
-#: largest difference of a feature between the peer and the exported model, relative to the largest feature
+#: largest difference of a feature between the model and the exported model, relative to the largest feature
 TOLERANCE = 1e-5
 
 
-def baseline_config(cfg: CfgNode, k: int, num_classes: int, weights: str) -> dict:
-    """What a yml has to say, over fast-reid's defaults, to describe peer k as a ``Baseline``.
+def check_baseline_files(path: str, reads: Sequence[str] = ()) -> str:
+    """Whether :func:`export_baseline` can write a checkpoint and the yml beside it; returns the path of the yml.
+
+    An older export is replaced. A checkpoint or a yml that stands alone is no export: it may be the only copy of a trained model.
+
+    Args:
+        reads: files that must not be overwritten.
+
+    Raises:
+        ValueError: if ``path`` does not end in .pth, or one of the two cannot or must not be written.
+    """
+    yml = f"{path[: -len(check_output(path, ('.pth',), reads))]}.yml"
+    check_output(yml, reads=reads)
+    alone = [file for file in (path, yml) if os.path.exists(file)]
+    if len(alone) == 1:
+        raise ValueError(
+            f"{alone[0]!r} is there and is no export, which has a .pth and a .yml of one name: give the output another name, or "
+            "remove that file"
+        )
+    return yml
+
+
+def baseline_config(cfg: CfgNode, k: int, num_classes: int, weights: str, architecture: str = "Baseline") -> dict:
+    """What a yml has to say, over fast-reid's defaults, to describe a network alone.
 
     Args:
         cfg: the run's config.
         k: the peer; 0 for a model with one network.
         num_classes: rows of its classifier.
         weights: ``MODEL.WEIGHTS``.
+        architecture: ``MODEL.META_ARCHITECTURE``.
     """
+    of_peers = cfg.MODEL.META_ARCHITECTURE in ("SSKD", "SSKDSource")
     cfg = peer_config(cfg, k)
     model = cfg.MODEL
-    model.META_ARCHITECTURE, model.DEVICE = cfg.SSKD.PEER_ARCHITECTURE, get_cfg().MODEL.DEVICE  # whoever loads it has another device
+    model.META_ARCHITECTURE, model.DEVICE = architecture, get_cfg().MODEL.DEVICE  # whoever loads it has another device
     model.WEIGHTS = weights
     model.BACKBONE.PRETRAIN, model.BACKBONE.PRETRAIN_PATH = False, ""
     model.HEADS.NUM_CLASSES = num_classes
-    if model.HEADS.NAME == "ClasHead":
+    if of_peers and model.HEADS.NAME == "ClasHead":
         model.HEADS.NAME = "EmbeddingHead"  # a ClasHead returns logits; a peer is read as this one
     cfg.TEST.EVAL_PERIOD = get_cfg().TEST.EVAL_PERIOD  # of the training
     return {key: part for key in _SECTIONS if (part := _differences(cfg[key], get_cfg()[key]))}
@@ -55,43 +82,52 @@ def _differences(node: CfgNode, default: CfgNode) -> dict:
 
 
 def export_baseline(cfg: CfgNode, model: nn.Module, path: str, peer: str = "best") -> tuple[str, float]:
-    """Write ``path`` (.pth) and the yml beside it, load both as fast-reid does, and compare features.
+    """Write ``path`` (.pth) and the yml beside it, load both as fast-reid does, and compare with the model's own evaluation.
+
+    A network with the forward of fast-reid's ``Baseline`` becomes one, another keeps its meta-architecture. The files get their names when the
+    features agree; older ones stay where they do not.
 
     Args:
         cfg: the config that the model was built from.
         model: see :func:`.deployed.deployed`.
-        path: of the checkpoint; the yml gets the same name.
+        path: of the checkpoint; the yml gets the same name. Their folder is made.
         peer: "best" or a number. The ensemble is several networks and no Baseline.
 
     Returns:
         The path of the yml, and the largest difference of a feature, relative to the largest feature.
 
     Raises:
-        ValueError: if ``path`` does not end in .pth, or the ensemble is asked for.
+        ValueError: see :func:`check_baseline_files`; if the ensemble is asked for.
         RuntimeError: if the exported model gives other features.
     """
-    if not path.endswith(".pth"):
-        raise ValueError(f"a fast-reid checkpoint ends in .pth, got {path!r}")
-    network = deployed(model, peer)
-    if len(network.networks) > 1:
+    yml = check_baseline_files(path, [cfg.MODEL.WEIGHTS, *cfg.SSKD.PEERS])
+    if isinstance(model, SSKD) and model.chosen_peer(peer) is None:
         raise ValueError(
             "the ensemble is several networks, and a Baseline holds one: export a teacher (best or its number), or the "
             "ensemble as onnx"
         )
-    (teacher,) = network.networks
+    network = deployed(model, peer)
+    (single,) = network.encoder.networks
     k = model.chosen_peer(peer) if isinstance(model, SSKD) else 0
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    state = {key: value.cpu() for key, value in teacher.state_dict().items()}
-    torch.save({"model": state}, path)
-    yml = f"{path.removesuffix('.pth')}.yml"
-    with open(yml, "w", encoding="utf-8") as file:
-        yaml.safe_dump(baseline_config(cfg, k, teacher.num_classes, path), file, sort_keys=False)
-
-    plain = get_cfg()
-    plain.merge_from_file(yml)
-    plain.MODEL.DEVICE = cfg.MODEL.DEVICE
-    again = build_model(plain)
-    Checkpointer(again).load(path)
-    images = random_images(cfg.INPUT.SIZE_TEST)
-    error = check_parity(network, lambda batch: again.eval()(batch), [images], TOLERANCE, what=path)
+    if isinstance(single, Peer):
+        architecture, num_classes = peer_config(cfg, k).SSKD.PEER_ARCHITECTURE, single.num_classes
+        own_forward = single.architecture is not None
+    else:
+        architecture, num_classes = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.HEADS.NUM_CLASSES
+        own_forward = type(single).forward is not Baseline.forward
+    state = {key: value.cpu() for key, value in single.state_dict().items()}
+    if not own_forward:
+        architecture = "Baseline"
+        state = {key: value for key, value in state.items() if key.startswith(("backbone.", "heads."))}
+    with written_together(path, yml) as (weights, config):
+        torch.save({"model": state}, weights)
+        with open(config, "w", encoding="utf-8") as file:
+            yaml.safe_dump(baseline_config(cfg, k, num_classes, path, architecture), file, sort_keys=False)
+        plain = get_cfg()
+        plain.merge_from_file(config)
+        plain.MODEL.DEVICE = cfg.MODEL.DEVICE
+        again = build_model(plain).eval()
+        Checkpointer(again).load(weights)
+        images = [random_images(cfg.INPUT.SIZE_TEST)]
+        error = check_parity(network.expected, lambda batch: again({"images": batch}), images, TOLERANCE, what=path)
     return yml, error

@@ -5,16 +5,16 @@ import inspect
 import io
 import json
 import logging
-import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
+from ..engine.atomic import check_output, written_together
 from .deployed import Deployed
 from .parity import check_parity, random_images
 
-__all__ = ["export_onnx"]
+__all__ = ["check_onnx_file", "export_onnx"]
 
 logger = logging.getLogger("fastreid.sskd.export")
 
@@ -25,16 +25,36 @@ TOLERANCE = 1e-4
 CHECKED, TRACED = (1, 3, 8), 2
 
 
+def check_onnx_file(path: str, reads: Iterable[str] = ()) -> None:
+    """Whether :func:`export_onnx` can write a file, and has the packages that it needs.
+
+    Args:
+        reads: files that must not be overwritten.
+
+    Raises:
+        ImportError: if onnx, onnxruntime or onnxscript is missing.
+        ValueError: if ``path`` does not end in .onnx, or cannot or must not be written.
+    """
+    check_output(path, (".onnx",), reads)
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401  torch's exporter needs it, and says so less plainly
+    except ImportError as error:
+        raise ImportError(f"export to ONNX needs onnx, onnxruntime and onnxscript: {INSTALL} ({error})") from error
+
+
 def export_onnx(
     network: Deployed, path: str, size: Sequence[int], *, metadata: Mapping[str, object] | None = None
 ) -> float:
     """Write a graph with the input ``images`` (batch, 3, H, W) float32 and the output ``features`` (batch, d).
 
-    Written under a temporary name and checked there, so that a file at ``path`` is one that gives the model's features.
+    Written under a temporary name and compared with the model's own evaluation there, so that a file at ``path`` is one that gives
+    its features; an older one stays where that fails.
 
     Args:
         network: what is exported, on any device; it stays there.
-        path: of the file, one file with its weights in it.
+        path: of the file, one file with its weights in it; its folder is made.
         size: (H, W) of the images.
         metadata: written into the file, values as text or JSON.
 
@@ -42,45 +62,37 @@ def export_onnx(
         The largest difference of a feature, relative to the largest feature, over batches of 1, 3 and 8.
 
     Raises:
-        ImportError: if onnx, onnxruntime or onnxscript is missing.
-        ValueError: if ``path`` does not end in .onnx.
+        ImportError, ValueError: see :func:`check_onnx_file`; ValueError also if the model needs more than images.
         RuntimeError: if the graph gives other features.
     """
-    if not path.endswith(".onnx"):
-        raise ValueError(f"an ONNX file ends in .onnx, got {path!r}")
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch's exporter needs it, and says so less plainly
-    except ImportError as error:
-        raise ImportError(f"export to ONNX needs onnx, onnxruntime and onnxscript: {INSTALL} ({error})") from error
+    check_onnx_file(path)
+    import onnx
+    import onnxruntime
 
-    network = copy.deepcopy(network).cpu().eval()  # it shares its weights with the model it is of
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
+    traced = copy.deepcopy(network).cpu().eval()  # it shares its weights with the model it is of
+    example = traced.prepared(random_images(size, TRACED))
     try:
+        traced(example)
+    except KeyError as error:
+        raise ValueError(f"a graph has images alone, and the model's forward also needs {error} of a batch") from error
+    with written_together(path) as (draft,):
         with _quiet():
             torch.onnx.export(
-                network, (random_images(size, TRACED),), temporary, input_names=["images"], output_names=["features"],
+                traced, (example,), draft, input_names=["images"], output_names=["features"],
                 **_exporter_options(),
             )  # fmt: skip
-        graph = onnx.load(temporary)
+        graph = onnx.load(draft)
         onnx.helper.set_model_props(
             graph, {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
         )
         onnx.checker.check_model(graph)
-        onnx.save(graph, temporary)
+        onnx.save(graph, draft)
 
-        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        batches = [random_images(size, batch, seed=batch) for batch in CHECKED]
-        error = check_parity(
-            network, lambda batch: session.run(["features"], {"images": batch.numpy()})[0], batches, TOLERANCE, what=path
-        )
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-    return error
+        session = onnxruntime.InferenceSession(draft, providers=["CPUExecutionProvider"])
+        return check_parity(
+            network.expected, lambda images: session.run(["features"], {"images": traced.prepared(images).numpy()})[0],
+            [random_images(size, batch, seed=batch) for batch in CHECKED], TOLERANCE, what=path,
+        )  # fmt: skip
 
 
 def _exporter_options() -> dict:

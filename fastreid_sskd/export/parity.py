@@ -3,7 +3,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
 
 __all__ = ["check_parity", "random_images"]
 
@@ -16,21 +16,21 @@ def random_images(size: Sequence[int], batch: int = 4, seed: int = 0) -> torch.T
     """
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(batch, 3, 8, 4, generator=generator)
-    smooth = nn.functional.interpolate(coarse, size=tuple(size), mode="bilinear", align_corners=False)
+    smooth = F.interpolate(coarse, size=tuple(size), mode="bilinear", align_corners=False)
     noise = torch.rand(batch, 3, *size, generator=generator)
     return ((0.8 * smooth + 0.2 * noise) * 255).round()
 
 
 @torch.no_grad()
 def check_parity(
-    network: nn.Module, exported: Callable, batches: Iterable[torch.Tensor], tolerance: float, what: str
+    expected: Callable, exported: Callable, batches: Iterable[torch.Tensor], tolerance: float, what: str
 ) -> float:
     """Compare features on batches of images.
 
     Args:
-        network: what was exported, in evaluation mode.
-        exported: maps a batch on the CPU to features (B, d), a tensor or an array. Gets a copy.
-        batches: of images as ``network`` takes them.
+        expected: maps a batch on the CPU to features (B, d), a tensor: the model's own.
+        exported: the same of what was exported, or an array. Gets a copy.
+        batches: of images.
         tolerance: the largest difference of a feature allowed, as a share of the largest feature.
         what: names the export in the error.
 
@@ -42,8 +42,7 @@ def check_parity(
     """
     worst = 0.0
     for images in batches:
-        device = next(network.parameters()).device
-        mine = network(images.to(device)).float().cpu().numpy()
+        mine = expected(images).float().cpu().numpy()
         theirs = exported(images.clone())
         theirs = theirs.float().cpu().numpy() if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
         if mine.shape != theirs.shape:

@@ -19,7 +19,7 @@ class Peer(nn.Module):
 
     In training it returns the head's dict: ``features`` (B, d) before the BN-neck, ``cls_outputs`` (B, C) the logits
     with the head's margin and ``pred_class_logits`` (B, C) without it. In evaluation it returns the feature after
-    the BN-neck (B, d), not normalised.
+    the BN-neck (B, d), not normalised. Training images without targets belong to nobody: they only move batch norm's statistics.
 
     Args:
         backbone: maps (B, 3, H, W) normalised images to feature maps (or tokens) that the head takes.
@@ -51,6 +51,8 @@ class Peer(nn.Module):
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         if self.own_pixels is not None:
             images = self.own_pixels(images)
+        if self.training and targets is None:
+            targets = torch.full((len(images),), -1, device=images.device)  # the host's margin layers skip the label -1
         if self.architecture is not None:
             return architecture_forward(self.architecture, images, targets)
         maps = self.backbone(images)

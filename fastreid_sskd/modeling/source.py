@@ -69,9 +69,8 @@ class SSKDSource(Peer):
         outputs = super().forward(images, labels)
         if "bn_images" in batched_inputs:
             bn_images = self.pixels(batched_inputs["bn_images"])
-            nobody = labels.new_full((len(bn_images),), -1)  # the host's margin layers skip the label -1
             with torch.no_grad():
-                super().forward(bn_images, nobody)
+                super().forward(bn_images)
         return self.losses(
             PeerBatch(features=outputs["features"], logits=outputs["cls_outputs"], labels=labels)
         )

@@ -5,14 +5,13 @@ import os
 
 import torch
 from fastreid.config import CfgNode
-from fastreid.evaluation.evaluator import inference_context
 from torch import nn
 
 from ..data import Item, extraction_loader
 from ..engine import load_config, resolve, trainer_class
 from ..engine.pipeline import load_trained
-from ..evaluation.features import extract_features
-from ..modeling import SSKD, ensemble_feature, load_source_weights
+from ..evaluation.features import Encoder, encode_images
+from ..modeling import SSKD, load_source_weights
 from ..modeling.weights import load_network, read_state_dict
 from .run_files import RunFiles
 
@@ -91,11 +90,7 @@ def _source_model(folder: str, k: int) -> str:
     )
 
 
-@torch.no_grad()
 def embed(cfg: CfgNode, model: nn.Module, items: list[Item]) -> torch.Tensor:
-    """Features (N, d) of the images, on the CPU: the ensemble's of an SSKD model, else the model's own."""
-    loader = extraction_loader(cfg, items)
-    if isinstance(model, SSKD):
-        return ensemble_feature(extract_features(model, loader)).cpu()
-    with inference_context(model):
-        return torch.cat([model(batch).float().cpu() for batch in loader])
+    """Features (N, d) of the images, on the CPU, as evaluated: the ensemble's of an SSKD model, else the model's own."""
+    encoder = Encoder(model, "ensemble" if isinstance(model, SSKD) else "")
+    return encode_images(encoder, extraction_loader(cfg, items), flip=cfg.TEST.FLIP.ENABLED)

@@ -12,7 +12,7 @@ from .. import __version__
 from ..benchmark.summary import write_table
 from ..data import training_items
 from ..data.items import test_items
-from ..engine.atomic import write_atomically
+from ..engine.atomic import check_output, write_atomically
 from . import curves
 from .embeddings import embed, model_after, model_before, run_config
 from .run_files import RunFiles, read_run_files
@@ -70,11 +70,12 @@ def write_report(folder: str, path: str = "", options: Options | None = None) ->
 
     Raises:
         FileNotFoundError: if the folder is no run folder.
-        ValueError: if nothing has been trained there.
+        ValueError: if nothing has been trained there, or the file cannot be written or does not end in .html.
     """
     options = options or Options()
-    run = read_run_files(folder)
     path = path or os.path.join(folder, "report.html")
+    run = read_run_files(folder)
+    check_output(path, (".html", ".htm"))
     text = _template().render(
         folder=folder,
         architecture=run.config["MODEL"]["META_ARCHITECTURE"],
@@ -142,7 +143,7 @@ def _with_models(run: RunFiles, options: Options) -> list[Section]:
         try:
             _fill(run, options, lists, feature_map)
         # a run folder may have come alone: without its data, its weights, or this version's config keys
-        except (FileNotFoundError, ValueError, KeyError) as error:
+        except (FileNotFoundError, FloatingPointError, ValueError, KeyError) as error:
             reason = f"Features could not be computed: {error}"
             logger.warning("%s", reason)
     for section in (lists, feature_map):
@@ -158,7 +159,7 @@ def _fill(run: RunFiles, options: Options, lists: Section, feature_map: Section)
     after = embed(cfg, model_after(cfg, run), items)
     try:
         before = Before(embed(cfg, model_before(cfg, run), items))
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, FloatingPointError, ValueError) as error:
         before = Before(None, f" Before the run: not known, {error}.")
     lists.rows = ranked_rows(
         before,

@@ -1,4 +1,5 @@
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,11 @@ def test_a_radius_for_a_method_without_one(capsys):
         (SOME, ("--method", "kmeans"), "set --num-clusters"),
         (SOME, ("--identities", "features.npy"), "one for each image, got (30, 8) for features (30, 8)"),
         (SOME, ("--identities", "."), "."),
-        (SOME, ("--centroids", "nowhere/c.npy"), "the folder of nowhere/c.npy is not there"),
+        (SOME, ("--centroids", "features.npy/c.npy"), "'features.npy/c.npy' cannot be written"),
+        (SOME, ("--centroids", "labels.npy"), "--out and --centroids are both labels.npy"),
+        (SOME, ("--out", "features.npy"), "'features.npy' is read by this command"),
+        (SOME, ("--out", "."), "has to end in .npy; got '.'"),
+        (SOME, ("--out", "labels"), "has to end in .npy; got 'labels'"),
         (np.float32(1), (), "features must be (N, d)"),
         (SOME, ("--device", "gpu"), "device"),
     ],
@@ -115,7 +120,9 @@ def test_mistakes_are_said_in_a_line_with_the_options_names(tmp_path, monkeypatc
         np.save("features.npy", array)
     assert main(["features.npy", "--out", "labels.npy", *options]) == 2
     said = caplog.records[-1].getMessage()
-    assert message in said and "SSKD." not in said and not Path("labels.npy").exists()
+    assert message in said and "SSKD." not in said
+    assert os.listdir() == ([] if array is None else ["features.npy"])
+    assert array is None or np.array_equal(np.load("features.npy"), array)
 
 
 @pytest.mark.parametrize("name, content", [("f.npy", b""), ("f.npz", b"PK\x03\x04 and no more")])
@@ -144,3 +151,17 @@ def test_features_of_a_prediction(tmp_path, caplog):
     np.savez(tmp_path / "other.npz", rows=features)
     assert main([str(tmp_path / "other.npz"), "--out", str(tmp_path / "l.npy")]) == 2
     assert "no array 'features', only rows" in caplog.text
+
+
+def test_folder_of_the_output_is_made(tmp_path):
+    np.save(tmp_path / "features.npy", crowd(seed=2))
+    assert main([str(tmp_path / "features.npy"), "--out", str(tmp_path / "new" / "l.npy"), "--pairs-per-image", "3"]) == 0
+    assert os.listdir(tmp_path / "new") == ["l.npy"] and np.load(tmp_path / "new" / "l.npy").max() > 0
+
+
+def test_folder_as_output(tmp_path, caplog):
+    """Whatever it is called."""
+    np.save(tmp_path / "features.npy", SOME)
+    (tmp_path / "l.npy").mkdir()
+    assert main([str(tmp_path / "features.npy"), "--out", str(tmp_path / "l.npy")]) == 2
+    assert "l.npy' is a folder" in caplog.text and not os.listdir(tmp_path / "l.npy") and len(os.listdir(tmp_path)) == 2

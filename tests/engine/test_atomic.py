@@ -9,7 +9,7 @@ import pytest
 import torch
 from own_processes import exit_status
 
-from fastreid_sskd.engine.atomic import remove_unfinished, write_atomically
+from fastreid_sskd.engine.atomic import check_output, remove_unfinished, write_atomically, written_together
 
 
 def write(content):
@@ -22,6 +22,8 @@ def test_file_is_written_and_replaced(tmp_path):
         write_atomically(str(path), write(content))
         assert path.read_bytes() == content
     assert os.listdir(tmp_path) == ["file"]
+    write_atomically(str(tmp_path / "a" / "b" / "file"), write(b"content"))
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"content"
 
 
 def test_relative_path(tmp_path, monkeypatch):
@@ -103,3 +105,69 @@ def test_folder_with_a_name_like_a_pattern(tmp_path):
     folder.mkdir()
     (folder / "model.pth.1.tmp").touch()
     assert len(remove_unfinished(str(folder))) == 1
+    (folder / "m.onnx.77.tmp").mkdir()
+    (folder / "m.onnx.77.tmp" / "m.onnx").touch()
+    assert len(remove_unfinished(str(folder))) == 1 and not os.listdir(folder)
+
+
+# ---- several files -----------------------------------------------------------------------------------------------
+
+
+def test_files_get_their_names_together(tmp_path):
+    one, other = tmp_path / "new" / "a.pth", tmp_path / "new" / "a.yml"
+    for content in ("old", "new"):
+        with written_together(str(one), str(other)) as drafts:
+            assert [os.path.basename(draft) for draft in drafts] == ["a.pth", "a.yml"]
+            for draft in drafts:
+                with open(draft, "w", encoding="utf-8") as file:
+                    file.write(content)
+            with open(os.path.join(os.path.dirname(drafts[0]), "weights.data"), "w", encoding="utf-8"):
+                pass  # what a library puts beside them goes
+            assert one.exists() == (content == "new")
+    assert one.read_text() == other.read_text() == "new" and len(os.listdir(tmp_path / "new")) == 2
+
+
+@pytest.mark.parametrize("error", [ValueError("refused"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
+def test_older_files_stay(tmp_path, error):
+    (tmp_path / "a.pth").write_text("old")
+    with pytest.raises(type(error)) as raised, written_together(str(tmp_path / "a.pth"), str(tmp_path / "a.yml")) as (draft, _):
+        with open(draft, "w", encoding="utf-8") as file:
+            file.write("new")
+        raise error
+    assert os.listdir(tmp_path) == ["a.pth"] and (tmp_path / "a.pth").read_text() == "old"
+    assert not isinstance(error, OSError) or raised.value.filename == str(tmp_path / "a.pth")
+
+
+# ---- before the work ---------------------------------------------------------------------------------------------
+
+
+def test_outputs_that_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "older.npy").touch()
+    for path in ("new.npy", "older.npy", "a/b/new.NPY", str(tmp_path / "c" / "new.npy")):
+        assert check_output(path, (".npy", ".npz"), reads=["read.npy", "nowhere"]) == ".npy"
+    assert check_output("any") == "" and os.listdir(tmp_path) == ["older.npy"]
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("f.csv", "end in one of .npy, .npz; got 'f.csv'"), ("", "end in one of"), ("folder/", "end in one of"), (".npy", "end in one"),
+        ("folder.npy", "'folder.npy' is a folder"), ("file/f.npy", "'file/f.npy' cannot be written, .*Not a directory"),
+        ("file/a/f.npy", "cannot be written"), ("read.npy", "is read by this command"), ("link.npy", "is read by this command"),
+        ("./folder/../read.npy", "is read by this command"), ("/dev/null/f.npy", "cannot be written"),
+        ("pipe.npy", "no regular file"), (f"{'n' * 250}.npy", "cannot be written, .*name too long"), ("/proc/f.npy", "cannot be written"),
+    ],
+)  # fmt: skip
+def test_outputs_that_cannot(tmp_path, monkeypatch, path, message):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("folder", "folder.npy"):
+        os.mkdir(folder)
+    for file in ("file", "read.npy"):
+        open(file, "x").close()
+    os.symlink("read.npy", "link.npy")
+    os.mkfifo("pipe.npy")
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        check_output(path, (".npy", ".npz"), reads=["folder", "read.npy"])
+    assert sorted(os.listdir(tmp_path)) == before

@@ -3,14 +3,20 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
+from fastreid.utils.compute_dist import build_dist
 from tiny_reid import TINY, load_checkpoint, tiny_adaptation
 
+from fastreid_sskd.data.items import test_items as query_and_gallery
 from fastreid_sskd.engine import evaluate, run, source_config
 from fastreid_sskd.engine.baselines import one_network_config, supervised_config
 from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.export import export_baseline
+from fastreid_sskd.report import write_report
+from fastreid_sskd.report.embeddings import embed
+from fastreid_sskd.report.ranked_lists import average_precisions
 
 BACKBONE = "BACKBONE: {NAME: build_tiny_reid_backbone, FEAT_DIM: %d, PRETRAIN: False}"
 HEAD = "HEADS: {WITH_BNNECK: True, POOL_LAYER: %s, EMBEDDING_DIM: %d}"
@@ -101,6 +107,24 @@ def test_export_of_a_peer(done, folder, tmp_path):
     for k in range(3):
         _, error = export_baseline(cfg, load_trained(cfg), str(tmp_path / f"{k}.pth"), str(k))
         assert error <= 1e-5
+
+
+def test_report_shows_the_runs_own_ensemble(done, folder, tmp_path, monkeypatch):
+    """Peers of other feature sizes have no mean feature: the report's lists are of the distances that the run combines."""
+    monkeypatch.setattr("fastreid_sskd.report.page.map_figures", lambda *args, **options: [])  # whose packages start slowly
+    file = write_report(str(folder / "run"), str(tmp_path / "report.html"))
+    with open(file, encoding="utf-8") as page:
+        text = page.read()
+    assert "before: AP" in text and "after: AP" in text and "could not be computed" not in text
+
+    cfg = trained(done, folder)
+    queries, gallery = query_and_gallery("Market1501", cfg.SSKD.FOLDERS)
+    features = embed(cfg, load_trained(cfg), [*queries, *gallery])
+    assert features.shape == (len(queries) + len(gallery), 16 + 24 + 12)
+    distances = np.asarray(build_dist(features[: len(queries)], features[len(queries) :], "cosine"))
+    record = json.loads((folder / "run" / "results.json").read_text())
+    expected = record["evaluations"][-1]["results"]["Market1501"]["ensemble"]["mAP"]
+    assert 100 * np.nanmean(average_precisions(distances, queries, gallery)) == pytest.approx(expected, abs=1e-4)
 
 
 def test_what_it_is_compared_with(mixed):

@@ -11,7 +11,7 @@ from tiny_reid import MARKET
 from fastreid_sskd.data import extraction_loader
 from fastreid_sskd.engine import predict
 from fastreid_sskd.engine.pipeline import load_trained
-from fastreid_sskd.engine.predict import image_paths
+from fastreid_sskd.engine.predict import image_features, image_paths
 from fastreid_sskd.modeling import ensemble_feature
 
 
@@ -59,6 +59,17 @@ def test_features(finished, folder, eval_with):
         teachers = model.teacher_features(batch)
     expected = ensemble_feature(teachers) if eval_with == "ensemble" else F.normalize(teachers[1], dim=1)
     assert np.allclose(features, expected.numpy(), atol=1e-6)
+
+
+def test_features_are_the_evaluations(finished, folder):
+    """TEST.FLIP, which evaluation follows, is followed here too."""
+    cfg = trained(finished, "0")
+    model, paths = load_trained(cfg), image_paths(str(folder))
+    cfg.TEST.FLIP.ENABLED = True
+    (batch,) = extraction_loader(cfg, [(path, 0, 0) for path in paths])
+    with torch.no_grad():
+        both = model(batch) + model({**batch, "images": batch["images"].flip(3)})
+    assert np.allclose(image_features(cfg, model, paths), F.normalize(both, dim=1).numpy(), atol=1e-6)
 
 
 def test_prediction_needs_weights(finished, folder):

@@ -5,14 +5,16 @@ import fcntl
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from tiny_reid import CONFIGS, TINY_SOURCE, TINY_TARGET
+from tiny_reid import CONFIGS, MARKET, TINY_SOURCE, TINY_TARGET
 
-from fastreid_sskd.engine import AdaptationTrainer, evaluate
+from fastreid_sskd.engine import AdaptationTrainer, evaluate, pipeline
 
 TOOL = CONFIGS.parent / "tools" / "train_net.py"
 
@@ -109,6 +111,32 @@ def test_as_a_command(tmp_path, world):
     call("--eval-only", *opts, "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "eval"))
     value = record["evaluations"][-1]["results"]["Market1501"]["peer0"]["mAP"]
     assert f"| Market1501 | peer0     |  {value:.1f} |" in (tmp_path / "eval" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("features, message", [
+    ("f.csv", "end in one of .npy, .npz, .parquet"), ("folder.npz", "is a folder"), ("f.txt/f.npz", "cannot be written"),
+    ("model_final.npy", "is read by this command"),
+])  # fmt: skip
+def test_prediction_that_could_not_be_written_is_refused_before_the_work(
+    main, finished, world, tmp_path, monkeypatch, capsys, features, message
+):
+    monkeypatch.setattr(pipeline, "load_trained", None)
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "f.txt").touch()
+    weights = shutil.copy(finished.output / "model_final.pth", str(tmp_path / "model_final.txt"))  # the list of paths would go there
+    crops = str(world / MARKET / "query")
+    given = {"predict": crops, "features": str(tmp_path / features)}
+    assert main(arguments(tmp_path / "out", "MODEL.WEIGHTS", weights, **given)) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and "Traceback" not in shown
+    assert sorted(os.listdir(tmp_path)) == ["f.txt", "folder.npz", "model_final.txt"]
+
+
+def test_prediction(main, finished, world, tmp_path, host_logging, capsys):
+    crops = str(world / MARKET / "query")
+    given = {"predict": crops, "features": str(tmp_path / "f" / "f.npz")}
+    assert main(arguments(tmp_path / "out", "MODEL.WEIGHTS", str(finished.output / "model_final.pth"), **given)) == 0
+    assert len(np.load(tmp_path / "f" / "f.npz")["features"]) == 6 and "6 features of 16 values" in capsys.readouterr().out
 
 
 def test_evaluation_of_nothing(finished):

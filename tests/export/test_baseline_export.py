@@ -1,5 +1,7 @@
 """A peer as a plain fast-reid Baseline: the same features in code that does not know this package's models."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,12 +123,12 @@ def test_the_ensemble_is_no_baseline(make_trained, tmp_path):
         export_baseline(cfg, model, str(tmp_path / "plain.pth"), "ensemble")
     with pytest.raises(ValueError, match="SSKD.EVAL_WITH must be one of"):
         export_baseline(cfg, model, str(tmp_path / "plain.pth"), "2")
-    with pytest.raises(ValueError, match="ends in .pth"):
+    with pytest.raises(ValueError, match="end in .pth"):
         export_baseline(cfg, model, str(tmp_path / "plain.onnx"))
     assert not list(tmp_path.glob("plain*"))
 
 
-def test_other_features_are_refused(make_trained, tmp_path, monkeypatch):
+def test_other_features_are_refused_and_an_older_export_stays(make_trained, tmp_path, monkeypatch):
     from fastreid_sskd.export import baseline
 
     def other_pixels(cfg, *args):
@@ -139,6 +141,34 @@ def test_other_features_are_refused(make_trained, tmp_path, monkeypatch):
     cfg, model = make_trained()
     with pytest.raises(RuntimeError, match="plain.pth gives other features"):
         export_baseline(cfg, model, str(tmp_path / "plain.pth"))
+    assert not list(tmp_path.glob("plain*"))
+    for ending in ("pth", "yml"):
+        (tmp_path / f"plain.{ending}").write_text("older")
+    with pytest.raises(RuntimeError, match="plain.pth gives other features"):
+        export_baseline(cfg, model, str(tmp_path / "plain.pth"))
+    assert {(file.name, file.read_text()) for file in tmp_path.glob("plain*")} == {("plain.pth", "older"), ("plain.yml", "older")}
+    monkeypatch.undo()
+    assert export_baseline(cfg, model, str(tmp_path / "plain.pth"))[1] <= 1e-5
+    assert (tmp_path / "plain.yml").read_text() != "older"
+
+
+def test_nothing_but_an_older_export_is_replaced(make_trained, tmp_path):
+    cfg, model = make_trained()
+    before = Path(cfg.MODEL.WEIGHTS).read_bytes()
+    (tmp_path / "base.yml").write_text("MODEL: {}")
+    for path, message in [
+        (cfg.MODEL.WEIGHTS, "is read by this command"), ("base.pth", "base.yml' is there and is no export"), ("a/b.pth", "a' takes no"),
+    ]:  # fmt: skip
+        (tmp_path / "a").touch()
+        with pytest.raises(ValueError, match=message):
+            export_baseline(cfg, model, str(tmp_path / path))
+    os.symlink(cfg.MODEL.WEIGHTS, tmp_path / "link.pth")
+    with pytest.raises(ValueError, match="is read by this command"):
+        export_baseline(cfg, model, str(tmp_path / "link.pth"))
+    shutil.copy(cfg.MODEL.WEIGHTS, tmp_path / "model_best.pth")  # another checkpoint of the run
+    with pytest.raises(ValueError, match="model_best.pth' is there and is no export"):
+        export_baseline(cfg, model, str(tmp_path / "model_best.pth"))
+    assert before == Path(cfg.MODEL.WEIGHTS).read_bytes() == (tmp_path / "model_best.pth").read_bytes()
 
 
 # ---- what is deployed, and the comparison itself -----------------------------------------------------------------
@@ -152,9 +182,19 @@ def test_deployed_teacher_and_ensemble(make_trained):
         for peer in ("best", "0", "1", "ensemble"):
             model.eval_with = peer
             assert torch.equal(deployed(model, peer)(images), model(batch)), peer
-        outside = deployed(model, "0", normalise_pixels=False)(model.pixels(images))
-        assert torch.equal(outside, deployed(model, "0")(images))
+            assert torch.equal(deployed(model, peer).expected(images), model(batch)), peer
+        outside = deployed(model, "0", normalise_pixels=False)
+        assert torch.equal(outside(model.pixels(images)), deployed(model, "0")(images))
+        assert torch.equal(outside.prepared(images), model.pixels(images))  # and the model still normalises
         assert torch.allclose(deployed(model, "0", unit_length=True)(images).norm(dim=1), torch.ones(4))
+
+
+def test_ensemble_of_one_teacher_has_unit_length(make_trained):
+    _, model = make_trained("SSKD.NUM_PEERS", "1")
+    model.best_peer.fill_(0)
+    with torch.no_grad():
+        length = {peer: deployed(model, peer)(random_images([64, 32])).norm(dim=1) for peer in ("ensemble", "best")}
+    assert torch.allclose(length["ensemble"], torch.ones(4)) and (length["best"] > 2).all()
 
 
 def test_deployed_baseline_and_source_model(make_trained):

@@ -115,8 +115,21 @@ def test_a_graph_with_other_features_is_not_left_behind(tiny, tmp_path, monkeypa
     with pytest.raises(RuntimeError, match="other features"):
         export_onnx(deployed(model), str(tmp_path / "t.onnx"), SIZE)
     assert not list(tmp_path.glob("t.onnx*"))
-    with pytest.raises(ValueError, match="ends in .onnx"):
+    (tmp_path / "t.onnx").write_text("older")
+    with pytest.raises(RuntimeError, match="other features"):
+        export_onnx(deployed(model), str(tmp_path / "t.onnx"), SIZE)
+    assert (tmp_path / "t.onnx").read_text() == "older" and len(list(tmp_path.glob("t.onnx*"))) == 1
+    with pytest.raises(ValueError, match="end in .onnx"):
         export_onnx(deployed(model), str(tmp_path / "t.pth"), SIZE)
+
+
+def test_the_graph_is_compared_with_the_models_own_evaluation(tiny, tmp_path, monkeypatch):
+    """Not with what was traced: a network that leaves a part of the model out is refused."""
+    _, model = tiny()
+    network = deployed(model, "ensemble")
+    network.encoder.networks = network.encoder.networks[:1]
+    with pytest.raises(RuntimeError, match="other features than the model"):
+        export_onnx(network, str(tmp_path / "t.onnx"), SIZE)
 
 
 def test_missing_packages_are_named(tiny, tmp_path, monkeypatch):
@@ -156,7 +169,7 @@ def test_command(make_trained, tmp_path):
 def test_command_that_cannot(make_trained, tmp_path):
     make_trained()
     done = export(tmp_path, "--format", "fastreid", "--peer", "ensemble", "--output", str(tmp_path / "m.pth"))
-    assert done.returncode == 1 and "nothing exported: the ensemble is several networks" in done.stderr
+    assert done.returncode == 2 and "nothing exported: the ensemble is several networks" in done.stderr
     assert "Traceback" not in done.stderr
     done = export(tmp_path, "--format", "fastreid", "--unit-length", "--output", str(tmp_path / "m.pth"))
     assert done.returncode == 2 and "--unit-length" in done.stderr
