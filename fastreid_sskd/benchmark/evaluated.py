@@ -8,10 +8,10 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from fastreid.config import CfgNode
 
 from ..engine import evaluate, load_config, resolve
+from ..modeling.weights import read_file
 from .description import as_dict, describe
 from .folders import device_of, find_runs, row_suffix
 from .result import Result, read_results, write_results
@@ -130,7 +130,7 @@ def _evaluate(cfg: CfgNode, weights: str, config: dict) -> list[Result]:
 
 def _epochs(weights: str) -> int | None:
     """Epochs done when the checkpoint was written, if it says."""
-    saved = torch.load(weights, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(weights))
+    saved = read_file(weights, mmap=zipfile.is_zipfile(weights))
     return saved["epoch"] + 1 if isinstance(saved, dict) and isinstance(saved.get("epoch"), int) else None
 
 

@@ -15,7 +15,8 @@ from ..data.samplers import check_batch
 from ..data.seeding import derive_seed
 from ..data.transforms import build_view_transforms
 from ..evaluation.table import results_table
-from ..modeling import ema_decay, load_source_weights, peer_config
+from ..modeling import build_peer, ema_decay, load_source_weights, peer_config
+from ..modeling.weights import load_model, load_network, read_state_dict
 from ..processes import on_main
 from .adaptation import AdaptationTrainer
 from .amp import Precision
@@ -60,12 +61,12 @@ def load_trained(cfg: CfgNode) -> nn.Module:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is the checkpoint of another model.
+        ValueError: if it cannot be read, or is of another model.
     """
     if not os.path.isfile(cfg.MODEL.WEIGHTS):
         raise FileNotFoundError(f"a trained model is needed: MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, which is no file")
     model = trainer_class(cfg).build_model(without_pretraining(cfg))
-    Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    load_model(model, cfg.MODEL.WEIGHTS, evaluation=True)
     return model.eval()
 
 
@@ -214,28 +215,35 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
 def source_weights(cfg: CfgNode) -> list[str]:
     """The files that the peers start from: those given, else pre-trained now; [] if ``MODEL.WEIGHTS`` is the start.
 
-    Given are ``SSKD.SOURCE.WEIGHTS``, or the ``MODEL.WEIGHTS`` of a file in ``SSKD.PEERS``; peers without are pre-trained.
+    Given are ``SSKD.SOURCE.WEIGHTS``, or the ``MODEL.WEIGHTS`` of a file in ``SSKD.PEERS``. Peers without are pre-trained, or
+    with ``SSKD.SOURCE.SKIP`` stay as they are built (""), and all of them none is [].
 
     Raises:
         FileNotFoundError: if a given one is not there.
+        ValueError: if peers would be pre-trained for hours, and a given one is of another network.
     """
     if cfg.SSKD.SOURCE.WEIGHTS or cfg.MODEL.WEIGHTS:
         missing = [path for path in cfg.SSKD.SOURCE.WEIGHTS if not os.path.isfile(path)]
         if missing:
             raise FileNotFoundError(f"SSKD.SOURCE.WEIGHTS: no file {', '.join(missing)}")
         return list(cfg.SSKD.SOURCE.WEIGHTS)
-    if starts_from_backbone(cfg):
-        logger.warning(
-            "no source: %d peers start from %s, and know nothing of people; their first clusters are what looks alike",
-            cfg.SSKD.NUM_PEERS, "pre-trained backbones" if cfg.MODEL.BACKBONE.PRETRAIN else "random weights",
-        )
-        return []
     given = [peer_config(cfg, k).MODEL.WEIGHTS for k in range(cfg.SSKD.NUM_PEERS)]
     for k, path in enumerate(given):  # before hours go into the others
         if path and not os.path.isfile(path):
             raise FileNotFoundError(f"peer {k} is to start from MODEL.WEIGHTS {path!r} (of {cfg.SSKD.PEERS[k]}), which is no file")
+    if starts_from_backbone(cfg):
+        if not all(given):
+            logger.warning(
+                "no source: %d peers start from %s, and know nothing of people; their first clusters are what looks alike",
+                given.count(""), "pre-trained backbones" if cfg.MODEL.BACKBONE.PRETRAIN else "random weights",
+            )
+        return given if any(given) else []
     if not all(given):
         check_domains(cfg)
+        for k, path in enumerate(given):
+            if path:
+                peer = build_peer(without_pretraining(peer_config(cfg, k)))
+                load_network(peer, read_state_dict(path), path, k)
     return pretrain_peers(cfg)
 
 

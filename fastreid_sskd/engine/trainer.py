@@ -20,6 +20,7 @@ from ..data.epochs import HostEpochs
 from ..data.loaders import test_loader
 from ..data.seeding import derive_seed
 from ..evaluation.evaluator import BlockwiseEvaluator
+from ..modeling.weights import load_model
 from ..processes import (
     agree,
     broadcast_buffers,
@@ -36,7 +37,7 @@ from .memory import reset_peak_memory
 from .optimizer import build_optimizer
 from .random_state import random_state, restore_random_state
 from .same_run import check_same_run, plain_config
-from .setup import seed_everything, use_device
+from .setup import seed_everything, use_device, without_pretraining
 from .step import TrainingStep
 from .stop import Stopped, StopRequest, listen
 from .writers import build_writers
@@ -116,17 +117,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """As the host, with an error that helps where it would download weights and cannot."""
+        """As the host; ImageNet weights are not looked for where ``MODEL.WEIGHTS`` takes their place."""
         use_device(cfg.MODEL.DEVICE)
-        try:
-            return super().build_model(cfg)
-        except ModuleNotFoundError as error:
-            if error.name != "gdown":
-                raise
-            raise FileNotFoundError(
-                "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it to a file on "
-                "disk, or install gdown so that fast-reid can download them, or set MODEL.BACKBONE.PRETRAIN to False"
-            ) from error
+        return super().build_model(without_pretraining(cfg) if cfg.MODEL.WEIGHTS else cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -249,10 +242,8 @@ class Trainer(DefaultTrainer):
 
     def load_weights(self) -> None:
         """Load ``MODEL.WEIGHTS``, if any, without the state of its training."""
-        path = self.cfg.MODEL.WEIGHTS
-        if path and not os.path.isfile(path):
-            raise FileNotFoundError(f"MODEL.WEIGHTS {path!r} not found")
-        self.checkpointer.load(path, checkpointables=[])
+        if self.cfg.MODEL.WEIGHTS:
+            load_model(self.model, self.cfg.MODEL.WEIGHTS)
 
     def train(self) -> dict:
         """Run from where the last checkpoint was to ``max_epoch``; returns the last evaluation's results ({} without any).
