@@ -139,6 +139,8 @@ def _walk(content: Any, prefix: str, depth: int) -> Iterable[tuple[str, torch.Te
 _TEACHER = re.compile(r"(?:^|\.)teachers\.(\d+)\.")
 # Of two networks in a file that fit alike, those with these words come second.
 _SECOND = re.compile(r"(^|[._])(student|encoder_k|momentum)")
+# What backbones from elsewhere have beside the backbone's own parts, of other classes.
+_CLASSIFIER = re.compile(r"(head\.)?(fc|classifier)\.|head\.(weight|bias)$")
 # Layers that no public file has: the host's non-local blocks, which begin as identity, and its MobileNetV3's last layer.
 _NEVER_PUBLIC = {"ResNet": "NL_", "ResNeXt": "NL_", "MobileNetV3": "conv."}
 
@@ -183,6 +185,10 @@ class _Match:
     @property
     def num_found(self) -> int:
         return sum(not _counts_batches(name) for name in self.found)
+
+    @property
+    def whole(self) -> bool:
+        return self.num_found == self.total and not self.extra
 
 
 def _counts_batches(name: str) -> bool:
@@ -241,15 +247,13 @@ def _match(state: State, own: State, prefix: str, *, whole: bool = False) -> _Ma
     stems = {_stem(name) for name in own} | {"NL_"}
     extra = [
         name for name in below
-        if name not in own and not _counts_batches(name) and (
-            not name.startswith(("fc.", "classifier.")) if whole
-            else _stem(name) in stems and not name.endswith(("running_mean", "running_var"))  # of another norm
-        )
+        if name not in own and not _counts_batches(name) and not _CLASSIFIER.match(name)
+        and (whole or _stem(name) in stems and not name.endswith(("running_mean", "running_var")))  # of another norm
     ]  # fmt: skip
     return _Match(prefix, found, missing, misshapen, extra, sum(not _counts_batches(name) for name in own))
 
 
-def _match_backbone(backbone: nn.Module, state: State) -> _Match:
+def _match_backbone(backbone: nn.Module, state: State, path: str) -> _Match:
     own = backbone.state_dict()
     prefix = _prefix(state, own)
     positions = state.get(f"{prefix}pos_embed", torch.empty(0))
@@ -258,7 +262,11 @@ def _match_backbone(backbone: nn.Module, state: State) -> _Match:
     of_fastreid = prefix.endswith("backbone.") and any(
         key.startswith(f"{prefix.removesuffix('backbone.')}heads.") for key in state
     )
-    return _match(state, own, prefix, whole=of_fastreid)
+    match = _match(state, own, prefix, whole=of_fastreid)
+    if match.missing and (renamed := _in_order(state, own)):
+        logger.warning("%s has other names than the backbone, and its shapes in its order: it is loaded by the order", path)
+        return _Match("", renamed, [], [], [], match.total)
+    return match
 
 
 def _resized_positions(backbone: nn.Module, positions: torch.Tensor, distilled: bool) -> torch.Tensor:
@@ -290,8 +298,10 @@ def _resized_positions(backbone: nn.Module, positions: torch.Tensor, distilled: 
 def _in_order(state: State, own: State) -> dict[str, torch.Tensor] | None:
     """The file's first tensors under the network's names, where all have its kinds and shapes in its order.
 
-    Another toolbox names the layers of one network otherwise (torchvision's MobileNetV2).
+    Other toolboxes name the layers of one network otherwise: torchvision's MobileNetV2, a ResNet kept as one nn.Sequential.
     """
+    if any(re.search(r"(^|\.)backbone\.", key) for key in state):  # fast-reid's names, which mean what they say
+        return None
     names = [name for name in own if not _counts_batches(name)]
     theirs = [(key, value) for key, value in state.items() if not _counts_batches(key)][:len(names)]
     same = len(theirs) == len(names) and all(
@@ -362,21 +372,16 @@ def load_backbone(backbone: nn.Module, path: str) -> None:
         WeightsError: if it cannot be read, or does not have the whole backbone; the backbone is then left alone.
     """
     state = _of_peer(read_state_dict(path), None, path)
-    match = _match_backbone(backbone, state)
+    match = _match_backbone(backbone, state, path)
     never_public = _NEVER_PUBLIC.get(type(backbone).__name__)
     new = [name for name in match.missing if never_public and name.startswith(never_public)]
-    found = match.found
-    if match.misshapen or match.extra or len(match.missing) > len(new) or not found:
-        renamed = _in_order(state, backbone.state_dict())
-        if renamed is None:
-            _refuse(path, backbone, match, state)
-        logger.warning("%s has other names than the backbone, and the same shapes in the same order: it is loaded by its order", path)
-        found, new = renamed, []
-    _check_finite(path, found)
-    backbone.load_state_dict(found, strict=False)
+    if match.misshapen or match.extra or len(match.missing) > len(new) or not match.found:
+        _refuse(path, backbone, match, state)
+    _check_finite(path, match.found)
+    backbone.load_state_dict(match.found, strict=False)
     if new:
         logger.warning("%s has no weights for %d tensors (first: %s): they keep their initial values", path, len(new), new[0])
-    _log_loaded(path, match, sum(not _counts_batches(name) for name in found))
+    _log_loaded(path, match)
 
 
 def load_network(
@@ -399,8 +404,8 @@ def load_network(
         WeightsError: if the file is of another network, or not finite.
     """
     state = _of_peer(state, k, path)
-    match = _match_backbone(network.backbone, state)
-    if match.missing or match.misshapen or match.extra or not match.found:
+    match = _match_backbone(network.backbone, state, path)
+    if not match.whole:
         _refuse(path, network.backbone, match, state)
     loaded = {f"backbone.{name}": value for name, value in match.found.items()}
 
@@ -415,7 +420,7 @@ def load_network(
     random = [name for name in missing if name in parameters and own[name].ndim > 1]
     odd = [name for name in rest.misshapen if name in parameters]
     unused = [name for name in rest.extra if not name.startswith("heads.classifier.")]  # of fast-reid before 1.2
-    if odd or evaluation and (random or unused):
+    if odd or len(random) > 0.1 * len(own) or evaluation and (random or unused):  # MGN's branches are most of it
         rest = _Match(match.prefix, rest.found, random, odd, unused, rest.total)
         _refuse(path, network, rest, outer, "other")
     loaded.update({name: value for name, value in rest.found.items() if name not in classifiers})
@@ -436,7 +441,7 @@ def load_network(
     network.load_state_dict(loaded, strict=False)
     if missing:
         logger.warning("%s has no weights for %s: they keep their initial values", path, ", ".join(missing[:8]))
-    _log_loaded(path, match, match.num_found)
+    _log_loaded(path, match)
 
 
 def load_exactly(model: nn.Module, state: State, path: str) -> None:
@@ -455,11 +460,11 @@ def load_exactly(model: nn.Module, state: State, path: str) -> None:
         if isinstance(part, Peer) and rows is not None and rows.shape[1:] == own[key].shape[1:]:
             own[key] = rows
     match = _match(state, own, prefix, whole=True)
-    if match.missing or match.misshapen or match.extra:
+    if not match.whole:
         _refuse(path, model, match, state, "model")
     _check_finite(path, match.found)
     model.load_state_dict(match.found, strict=False)
-    _log_loaded(path, match, match.num_found, "model")
+    _log_loaded(path, match, "model")
 
 
 def load_model(model: nn.Module, path: str, *, evaluation: bool = False) -> dict[str, Any]:
@@ -481,9 +486,9 @@ def load_model(model: nn.Module, path: str, *, evaluation: bool = False) -> dict
     return {key: value for key, value in content.items() if key != "model"} if "model" in content else {}
 
 
-def _log_loaded(path: str, match: _Match, found: int, what: str = "backbone") -> None:
+def _log_loaded(path: str, match: _Match, what: str = "backbone") -> None:
     names = f"names begin with {match.prefix}" if match.prefix else "plain names"
-    logger.info("loaded %d of %d %s tensors from %s (%s)", found, match.total, what, path, names)
+    logger.info("loaded %d of %d %s tensors from %s (%s)", match.num_found, match.total, what, path, names)
 
 
 def load_source_weights(model: SSKD, paths: Sequence[str]) -> None:

@@ -180,7 +180,7 @@ LAYOUTS = {
         "student": named({key: torch.zeros_like(value) for key, value in state.items()}, "module.backbone."),
         "teacher": {**named(state, "backbone."), "head.mlp.0.weight": torch.zeros(5, 3)}, "args": argparse.Namespace(lr=1),
     },
-    "pycls": lambda state: {"epoch": 9, "model_state": state},
+    "pycls": lambda state: {"epoch": 9, "model_state": {**state, "head.fc.weight": torch.zeros(5, 3)}},
     "arrays": lambda state: {"net": {key: value.numpy() for key, value in state.items()}},
     "counters of one value": lambda state: {
         key: value[None] if value.ndim == 0 else value for key, value in state.items()
@@ -243,7 +243,8 @@ def test_pretrain_path_in_any_layout(sources, pretrained, family, layout):
 
 @pytest.mark.parametrize("family", BACKBONES)
 def test_pretrain_path_of_every_backbone(sources, pretrained, family):
-    assert_loaded(pretrained(family, LAYOUTS["timm"](sources(family))), sources(family))
+    for layout in ("timm", "pycls"):
+        assert_loaded(pretrained(family, LAYOUTS[layout](sources(family))), sources(family))
 
 
 @pytest.mark.parametrize("family", BACKBONES)

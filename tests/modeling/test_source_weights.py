@@ -12,7 +12,14 @@ from fastreid.modeling import build_model
 from torch import nn
 
 from fastreid_sskd.modeling import load_source_weights
-from fastreid_sskd.modeling.weights import WeightsError, is_sskd_state, load_exactly, load_model, load_network, read_state_dict
+from fastreid_sskd.modeling.weights import (
+    WeightsError,
+    is_sskd_state,
+    load_exactly,
+    load_model,
+    load_network,
+    read_state_dict,
+)
 
 weights_only_is_narrow = pytest.mark.skipif(
     torch.__version__ < (2, 6), reason="weights_only refuses numpy arrays and Counters before torch 2.6"
@@ -421,6 +428,17 @@ def test_a_file_of_two_networks_gives_the_one_that_is_used(make_peer):
             peer = make_peer(0)
             load_network(peer, state, "somewhere")
             assert torch.equal(peer.backbone.conv1.weight, one["conv1.weight"]), names
+
+
+def test_a_backbone_of_other_names_is_taken_by_its_order(make_peer, warnings):
+    """As of toolboxes that keep it as one nn.Sequential; another order is another network."""
+    source, peer = make_peer(10).backbone, make_peer(0)
+    state = {f"module.base.{key}": value for key, value in nn.Sequential(*source.children()).state_dict().items()}
+    load_network(peer, {**state, "module.feat_bn.weight": torch.ones(8)}, "somewhere")
+    assert all(torch.equal(peer.backbone.state_dict()[name], value) for name, value in source.named_parameters())
+    assert "loaded by the order" in warnings()[0]
+    with pytest.raises(WeightsError, match="0 of 10"):
+        load_network(peer, dict(reversed(state.items())), "somewhere")
 
 
 def test_the_best_teacher_is_taken_where_one_network_is_asked_for(make_model, make_peer, warnings):
