@@ -184,7 +184,8 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.SOURCE.WEIGHTS = []
     # the config that pre-trains a peer on the source when WEIGHTS is empty; relative to the file that names it [path]
     _C.SOURCE.CONFIG = ""
-    # no source: the peers start from MODEL.BACKBONE.PRETRAIN_PATH, or at random with PRETRAIN False, unless WEIGHTS are given
+    # no source: the peers start from MODEL.BACKBONE.PRETRAIN_PATH, or at random with PRETRAIN False, unless WEIGHTS are given,
+    # or MODEL.WEIGHTS in the file of a peer
     _C.SOURCE.SKIP = False
     # overrides of that config, as on the command line; also for what it does not share with this run, as SOLVER.AMP.ENABLED
     # [KEY, value, KEY, value, ...]

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import pickle
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -73,26 +72,78 @@ def _one_class(host_loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Te
     return cross_entropy_loss
 
 
-def load_weights(f: Any, map_location: Any = "cpu", **kwargs: Any) -> Any:
-    """`torch.load` of a file of tensors, on the CPU, never executing what a pickle asks for.
+def load_file(f: Any, map_location: Any = "cpu", **kwargs: Any) -> Any:
+    """`torch.load` of a file that a builder of the host has downloaded: on the CPU, nothing but tensors.
 
     Raises:
-        ValueError: if the file holds anything but tensors, containers and plain values.
+        ValueError: if the file holds anything else.
     """
-    try:
-        return torch.load(f, map_location=map_location, **{"weights_only": True, **kwargs})
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{f} is not a file of tensors only, so it is not loaded: save its state dict alone with "
-            "torch.save(state_dict, path) and set MODEL.BACKBONE.PRETRAIN_PATH to that"
-        ) from error
+    from ..modeling.weights import read_file  # which imports the host
+
+    return read_file(os.fspath(f))
 
 
 def _patch_backbones_load() -> None:
     target("fastreid.modeling.backbones.resnet", "torch.load")
     for key, module in list(sys.modules.items()):
         if key.startswith("fastreid.modeling.backbones.") and vars(module).get("torch") is torch:
-            module.torch = ModuleProxy(torch, load=load_weights)
+            module.torch = ModuleProxy(torch, load=load_file)
+
+
+def _whole_backbone(host_build: Callable[[Any], nn.Module]) -> Callable[[Any], nn.Module]:
+    """Return the host's `build_backbone`, which loads `PRETRAIN_PATH` in any layout, and whole or not at all.
+
+    Builders that are not the host's load as they do.
+    """
+
+    @functools.wraps(host_build)
+    def build_backbone(cfg: Any) -> nn.Module:
+        from ..modeling.weights import load_backbone
+
+        options, registry = cfg.MODEL.BACKBONE, target("fastreid.modeling.backbones.build", "BACKBONE_REGISTRY")
+        if not options.PRETRAIN or not registry.get(options.NAME).__module__.startswith("fastreid."):
+            return host_build(cfg)
+        if options.PRETRAIN_PATH:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.BACKBONE.PRETRAIN = False
+            backbone = host_build(cfg)
+            load_backbone(backbone, options.PRETRAIN_PATH)
+            return backbone
+        try:
+            return host_build(cfg)  # downloads
+        except (ModuleNotFoundError, OSError) as error:  # without gdown, without a network, or without an address
+            if isinstance(error, ModuleNotFoundError) and error.name != "gdown":
+                raise
+            raise FileNotFoundError(
+                "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it to a file on "
+                "disk, or install gdown so that fast-reid can download them, or set MODEL.BACKBONE.PRETRAIN to False"
+            ) from error
+
+    return build_backbone
+
+
+def _whole_model(host_load: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the host's `Checkpointer.load`, which refuses a file without the whole backbone of a re-ID model."""
+
+    @functools.wraps(host_load)
+    def load(self: Any, path: str, checkpointables: list[str] | None = None) -> Any:
+        from ..modeling.weights import load_model
+
+        if not path or not (hasattr(self.model, "backbone") or hasattr(self.model, "teachers")):
+            return host_load(self, path, checkpointables)
+        rest = load_model(self.model, path)
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in rest:
+                self.checkpointables[key].load_state_dict(rest.pop(key))
+        return rest
+
+    return load
+
+
+def _patch_checkpointer() -> None:
+    checkpointer = target("fastreid.utils.checkpoint", "Checkpointer")
+    checkpointer.load = _whole_model(target("fastreid.utils.checkpoint", "Checkpointer.load"))
 
 
 def _patch_regnet_paths() -> None:
@@ -134,6 +185,18 @@ PATCHES = (
         "modeling/backbones/*.py (torch.load)",
         "unpickles anything before torch 2.6; shufflenet and mobilenetv3 need the device that saved the file",
         _patch_backbones_load,
+    ),
+    Patch(
+        "pretrained-backbone",
+        "modeling/backbones/build.py:21",
+        "PRETRAIN_PATH with other names, or of another network, leaves the backbone random and the log at INFO",
+        lambda: swap("fastreid.modeling.backbones.build", "build_backbone", _whole_backbone),
+    ),
+    Patch(
+        "checkpoint-load",
+        "utils/checkpoint.py:93",
+        "a file that shares no tensor with the model is loaded: a random network is evaluated",
+        _patch_checkpointer,
     ),
     Patch(
         "regnet-config",

@@ -14,7 +14,7 @@ from ..data import TargetLoader, training_items
 from ..data.seeding import derive_seed
 from ..evaluation.peers import evaluate_peers
 from ..modeling import load_source_weights
-from ..modeling.weights import is_sskd_state, read_state_dict
+from ..modeling.weights import is_sskd_state, load_exactly, read_state_dict
 from ..processes import Stopped, broadcast_buffers, on_main
 from .hooks import PeerEMA
 from .optimizer import build_optimizer, reset_optimizer
@@ -103,7 +103,7 @@ class AdaptationTrainer(Trainer):
             return
         state = read_state_dict(path)
         if is_sskd_state(state):
-            self.checkpointer.load(path, checkpointables=[])
+            load_exactly(self.model, state, path)
         else:
             load_source_weights(self.model, [path])
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, hold plain tensors only, and load strictly into the peers."""
+"""Checkpoints that are whole or not there, hold plain tensors only, and are resumed from exactly."""
 import logging
 import os
 import re
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from fastreid.utils.checkpoint import Checkpointer as HostCheckpointer
 
-from ..modeling import SSKD, Peer
+from ..modeling.weights import WeightsError, load_exactly, read_file
 from .atomic import write_atomically
 
 __all__ = ["Checkpointer", "damage", "last_checkpoint", "read_stamp"]
@@ -47,7 +47,7 @@ def read_stamp(path: str) -> dict[str, Any]:
     """The numbers beside a checkpoint's tensors, which are left on the disk: "epoch", "processes"; {} where there is no such file."""
     if not zipfile.is_zipfile(path):
         return {}
-    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    saved = read_file(path, mmap=True)
     return {key: value for key, value in saved.items() if isinstance(value, int)} if isinstance(saved, dict) else {}
 
 
@@ -73,7 +73,7 @@ def last_checkpoint(folder: str) -> str:
 
 
 class Checkpointer(HostCheckpointer):
-    """The host's checkpointer with atomic writes, safe reads and no silently skipped weights of the peers.
+    """The host's checkpointer with atomic writes, safe reads and no silently skipped weights.
 
     A file under a checkpoint's name is complete, and the one before it stays until then. Anything with ``state_dict`` and
     ``load_state_dict`` can be added to ``checkpointables``.
@@ -145,28 +145,21 @@ class Checkpointer(HostCheckpointer):
         Args:
             path: a file that ``save`` wrote.
             check: is given the file's content before anything is loaded, and raises if it does not belong here.
+
+        Raises:
+            ValueError: if the file is damaged, or of another model: what does not fit is not skipped.
         """
         self.logger.info("Loading checkpoint from %s", path)
         checkpoint = self._load_file(path)
         check(checkpoint)
-        incompatible = self._load_model(checkpoint)
-        if incompatible is not None:
-            self._log_incompatible_keys(incompatible)
+        load_exactly(self.model, checkpoint.pop("model"), path)
         for key, part in self.checkpointables.items():
             if key in checkpoint:
                 part.load_state_dict(checkpoint.pop(key))
         return checkpoint
 
     def _load_file(self, f: str) -> dict[str, Any]:
-        checkpoint = torch.load(f, map_location="cpu", weights_only=True)
+        checkpoint = read_file(f)
+        if not isinstance(checkpoint, dict):
+            raise WeightsError(f"{f!r} holds a {type(checkpoint).__name__}, and no checkpoint of a run")
         return checkpoint if "model" in checkpoint else {"model": checkpoint}
-
-    def _load_model(self, checkpoint: dict[str, Any]):
-        if not isinstance(self.model, (SSKD, Peer)):
-            return super()._load_model(checkpoint)
-        # The host would skip what does not fit, which for a resumed run is a random classifier.
-        state = checkpoint.pop("model")
-        try:
-            return self.model.load_state_dict(state, strict=True) and None
-        except RuntimeError as error:
-            raise ValueError(f"the checkpoint is of another model than the config describes: {error}") from error

@@ -15,7 +15,8 @@ from ..data.samplers import check_batch
 from ..data.seeding import derive_seed
 from ..data.transforms import build_view_transforms
 from ..evaluation.table import results_table
-from ..modeling import ema_decay, load_source_weights, peer_config
+from ..modeling import build_peer, ema_decay, load_source_weights, peer_config
+from ..modeling.weights import load_model, load_network, read_state_dict
 from ..processes import listen, on_main
 from .adaptation import AdaptationTrainer
 from .amp import Precision
@@ -60,12 +61,12 @@ def load_trained(cfg: CfgNode) -> nn.Module:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is the checkpoint of another model.
+        ValueError: if it cannot be read, or is of another model.
     """
     if not os.path.isfile(cfg.MODEL.WEIGHTS):
         raise FileNotFoundError(f"a trained model is needed: MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, which is no file")
     model = trainer_class(cfg).build_model(without_pretraining(cfg))
-    Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    load_model(model, cfg.MODEL.WEIGHTS, evaluation=True)
     return model.eval()
 
 
@@ -234,7 +235,8 @@ def check_source(cfg: CfgNode) -> None:
     Raises:
         FileNotFoundError: if a file of weights, or the source's config, is not there.
         OtherConfigError: if a source model in ``OUTPUT_DIR`` was trained with another config.
-        ValueError: if nothing says how to pre-train, or a data set is source and target.
+        ValueError: if nothing says how to pre-train, a data set is source and target, or a file that is given beside peers to
+            be pre-trained is of another network.
     """
     given = _given_weights(cfg)
     for key, path in given:
@@ -255,19 +257,19 @@ def check_source(cfg: CfgNode) -> None:
             "name different data sets"
         )
     for k, (_, path) in enumerate(given):
-        if not path:
+        if path:
+            load_network(build_peer(without_pretraining(peer_config(cfg, k))), read_state_dict(path), path, k)
+        else:
             _is_finished(source_config(cfg, k))
 
 
 def pretrains(cfg: CfgNode) -> bool:
     """Whether peers of an SSKD config start from source models that are not given, and so have to be pre-trained."""
-    return not all(path for _, path in _given_weights(cfg))
+    return not starts_from_backbone(cfg) and not all(path for _, path in _given_weights(cfg))
 
 
 def _given_weights(cfg: CfgNode) -> list[tuple[str, str]]:
-    """What says so, and the files that are given to start from; "" for a peer that has to be pre-trained."""
-    if starts_from_backbone(cfg):
-        return []
+    """What says so, and the files that are given to start from; "" for a peer without."""
     whole = [("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)] if cfg.MODEL.WEIGHTS else []
     if cfg.SSKD.SOURCE.WEIGHTS or whole:
         return [*whole, *(("SSKD.SOURCE.WEIGHTS", path) for path in cfg.SSKD.SOURCE.WEIGHTS)]
@@ -279,7 +281,8 @@ def source_weights(cfg: CfgNode) -> list[str]:
     """The files that the peers start from: those given, else pre-trained now; [] if ``MODEL.WEIGHTS`` is the start.
 
     Given are ``SSKD.SOURCE.WEIGHTS``, or the ``MODEL.WEIGHTS`` of a file in ``SSKD.PEERS``. Peers without are pre-trained,
-    each with its own seed; finished ones in ``OUTPUT_DIR`` are reused. See :func:`check_source`, which comes first.
+    each with its own seed; finished ones in ``OUTPUT_DIR`` are reused. With ``SSKD.SOURCE.SKIP`` they stay as they are built
+    (""), and all of them none is []. See :func:`check_source`, which comes first.
 
     Returns:
         Of a pre-trained peer the better of the evaluated epochs on the source's test set, else the last epoch.
@@ -289,14 +292,16 @@ def source_weights(cfg: CfgNode) -> list[str]:
     """
     if cfg.SSKD.SOURCE.WEIGHTS or cfg.MODEL.WEIGHTS:
         return list(cfg.SSKD.SOURCE.WEIGHTS)
+    given = [path for _, path in _given_weights(cfg)]
     if starts_from_backbone(cfg):
-        logger.warning(
-            "no source: %d peers start from %s, and know nothing of people; their first clusters are what looks alike",
-            cfg.SSKD.NUM_PEERS, "pre-trained backbones" if cfg.MODEL.BACKBONE.PRETRAIN else "random weights",
-        )
-        return []
+        if not all(given):
+            logger.warning(
+                "no source: %d peers start from %s, and know nothing of people; their first clusters are what looks alike",
+                given.count(""), "pre-trained backbones" if cfg.MODEL.BACKBONE.PRETRAIN else "random weights",
+            )
+        return given if any(given) else []
     _choose_kernels(cfg)
-    return [path or _pretrain(cfg, k) for k, (_, path) in enumerate(_given_weights(cfg))]
+    return [path or _pretrain(cfg, k) for k, path in enumerate(given)]
 
 
 def _pretrain(cfg: CfgNode, k: int) -> str:

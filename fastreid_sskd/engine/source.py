@@ -2,11 +2,9 @@
 from collections.abc import Iterable
 
 from fastreid.config import CfgNode
-from torch import nn
 
 from ..data import SourceLoader
 from ..modeling.weights import load_network, read_state_dict
-from .setup import without_pretraining
 from .shares import check_shares
 from .trainer import Trainer
 
@@ -35,11 +33,6 @@ class SourceTrainer(Trainer):
 
     def epoch_batches(self, epoch: int, start: int = 0) -> Iterable:
         return self._loader.epoch(epoch, start)
-
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The network; ImageNet weights are not looked for where ``MODEL.WEIGHTS`` takes their place."""
-        return super().build_model(without_pretraining(cfg) if cfg.MODEL.WEIGHTS else cfg)
 
     def load_weights(self) -> None:
         """Start from ``MODEL.WEIGHTS``: any fast-reid checkpoint of the same backbone, or a bare backbone."""

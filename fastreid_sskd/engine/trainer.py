@@ -23,6 +23,7 @@ from ..data.loaders import test_loader
 from ..data.seeding import derive_seed
 from ..evaluation.evaluator import BlockwiseEvaluator
 from ..evaluation.features import Encoder, encode_batches
+from ..modeling.weights import load_model
 from ..processes import (
     Stopped,
     StopRequest,
@@ -43,7 +44,7 @@ from .optimizer import build_optimizer
 from .output_dir import keep_config, start_run
 from .random_state import random_state, restore_random_state
 from .same_run import check_same_images, check_same_run, image_names, plain_config
-from .setup import seed_everything, use_device
+from .setup import seed_everything, use_device, without_pretraining
 from .shares import images_per_bn
 from .step import TrainingStep
 from .writers import build_writers
@@ -133,17 +134,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """As the host, with an error that helps where it would download weights and cannot."""
+        """As the host; ImageNet weights are not looked for where ``MODEL.WEIGHTS`` takes their place."""
         use_device(cfg.MODEL.DEVICE)
-        try:
-            return super().build_model(cfg)
-        except ModuleNotFoundError as error:
-            if error.name != "gdown":
-                raise
-            raise FileNotFoundError(
-                "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it to a file on "
-                "disk, or install gdown so that fast-reid can download them, or set MODEL.BACKBONE.PRETRAIN to False"
-            ) from error
+        return super().build_model(without_pretraining(cfg) if cfg.MODEL.WEIGHTS else cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -295,10 +288,8 @@ class Trainer(DefaultTrainer):
 
     def load_weights(self) -> None:
         """Load ``MODEL.WEIGHTS``, if any, without the state of its training."""
-        path = self.cfg.MODEL.WEIGHTS
-        if path and not os.path.isfile(path):
-            raise FileNotFoundError(f"MODEL.WEIGHTS {path!r} not found")
-        self.checkpointer.load(path, checkpointables=[])
+        if self.cfg.MODEL.WEIGHTS:
+            load_model(self.model, self.cfg.MODEL.WEIGHTS)
 
     def start(self) -> None:
         """Take ``OUTPUT_DIR``, see :func:`.output_dir.start_run`; once, by :meth:`train` or what is done before it."""

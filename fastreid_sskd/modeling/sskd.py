@@ -76,7 +76,7 @@ class SSKD(nn.Module):
             raise ValueError(f"SSKD.PEERS describes {len(cfg.SSKD.PEERS)} peers, and SSKD.NUM_PEERS is {cfg.SSKD.NUM_PEERS}")
         networks = [peer_config(cfg, k) for k in range(cfg.SSKD.NUM_PEERS)]
         for network in networks:  # source models take the place of pre-trained backbones, whatever a peer's file says
-            network.MODEL.BACKBONE.PRETRAIN &= cfg.MODEL.BACKBONE.PRETRAIN
+            network.MODEL.BACKBONE.PRETRAIN &= cfg.MODEL.BACKBONE.PRETRAIN and not network.MODEL.WEIGHTS
         students = [build_peer(network, (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)) for network in networks]
         combine = cfg.SSKD.COMBINE
         if combine == "auto":

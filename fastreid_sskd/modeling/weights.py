@@ -1,26 +1,52 @@
-"""Source weights into the peers: our checkpoints, any fast-reid checkpoint of the same backbone, or a bare backbone."""
+"""Weights from a user's files: read safely, found in any layout, and loaded whole or refused in a few lines."""
+import argparse
+import codecs
 import contextlib
 import logging
+import math
 import os
-from collections.abc import Container, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from fastreid.modeling.heads import ClasHead
+from torch import nn
 
 from .peer import Peer
 from .sskd import SSKD
 
-__all__ = ["is_sskd_state", "load_network", "load_source_weights", "read_state_dict"]
+__all__ = [
+    "WeightsError", "is_sskd_state", "load_backbone", "load_exactly", "load_model", "load_network", "load_source_weights",
+    "read_file", "read_state_dict",
+]
 
 logger = logging.getLogger("fastreid.sskd.weights")
 
-# A bare backbone from elsewhere (torchvision, torchreid) often brings its classifier of other classes along.
-_CLASSIFIERS = ("backbone.fc.", "backbone.classifier.")
+State = Mapping[str, torch.Tensor]
 
 
-def _arrays_allowed() -> AbstractContextManager:
-    """Lets ``weights_only`` read numpy's arrays too, from torch 2.6 on; before, it refuses such a file."""
+class WeightsError(ValueError):
+    """A file of weights cannot be read, or is of another network."""
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+# What people have in place of a file of torch.save, by its first bytes.
+_KINDS = (
+    (rb"\s*version https://git-lfs", "is a pointer of Git LFS: fetch the file itself with git lfs pull"),
+    (rb"(?i)\s*<(!doctype|html|\?xml)", "is a web page: the download has failed, so download the file again"),
+    (rb"(?s).{8}\{\"", "is a safetensors file: convert it with torch.save(safetensors.torch.load_file(path), new_path)"),
+)
+
+
+def _plain_objects_allowed() -> AbstractContextManager:
+    """Lets ``weights_only`` read numpy's values and an argparse.Namespace, from torch 2.6 on; before, it refuses them."""
     if torch.__version__ < (2, 6):
         return contextlib.nullcontext()
     rebuild = np.zeros(1).__reduce__()[0]  # its module depends on the numpy that wrote the file
@@ -31,98 +57,438 @@ def _arrays_allowed() -> AbstractContextManager:
         for module in ("core", "_core")
     ]
     types = {type(np.dtype(code)) for code in "?bBhilqefd"}  # those torch has as well
-    return torch.serialization.safe_globals([*names, np.ndarray, np.dtype, *types])
+    return torch.serialization.safe_globals([*names, np.ndarray, np.dtype, *types, argparse.Namespace])
 
 
-def read_state_dict(path: str) -> dict[str, torch.Tensor]:
-    """Read the tensors of a checkpoint: a fast-reid one (under "model") or a plain state dict.
-
-    Args:
-        path: a file that ``torch.load(weights_only=True)`` reads; nothing else in it is unpickled. Numpy arrays
-            in it count as tensors (torch >= 2.6).
+def read_file(path: str, *, mmap: bool = False) -> Any:
+    """Read a file of ``torch.save`` to the CPU; only tensors, numpy values and plain Python values are unpickled.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a checkpoint of tensors.
+        WeightsError: if it is something else, saying what.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"weights {path!r} not found: give existing files in SSKD.SOURCE.WEIGHTS or MODEL.WEIGHTS, "
-            "or none to pre-train on the source"
+            f"weights {path!r} not found{': it is a folder' if os.path.isdir(path) else ''}. MODEL.WEIGHTS, "
+            "SSKD.SOURCE.WEIGHTS and MODEL.BACKBONE.PRETRAIN_PATH take files on disk"
         )
+    try:
+        with _plain_objects_allowed():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - of a damaged file anything: UnpicklingError, KeyError, struct.error, OSError
+        # Not chained: torch's own message advises to load the file unsafely.
+        raise WeightsError(f"{path!r} {_what_it_is(path, error)}") from None
+
+
+def _what_it_is(path: str, error: Exception) -> str:
     with open(path, "rb") as file:
-        try:
-            with _arrays_allowed():
-                saved = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # of a damaged file anything: UnpicklingError, KeyError, struct.error, OSError
-            raise ValueError(
-                f"{path!r} is not a checkpoint of plain tensors: it is damaged, or holds other objects too; then "
-                f"save the tensors alone with torch.save(state_dict, path) (torch: {type(error).__name__})"
-            ) from error
-    for key in ("model", "state_dict"):
-        if isinstance(saved, dict) and isinstance(saved.get(key), dict):
-            saved = saved[key]
-    if not isinstance(saved, dict) or not saved:
-        raise ValueError(f"{path!r} holds no state dict, but a {type(saved).__name__}")
-    state = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in saved.items()}
-    state = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
-    if not state:
-        raise ValueError(f"{path!r} holds no named tensors: its keys begin with {list(saved)[:3]}")
-    return {k.removeprefix("module."): v for k, v in state.items()}
+        head = file.read(1024)
+    if not head:
+        return "is empty: copy or download it again"
+    for pattern, kind in _KINDS:
+        if re.match(pattern, head):
+            return kind
+    with contextlib.suppress(UnicodeDecodeError):
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # which may end inside a character
+        if "".join(text.split()).isprintable():
+            return "is a text file: give a file of torch.save"
+    if "TorchScript" in str(error):
+        return "is a TorchScript archive: save the state dict of its module with torch.save(module.state_dict(), path)"
+    other = re.search(r"(?:GLOBAL|class) (\w+(?:\.\w+)+)", str(error))
+    if other:
+        return f"holds an object of Python, {other[1]}, which is not loaded: save the tensors alone with torch.save(state_dict, path)"
+    return f"is damaged, or no file of torch.save ({type(error).__name__}): copy or download it again"
 
 
-def is_sskd_state(state: dict[str, torch.Tensor]) -> bool:
-    """Whether a state dict is a whole SSKD model's, with students and teachers."""
-    return any(key.startswith("teachers.") for key in state)
-
-
-def _peer_state(state: dict[str, torch.Tensor], k: int, own: Container[str]) -> dict[str, torch.Tensor]:
-    """The part of a state dict that is peer k's network: of an SSKD checkpoint, teacher k's; ``own``: names of all its tensors."""
-    prefix = f"teachers.{k}."
-    if is_sskd_state(state):
-        state = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
-    if not any(key.startswith("backbone.") for key in state):
-        return {f"backbone.{key}": value for key, value in state.items()}
-    return {key: value for key, value in state.items() if key.startswith(("backbone.", "heads.")) or key in own}
-
-
-def load_network(peer: Peer, state: dict[str, torch.Tensor], path: str, k: int = 0) -> None:
-    """Load one network but its classifier, which is of other identities and stays as it is.
-
-    That is backbone, BN-neck, and what an architecture of its own (``SSKD.PEER_ARCHITECTURE``) has besides.
-
-    Args:
-        peer: the network to fill.
-        state: of a fast-reid model, of a bare backbone, or of an SSKD model (then teacher ``k``).
-        path: where the state is from, for messages.
+def read_state_dict(path: str) -> dict[str, torch.Tensor]:
+    """Read the tensors of a file under their dotted names, as ``state_dict.module.conv1.weight``; arrays count as tensors.
 
     Raises:
-        ValueError: if the backbone or the neck does not fit, or an SSKD model has no such teacher.
+        FileNotFoundError: if there is no such file.
+        WeightsError: if it is no file of tensors.
     """
-    own = peer.state_dict()
-    state = _peer_state(state, k, own)
+    return _named_tensors(read_file(path), path)
+
+
+def _named_tensors(content: Any, path: str) -> dict[str, torch.Tensor]:
+    state = dict(_walk(content, "", 6))
     if not state:
-        raise ValueError(f"{path!r} holds no network for peer {k}: lower SSKD.NUM_PEERS, or give one file a peer")
-    state = {key: value for key, value in state.items() if key != "heads.weight"}
-    wrong = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
-    missing = [k for k in own if k.startswith("backbone.") and k not in state and "num_batches_tracked" not in k]
-    unknown = [
-        k for k in state if k not in own and k.startswith("backbone.") and not k.startswith(_CLASSIFIERS)
-    ]
-    if wrong or missing or unknown:
-        parts = [
-            f"{len(keys)} {what} (first: {keys[0]})"
-            for what, keys in (("missing", missing), ("of another shape", wrong), ("unknown", unknown))
-            if keys
-        ]
-        raise ValueError(
-            f"{path!r} holds weights of another network than MODEL.BACKBONE / MODEL.HEADS describe: tensors "
-            + ", ".join(parts)
-        )
-    absent = [k for k in own if not k.startswith("backbone.") and k != "heads.weight" and k not in state]
-    if absent:
-        logger.warning("%s has no weights for %s: they keep their initial values", path, ", ".join(absent))
-    peer.load_state_dict(state, strict=False)
+        keys = f" of {', '.join(map(repr, list(content)[:3]))}" if isinstance(content, Mapping) else ""
+        raise WeightsError(f"{path!r} holds no named tensors, but a {type(content).__name__}{keys}: give a state dict")
+    return state
+
+
+def _walk(content: Any, prefix: str, depth: int) -> Iterable[tuple[str, torch.Tensor]]:
+    if not isinstance(content, Mapping) or not depth:
+        return
+    for key, value in content.items():
+        if not isinstance(key, str):
+            continue
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        if isinstance(value, torch.Tensor):
+            yield prefix + key, value
+        else:
+            yield from _walk(value, f"{prefix}{key}.", depth - 1)
+
+
+# ---- finding a network in a file --------------------------------------------------------------------------------
+
+_TEACHER = re.compile(r"(?:^|\.)teachers\.(\d+)\.")
+# Of two networks in a file that fit alike, those with these words come second.
+_SECOND = re.compile(r"(^|[._])(student|encoder_k|momentum)")
+# What backbones from elsewhere have beside the backbone's own parts, of other classes.
+_CLASSIFIER = re.compile(r"(head\.)?(fc|classifier)\.|head\.(weight|bias)$")
+# Layers that no public file has: the host's non-local blocks, which begin as identity, and its MobileNetV3's last layer.
+_NEVER_PUBLIC = {"ResNet": "NL_", "ResNeXt": "NL_", "MobileNetV3": "conv."}
+
+
+def is_sskd_state(state: State) -> bool:
+    """Whether a state dict is a whole SSKD model's, with students and teachers."""
+    return any(_TEACHER.search(key) for key in state)
+
+
+def _of_peer(state: State, k: int | None, path: str) -> State:
+    """Teacher k of an SSKD model's tensors (None: the best), or all tensors of a file of one network."""
+    if not is_sskd_state(state):
+        return state
+    if k is None:
+        k = next((max(int(value), 0) for key, value in state.items() if key.split(".")[-1] == "best_peer"), 0)
+        logger.warning("%s holds an SSKD model, and one network is asked for: its best teacher, %d, is taken", path, k)
+    own = {key: value for key, value in state.items() if (found := _TEACHER.search(key)) and int(found[1]) == k}
+    if not own:
+        raise WeightsError(f"{path!r} holds no network for peer {k}: lower SSKD.NUM_PEERS, or give one file a peer")
+    return own
+
+
+@dataclass(frozen=True)
+class _Match:
+    """What of a network a file has.
+
+    Attributes:
+        prefix: of the network's names in the file.
+        found: own name -> tensor of the right shape.
+        missing, misshapen: own names; counters of batches are not missed.
+        extra: names in the file below the prefix that would belong to this network, if it were the file's.
+        total: tensors of the network, without counters of batches.
+    """
+
+    prefix: str
+    found: dict[str, torch.Tensor]
+    missing: list[str]
+    misshapen: list[str]
+    extra: list[str]
+    total: int
+
+    @property
+    def num_found(self) -> int:
+        return sum(not _counts_batches(name) for name in self.found)
+
+    @property
+    def whole(self) -> bool:
+        return self.num_found == self.total and not self.extra
+
+
+def _counts_batches(name: str) -> bool:
+    return name.endswith("num_batches_tracked")  # momentum is fixed: nothing depends on it
+
+
+def _prefix(state: State, own: State) -> str:
+    """What most of the network's names have before them in the file."""
+    fitting: Counter[str] = Counter()
+    named: Counter[str] = Counter()
+    for key, value in state.items():
+        starts = [0, *(dot.end() for dot in re.finditer(r"\.", key))]
+        for at in starts:
+            name = key[at:]
+            if name in own and not _counts_batches(name):
+                named[key[:at]] += 1
+                fitting[key[:at]] += _in_shape(value, own[name]) is not None
+    return max(named, key=lambda prefix: (fitting[prefix], named[prefix], not _SECOND.search(prefix)), default="")
+
+
+def _in_shape(value: torch.Tensor, own: torch.Tensor) -> torch.Tensor | None:
+    """The value in the shape of the network's own tensor; None if it is another tensor.
+
+    A counter may be a vector of one, and a convolution's weight (O, I, H, W) may be stored as (O, I * H * W).
+    """
+    if value.is_floating_point() != own.is_floating_point():
+        return None
+    if value.shape == own.shape:
+        return value
+    flat = value.numel() == own.numel() and (
+        own.numel() == 1 or value.shape[0] == own.shape[0] and min(value.ndim, own.ndim) == 2
+    )
+    return value.reshape(own.shape) if flat else None
+
+
+def _stem(name: str) -> str:
+    return name.split(".")[0].rstrip("0123456789")
+
+
+def _match(state: State, own: State, prefix: str, *, whole: bool = False) -> _Match:
+    """Compare a network's tensors with those of a file below a prefix.
+
+    Args:
+        whole: whether all the file has there must be the network's; else only what is beside the network's own parts
+            (``layer3.6`` beside ``layer3.5``, but no ``fc``).
+    """
+    below = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
+    found: dict[str, torch.Tensor] = {}
+    missing, misshapen = [], []
+    for name, tensor in own.items():
+        value = _in_shape(below[name], tensor) if name in below else None
+        if value is not None:
+            found[name] = value
+        elif not _counts_batches(name):
+            (misshapen if name in below else missing).append(name)
+    stems = {_stem(name) for name in own} | {"NL_"}
+    extra = [
+        name for name in below
+        if name not in own and not _counts_batches(name) and not _CLASSIFIER.match(name)
+        and (whole or _stem(name) in stems and not name.endswith(("running_mean", "running_var")))  # of another norm
+    ]  # fmt: skip
+    return _Match(prefix, found, missing, misshapen, extra, sum(not _counts_batches(name) for name in own))
+
+
+def _match_backbone(backbone: nn.Module, state: State, path: str) -> _Match:
+    own = backbone.state_dict()
+    prefix = _prefix(state, own)
+    positions = state.get(f"{prefix}pos_embed", torch.empty(0))
+    if "pos_embed" in own and positions.ndim == 3 and positions.shape[1] > 2 and positions.shape != own["pos_embed"].shape:
+        state = {**state, f"{prefix}pos_embed": _resized_positions(backbone, positions, f"{prefix}dist_token" in state)}
+    of_fastreid = prefix.endswith("backbone.") and any(
+        key.startswith(f"{prefix.removesuffix('backbone.')}heads.") for key in state
+    )
+    match = _match(state, own, prefix, whole=of_fastreid)
+    if match.missing and (renamed := _in_order(state, own)):
+        logger.warning("%s has other names than the backbone, and its shapes in its order: it is loaded by the order", path)
+        return _Match("", renamed, [], [], [], match.total)
+    return match
+
+
+def _resized_positions(backbone: nn.Module, positions: torch.Tensor, distilled: bool) -> torch.Tensor:
+    """The positions (1, 1 + n, d) of a ViT for its own grid of patches; of a distilled one without the second token.
+
+    A grid is a square, else of about the own shape; positions of neither, or without a class token, stay as they are.
+    """
+    rows, columns = backbone.patch_embed.num_y, backbone.patch_embed.num_x
+    token, grid = positions[:, :1], positions[:, 2 if distilled else 1:]
+    patches = grid.shape[1]
+    if patches == rows * columns:
+        return torch.cat([token, grid], dim=1)
+
+    def stretched(side: int) -> float:
+        return abs(math.log(side * side / patches * columns / rows))
+
+    side = math.isqrt(patches)
+    if side * side != patches:
+        side = min((n for n in range(1, patches + 1) if patches % n == 0), key=stretched)
+    without_token = patches + 1 == rows * columns or math.isqrt(patches + 1) ** 2 == patches + 1
+    if without_token or side * side != patches and stretched(side) > math.log(1.5):
+        return positions
+    logger.warning("the positions of a grid of %d x %d patches are resized to %d x %d", side, patches // side, rows, columns)
+    grid = grid.reshape(1, side, patches // side, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid.float(), size=(rows, columns), mode="bilinear").permute(0, 2, 3, 1)
+    return torch.cat([token, grid.reshape(1, rows * columns, -1).to(token.dtype)], dim=1)
+
+
+def _in_order(state: State, own: State) -> dict[str, torch.Tensor] | None:
+    """The file's first tensors under the network's names, where all have its kinds and shapes in its order.
+
+    Other toolboxes name the layers of one network otherwise: torchvision's MobileNetV2, a ResNet kept as one nn.Sequential.
+    """
+    if any(re.search(r"(^|\.)backbone\.", key) for key in state):  # fast-reid's names, which mean what they say
+        return None
+    names = [name for name in own if not _counts_batches(name)]
+    theirs = [(key, value) for key, value in state.items() if not _counts_batches(key)][:len(names)]
+    same = len(theirs) == len(names) and all(
+        key.split(".")[-1] == name.split(".")[-1] and value.shape == own[name].shape for name, (key, value) in zip(names, theirs)
+    )
+    return {name: value for name, (_, value) in zip(names, theirs)} if same else None
+
+
+# ---- refusing ---------------------------------------------------------------------------------------------------
+
+
+def _refuse(path: str, network: nn.Module, match: _Match, state: State, what: str = "backbone") -> None:
+    """Say in a few lines what does not fit, and why that probably is."""
+    below = [key.removeprefix(match.prefix) for key in state if key.startswith(match.prefix)]
+    others = match.extra or [name for name in below if name not in match.found and name not in match.misshapen]
+    share = f"{match.num_found} of {match.total} {what} tensors of this {type(network).__name__} fit"
+    lines = [f"{path!r} holds weights of another network than the config describes: {share} ({match.num_found / match.total:.0%})"]
+    for said, names in (("missing", match.missing), ("of another shape", match.misshapen), ("only in the file", others)):
+        if names:
+            lines.append(f"{len(names)} {said}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
+    lines.append(f"Probably {_cause(match, state)}")
+    raise WeightsError("\n  ".join(lines))
+
+
+def _cause(match: _Match, state: State) -> str:
+    there = [key.removeprefix(match.prefix) for key in state if key.startswith(match.prefix)]
+    here = [*match.found, *match.missing, *match.misshapen]
+    peers = [len({found[1] for name in names if (found := _TEACHER.search(name))}) for names in (there, here)]
+    if peers[0] != peers[1] and peers[1]:
+        if not peers[0]:
+            return ("one network, and no SSKD model: evaluate it with the config that it was trained with, or let the peers "
+                    "start from it (SSKD.SOURCE.WEIGHTS)")
+        return f"an SSKD model of {peers[0]} peers: set SSKD.NUM_PEERS, here {peers[1]}, or SSKD.PEERS"
+    if match.num_found < 0.1 * match.total:
+        return "another architecture: compare MODEL.BACKBONE.NAME and MODEL.META_ARCHITECTURE"
+    for part, key in ((".IN.", "WITH_IBN"), (".se.", "WITH_SE"), ("NL_", "WITH_NL")):
+        theirs, own = (any(part in name for name in names) for names in (there, here))
+        if theirs != own:
+            return f"MODEL.BACKBONE.{key}, which would have to be {theirs}"
+    if match.misshapen:
+        heads = all(name.startswith("heads.") for name in match.misshapen)
+        return ("another head: compare MODEL.HEADS and MODEL.BACKBONE.FEAT_DIM" if heads else
+                "another depth or width: compare MODEL.BACKBONE.DEPTH and MODEL.BACKBONE.NAME")
+    if not match.missing:
+        return "a larger network: compare MODEL.BACKBONE.DEPTH and MODEL.HEADS"
+    if len({name.split(".")[0] for name in match.missing}) == 1:
+        return "its last layers are left out, or it is another variant: compare MODEL.BACKBONE.NAME and DEPTH"
+    return "a smaller network or another variant: compare MODEL.BACKBONE.DEPTH and MODEL.BACKBONE.NAME"
+
+
+def _check_finite(path: str, found: State) -> None:
+    for name, value in found.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise WeightsError(
+                f"{path!r} is of a training that has diverged: its tensor {name} has values that are not finite. "
+                "Take an earlier checkpoint"
+            )
+
+
+# ---- loading ----------------------------------------------------------------------------------------------------
+
+
+def load_backbone(backbone: nn.Module, path: str) -> None:
+    """Load ``MODEL.BACKBONE.PRETRAIN_PATH``: a backbone, alone or in any model, under any names before its own.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        WeightsError: if it cannot be read, or does not have the whole backbone; the backbone is then left alone.
+    """
+    state = _of_peer(read_state_dict(path), None, path)
+    match = _match_backbone(backbone, state, path)
+    never_public = _NEVER_PUBLIC.get(type(backbone).__name__)
+    new = [name for name in match.missing if never_public and name.startswith(never_public)]
+    if match.misshapen or match.extra or len(match.missing) > len(new) or not match.found:
+        _refuse(path, backbone, match, state)
+    _check_finite(path, match.found)
+    backbone.load_state_dict(match.found, strict=False)
+    if new:
+        logger.warning("%s has no weights for %d tensors (first: %s): they keep their initial values", path, len(new), new[0])
+    _log_loaded(path, match)
+
+
+def load_network(
+    network: nn.Module, state: State, path: str, k: int | None = None, *, evaluation: bool = False, classifier: bool = False
+) -> None:
+    """Load a network that has a backbone and heads: a peer, or one of the host's architectures.
+
+    The whole backbone must be in the file. Where the rest is not (a bare backbone), it keeps its initial values, with a
+    warning. A classifier of other identities is left out.
+
+    Args:
+        network: to be filled; left alone if the file is refused.
+        state: see :func:`read_state_dict`; of an SSKD model teacher ``k`` is taken, None for its best.
+        path: where the state is from, for messages.
+        evaluation: whether the network is used as it is: then a random layer outside of the backbone is refused too, and
+            layers of the head that the network does not have.
+        classifier: whether the classifier is loaded where it fits (to a :class:`.peer.Peer`, with any number of rows).
+
+    Raises:
+        WeightsError: if the file is of another network, or not finite.
+    """
+    state = _of_peer(state, k, path)
+    match = _match_backbone(network.backbone, state, path)
+    if not match.whole:
+        _refuse(path, network.backbone, match, state)
+    loaded = {f"backbone.{name}": value for name, value in match.found.items()}
+
+    # The rest lies beside the backbone, if the file has that under its name here.
+    beside = re.fullmatch(r"(.*\.|)backbone\.", match.prefix)
+    outer = {key[len(beside[1]):]: value for key, value in state.items() if beside and key.startswith(beside[1])}
+    own = network.state_dict()
+    classifiers = {f"{name}.weight": part for name, part in network.named_modules() if hasattr(part, "cls_layer")}
+    rest = _match(outer, {name: value for name, value in own.items() if not name.startswith("backbone.")}, "")
+    parameters = {name for name, value in network.named_parameters() if name not in classifiers}
+    missing = [name for name in rest.missing if name not in classifiers]
+    random = [name for name in missing if name in parameters and own[name].ndim > 1]
+    odd = [name for name in rest.misshapen if name in parameters]
+    unused = [name for name in rest.extra if not name.startswith("heads.classifier.")]  # of fast-reid before 1.2
+    if odd or len(random) > 0.1 * len(own) or evaluation and (random or unused):  # MGN's branches are most of it
+        rest = _Match(match.prefix, rest.found, random, odd, unused, rest.total)
+        _refuse(path, network, rest, outer, "other")
+    loaded.update({name: value for name, value in rest.found.items() if name not in classifiers})
+    for name, head in classifiers.items():
+        if not classifier or name not in outer:
+            continue
+        rows = outer[name]
+        if rows.shape == own[name].shape or isinstance(network, Peer) and rows.shape[1:] == own[name].shape[1:]:
+            loaded[name] = rows
+            continue
+        if evaluation and isinstance(head, ClasHead):  # which answers with the classifier's outputs
+            raise WeightsError(
+                f"{path!r} has a classifier of {len(rows)} identities, and a ClasHead is evaluated by it: set "
+                f"MODEL.HEADS.NUM_CLASSES to {len(rows)}, here {len(own[name])}"
+            )
+        logger.info("%s has a classifier of %d identities, here are %d: it is left out", path, len(rows), len(own[name]))
+    _check_finite(path, loaded)
+    network.load_state_dict(loaded, strict=False)
+    if missing:
+        logger.warning("%s has no weights for %s: they keep their initial values", path, ", ".join(missing[:8]))
+    _log_loaded(path, match)
+
+
+def load_exactly(model: nn.Module, state: State, path: str) -> None:
+    """Load a model of which every tensor must be there, the classifier too: a resumed run, or a whole SSKD model.
+
+    Peers take the number of clusters of the file.
+
+    Raises:
+        WeightsError: if the file is of another model, or not finite; the model is then left alone.
+    """
+    own = model.state_dict()
+    prefix = _prefix(state, own)
+    for name, part in model.named_modules():
+        key = f"{name}.heads.weight" if name else "heads.weight"
+        rows = state.get(prefix + key)
+        if isinstance(part, Peer) and rows is not None and rows.shape[1:] == own[key].shape[1:]:
+            own[key] = rows
+    match = _match(state, own, prefix, whole=True)
+    if not match.whole:
+        _refuse(path, model, match, state, "model")
+    _check_finite(path, match.found)
+    model.load_state_dict(match.found, strict=False)
+    _log_loaded(path, match, "model")
+
+
+def load_model(model: nn.Module, path: str, *, evaluation: bool = False) -> dict[str, Any]:
+    """Load ``MODEL.WEIGHTS`` into the model of a config: an SSKD model exactly, others as :func:`load_network`.
+
+    Returns:
+        What the file has under other keys than "model".
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        WeightsError: if it cannot be read, or is of another network.
+    """
+    content = read_file(path)
+    state = _named_tensors(content, path)
+    if isinstance(model, SSKD):
+        load_exactly(model, state, path)
+    else:
+        load_network(model, state, path, evaluation=evaluation, classifier=True)
+    return {key: value for key, value in content.items() if key != "model"} if "model" in content else {}
+
+
+def _log_loaded(path: str, match: _Match, what: str = "backbone") -> None:
+    names = f"names begin with {match.prefix}" if match.prefix else "plain names"
+    logger.info("loaded %d of %d %s tensors from %s (%s)", match.num_found, match.total, what, path, names)
 
 
 def load_source_weights(model: SSKD, paths: Sequence[str]) -> None:
@@ -130,25 +496,27 @@ def load_source_weights(model: SSKD, paths: Sequence[str]) -> None:
 
     Args:
         model: the peers to fill.
-        paths: one file a peer, or one file for all of them (an SSKD checkpoint holds one network a peer; from any
-            other file all peers start equal, which is warned of: only their views will make them differ).
+        paths: one file a peer ("" leaves a peer as it is), or one file for all of them (an SSKD checkpoint holds one
+            network a peer; from any other file all peers start equal, which is warned of: only their views will differ).
 
     Raises:
-        ValueError: if the number of files does not fit, or a file is of another network.
+        WeightsError: if a file is of another network.
+        ValueError: if the number of files does not fit.
         FileNotFoundError: if a file is missing.
     """
     if len(paths) not in (1, model.num_peers):
         raise ValueError(
             f"SSKD.SOURCE.WEIGHTS takes 1 or SSKD.NUM_PEERS = {model.num_peers} files, got {len(paths)}"
         )
-    states = [read_state_dict(path) for path in paths]
-    if len(set(paths)) == 1 and model.num_peers > 1 and not is_sskd_state(states[0]):
+    states = {path: read_state_dict(path) for path in paths if path}
+    if len(set(paths)) == 1 and model.num_peers > 1 and not is_sskd_state(states[paths[0]]):
         logger.warning(
             "all %d peers start from %s, so they start equal: pre-train one model a peer (different seeds) "
             "for peers that have something to teach each other", model.num_peers, paths[0],
         )
     for k, (student, teacher) in enumerate(zip(model.students, model.teachers)):
-        at = k if len(paths) > 1 else 0
-        load_network(student, states[at], paths[at], k)
-        teacher.load_state_dict(student.state_dict())
-        logger.info("peer %d starts from %s", k, paths[at])
+        path = paths[k if len(paths) > 1 else 0]
+        if path:
+            load_network(student, states[path], path, k)
+            teacher.load_state_dict(student.state_dict())
+            logger.info("peer %d starts from %s", k, path)

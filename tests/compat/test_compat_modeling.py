@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastreid_sskd.compat.modeling import load_weights, to_device
+from fastreid_sskd.compat.modeling import to_device
 
 
 @pytest.fixture(params=["Baseline", "MGN", "MoCo"])
@@ -137,47 +137,253 @@ def test_cross_entropy_of_one_class_is_zero_on_the_graph(host, eps):
     assert (loss.item(), logits.grad.abs().sum().item()) == (0, 0)
 
 
-@pytest.mark.parametrize(
-    ("name", "depth", "wrap"),
-    [
-        ("build_resnet_backbone", "18x", lambda state: state),
-        ("build_shufflenetv2_backbone", "1.0x", lambda state: {"state_dict": state}),
-    ],
-)
-def test_pretrain_path_loads_tensors(cfg, tmp_path, name, depth, wrap):
+BACKBONES = {
+    "resnet": ("build_resnet_backbone", "18x"),
+    "osnet": ("build_osnet_backbone", "x0_25"),
+    "resnext": ("build_resnext_backbone", "50x"),
+    "resnest": ("build_resnest_backbone", "50x"),
+    "mobilenetv2": ("build_mobilenetv2_backbone", "0.25x"),
+    "mobilenetv3": ("build_mobilenetv3_backbone", "Small"),
+    "shufflenet": ("build_shufflenetv2_backbone", "0.5x"),
+    "repvgg": ("build_repvgg_backbone", "A0"),
+    "vit": ("build_vit_backbone", "small"),
+    "regnet": ("build_regnet_backbone", "200x"),
+    "effnet": ("build_effnet_backbone", "b0"),
+}
+
+
+def named(state, prefix):
+    return {prefix + key: value for key, value in state.items()}
+
+
+# A state dict as public files have it.
+LAYOUTS = {
+    "torchvision": lambda state: {**state, "fc.weight": torch.zeros(5, 3), "fc.bias": torch.zeros(5)},
+    "timm": lambda state: {"state_dict": {**state, "head.weight": torch.zeros(5, 3)}, "epoch": 3, "optimizer": {"state": {}}},
+    "data parallel": lambda state: {"state_dict": named(state, "module."), "best_acc1": np.float64(76.1)},
+    "torchreid": lambda state: named({**state, "classifier.weight": torch.zeros(5, 3)}, "module."),
+    "fast-reid": lambda state: {"model": {**named(state, "backbone."), "heads.weight": torch.zeros(5, 3)}},
+    "transreid": lambda state: {**named(state, "base."), "bottleneck.weight": torch.zeros(3)},
+    "moco": lambda state: {
+        "state_dict": {
+            **named({key: torch.zeros_like(value) for key, value in state.items()}, "module.encoder_k."),
+            **named({**state, "fc.0.weight": torch.zeros(5, 3)}, "module.encoder_q."), "module.queue": torch.zeros(4, 8),
+        }
+    },
+    "moco v3": lambda state: {
+        "state_dict": {
+            **named({key: torch.zeros_like(value) for key, value in state.items()}, "module.momentum_encoder."),
+            **named(state, "module.base_encoder."),
+        }
+    },
+    "dino": lambda state: {
+        "student": named({key: torch.zeros_like(value) for key, value in state.items()}, "module.backbone."),
+        "teacher": {**named(state, "backbone."), "head.mlp.0.weight": torch.zeros(5, 3)}, "args": argparse.Namespace(lr=1),
+    },
+    "pycls": lambda state: {"epoch": 9, "model_state": {**state, "head.fc.weight": torch.zeros(5, 3)}},
+    "arrays": lambda state: {"net": {key: value.numpy() for key, value in state.items()}},
+    "counters of one value": lambda state: {
+        key: value[None] if value.ndim == 0 else value for key, value in state.items()
+    },
+    "no counters": lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+}
+
+
+@pytest.fixture(scope="module")
+def sources(host):
+    """Makes a backbone of random weights and statistics, by its name in BACKBONES; the same one each time."""
+    from fastreid.config import get_cfg
     from fastreid.modeling import build_backbone
 
-    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH = name, depth
-    source = build_backbone(cfg)
-    prefix = "module." if "shufflenet" in name else ""
-    torch.save(wrap({prefix + key: value for key, value in source.state_dict().items()}), tmp_path / "w.pth")
-    cfg.MODEL.BACKBONE.PRETRAIN, cfg.MODEL.BACKBONE.PRETRAIN_PATH = True, str(tmp_path / "w.pth")
-    loaded = build_backbone(cfg)
-    for (key, value), other in zip(source.state_dict().items(), loaded.state_dict().values(), strict=True):
-        assert torch.equal(value, other), key
+    made = {}
+
+    def make(family):
+        if family not in made:
+            cfg = get_cfg()
+            cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH = BACKBONES[family]
+            cfg.MODEL.BACKBONE.PRETRAIN, cfg.INPUT.SIZE_TRAIN = False, [64, 32]
+            torch.manual_seed(3)
+            made[family] = build_backbone(cfg)
+            for buffer in made[family].buffers():
+                if buffer.is_floating_point():
+                    buffer.uniform_(0.5, 2.0)
+        return made[family].state_dict()
+
+    return make
+
+
+@pytest.fixture
+def pretrained(cfg, tmp_path):
+    """Builds a backbone with what is saved as its PRETRAIN_PATH; returns its state."""
+    from fastreid.modeling import build_backbone
+
+    def build(family, content, *opts):
+        torch.save(content, tmp_path / "w.pth")
+        cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH = BACKBONES[family]
+        cfg.MODEL.BACKBONE.PRETRAIN, cfg.MODEL.BACKBONE.PRETRAIN_PATH = True, str(tmp_path / "w.pth")
+        cfg.merge_from_list(list(opts))
+        return build_backbone(cfg).state_dict()
+
+    return build
+
+
+def assert_loaded(loaded, source):
+    assert loaded.keys() == source.keys()
+    for key, value in source.items():
+        assert torch.equal(loaded[key], value) or "num_batches" in key, key
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", ["resnet", "osnet"])
+def test_pretrain_path_in_any_layout(sources, pretrained, family, layout):
+    if layout == "arrays" and torch.__version__ < (2, 6) or layout in ("data parallel", "dino") and torch.__version__ < (2, 6):
+        pytest.skip("weights_only refuses numpy's values before torch 2.6")
+    assert_loaded(pretrained(family, LAYOUTS[layout](sources(family))), sources(family))
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_pretrain_path_of_every_backbone(sources, pretrained, family):
+    for layout in ("timm", "pycls"):
+        assert_loaded(pretrained(family, LAYOUTS[layout](sources(family))), sources(family))
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_pretrain_path_of_another_backbone_is_refused(sources, pretrained, family):
+    other = "osnet" if family != "osnet" else "resnet"
+    with pytest.raises(ValueError, match=r"w\.pth' holds weights of another network.* of \d+ backbone tensors.*\n") as error:
+        pretrained(family, {"state_dict": named(sources(other), "module.")})
+    assert "MODEL.BACKBONE.NAME" in str(error.value) and len(str(error.value)) < 800 and str(error.value).count("\n") <= 4
+
+
+def test_pretrain_path_of_the_networks_of_torchvision(pretrained):
+    import torchvision
+
+    for family, name in (("resnet", "resnet18"), ("mobilenetv2", "mobilenet_v2"), ("mobilenetv3", "mobilenet_v3_small")):
+        state = getattr(torchvision.models, name)(weights=None).state_dict()
+        state = {key: torch.full_like(value, 0.25) for key, value in state.items()}
+        loaded = pretrained(family, state, *(("MODEL.BACKBONE.DEPTH", "1.0x") if family == "mobilenetv2" else ()))
+        left = [key for key, value in loaded.items() if not (value == 0.25).all() and "num_batches" not in key]
+        assert all(key.startswith("conv.") for key in left) and (bool(left) == (family == "mobilenetv3"))
+
+
+@pytest.mark.parametrize(
+    ("opts", "theirs", "cause"),
+    [
+        (("MODEL.BACKBONE.DEPTH", "34x"), "18x", "smaller network"),
+        (("MODEL.BACKBONE.DEPTH", "18x"), "34x", "larger network"),
+        (("MODEL.BACKBONE.DEPTH", "50x"), "18x", "another depth or width"),
+        (("MODEL.BACKBONE.WITH_IBN", "True"), "18x", "WITH_IBN, which would have to be False"),
+        (("MODEL.BACKBONE.WITH_SE", "True"), "18x", "WITH_SE, which would have to be False"),
+    ],
+)
+def test_pretrain_path_of_a_resnet_like_it(cfg, pretrained, opts, theirs, cause):
+    from fastreid.modeling import build_backbone
+
+    cfg.MODEL.BACKBONE.DEPTH = theirs
+    state = build_backbone(cfg).state_dict()
+    with pytest.raises(ValueError, match=cause):
+        pretrained("resnet", {"model": state}, *opts)
+
+
+def test_non_local_blocks_have_no_public_weights(cfg, pretrained):
+    from fastreid.modeling import build_backbone
+
+    cfg.MODEL.BACKBONE.DEPTH = "50x"
+    source = build_backbone(cfg).state_dict()
+    loaded = pretrained("resnet", source, "MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.WITH_NL", "True")
+    assert all(torch.equal(loaded[key], value) for key, value in source.items() if "num_batches" not in key)
+
+
+@pytest.mark.parametrize(("rows", "columns", "distilled"), [(14, 14, False), (14, 14, True), (8, 4, False), (4, 2, True)])
+def test_positions_of_a_vit_are_resized(sources, pretrained, rows, columns, distilled):
+    """Those of a plane stay a plane: the value of a patch is its relative height, whatever the grid."""
+    height = ((torch.arange(rows) + 0.5) / rows).repeat_interleave(columns)
+    tokens = torch.tensor([7.0, 9.0] if distilled else [7.0])
+    positions = torch.cat([tokens, height])[None, :, None].expand(1, -1, 768)
+    extra = {"dist_token": torch.zeros(1, 1, 768)} if distilled else {}
+    loaded = pretrained("vit", {"model": {**sources("vit"), "pos_embed": positions, **extra}})["pos_embed"]
+    own = ((torch.arange(4) + 0.5) / 4).repeat_interleave(2)  # 64 x 32 pixels
+    expected = torch.cat([torch.tensor([7.0]), own])[None, :, None].expand(1, -1, 768)
+    inner = slice(3, 7)  # at the border the interpolation is flat
+    torch.testing.assert_close(loaded[:, 0], expected[:, 0])
+    torch.testing.assert_close(loaded[:, inner], expected[:, inner], rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("patches", [196, 8, 1 + 127], ids=["no token", "no token, own size", "no grid"])
+def test_positions_of_no_grid_are_refused(sources, pretrained, patches):
+    with pytest.raises(ValueError, match="1 of another shape: pos_embed"):
+        pretrained("vit", {**sources("vit"), "pos_embed": torch.zeros(1, patches, 768)})
+
+
+def test_pretrain_path_that_is_not_finite_or_not_there(sources, pretrained, cfg):
+    from fastreid.modeling import build_backbone
+
+    bad = {**sources("resnet"), "layer2.0.bn1.bias": torch.full((128,), float("nan"))}
+    with pytest.raises(ValueError, match="tensor layer2.0.bn1.bias has values that are not finite"):
+        pretrained("resnet", {"state_dict": bad})
+    cfg.MODEL.BACKBONE.PRETRAIN_PATH = "nowhere.pth"
+    with pytest.raises(FileNotFoundError, match="'nowhere.pth' not found"):
+        build_backbone(cfg)
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH, cfg.MODEL.BACKBONE.PRETRAIN_PATH = *BACKBONES["repvgg"], ""
+    with pytest.raises(FileNotFoundError, match="PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights"):
+        build_backbone(cfg)
+
+
+def test_builder_of_a_user_loads_as_it_does(cfg):
+    from fastreid.modeling import build_backbone
+    from fastreid.modeling.backbones import BACKBONE_REGISTRY
+
+    @BACKBONE_REGISTRY.register()
+    def build_own_backbone_of_the_tests(cfg):
+        return cfg.MODEL.BACKBONE.PRETRAIN_PATH
+
+    cfg.MODEL.BACKBONE.NAME = "build_own_backbone_of_the_tests"
+    cfg.MODEL.BACKBONE.PRETRAIN, cfg.MODEL.BACKBONE.PRETRAIN_PATH = True, "hub://own"
+    assert build_backbone(cfg) == "hub://own"
+
+
+class Code:
+    """An object that only its own code can make."""
 
 
 def test_weights_with_code_are_refused_by_the_hosts_builders(cfg, tmp_path):
     from fastreid.modeling import build_backbone
 
     cfg.MODEL.BACKBONE.PRETRAIN, cfg.MODEL.BACKBONE.PRETRAIN_PATH = True, str(tmp_path / "w.pth")
-    torch.save({"model": torch.zeros(1), "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
+    torch.save({"model": torch.zeros(1), "code": Code()}, tmp_path / "w.pth")
     for name, depth in (("build_resnet_backbone", "18x"), ("build_mobilenetv3_backbone", "Small")):
         cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH = name, depth
-        with pytest.raises(ValueError, match="not a file of tensors only"):
+        with pytest.raises(ValueError, match="holds an object of Python"):
             build_backbone(cfg)
 
 
-def test_weights_with_code_are_refused(tmp_path):
+def test_downloaded_weights_with_code_are_refused(host, tmp_path):
+    from fastreid.modeling.backbones import resnet, shufflenet
+
     path = tmp_path / "w.pth"
-    torch.save({"model": torch.zeros(1), "args": argparse.Namespace(lr=1)}, path)
-    with pytest.raises(ValueError, match=r"w\.pth is not a file of tensors only.*save its state dict alone"):
-        load_weights(path)
+    torch.save({"model": torch.zeros(1), "code": Code()}, path)
+    for module in (resnet, shufflenet):
+        with pytest.raises(ValueError, match=r"w\.pth' holds an object of Python, .*Code.*save the tensors alone"):
+            module.torch.load(path)
     torch.save({"weight": torch.ones(2), "epoch": 3}, path)
-    assert load_weights(path)["weight"].tolist() == [1, 1]
-    torch.save({"array": np.zeros(1)}, path)
-    with pytest.raises(ValueError, match="tensors only"):
-        load_weights(path)
+    assert resnet.torch.load(path, map_location="cpu")["weight"].tolist() == [1, 1]
+
+
+def test_the_hosts_checkpointer_refuses_another_network(cfg, tmp_path):
+    """And leaves the model as it is; a classifier of other identities is the host's own use of it."""
+    from fastreid.modeling import build_model
+    from fastreid.utils.checkpoint import Checkpointer
+
+    source, other = build_model(cfg), build_model(cfg)
+    Checkpointer(source, str(tmp_path)).save("one", epoch=3)
+    cfg.MODEL.HEADS.NUM_CLASSES, cfg.MODEL.HEADS.WITH_BNNECK = 9, True
+    other = build_model(cfg)
+    assert Checkpointer(other).load(str(tmp_path / "one.pth")) == {"epoch": 3}
+    assert torch.equal(other.backbone.conv1.weight, source.backbone.conv1.weight)
+    torch.save({"model": {"a": torch.zeros(2)}}, tmp_path / "none.pth")
+    with pytest.raises(ValueError, match="0 of 100 backbone tensors of this ResNet fit"):
+        Checkpointer(other).load(str(tmp_path / "none.pth"))
+    assert torch.equal(other.backbone.conv1.weight, source.backbone.conv1.weight)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,8 @@ def test_apply_is_idempotent(host):
         ("preprocess-image", "fastreid.modeling.meta_arch.mgn", "MGN"),
         ("one-class", "fastreid.modeling.losses.cross_entroy_loss", "cross_entropy_loss"),
         ("pretrain-path", "fastreid.modeling.backbones.resnet", "torch"),
+        ("pretrained-backbone", "fastreid.modeling.backbones.build", "build_backbone"),
+        ("checkpoint-load", "fastreid.utils.checkpoint", "Checkpointer"),
         ("regnet-config", "fastreid.modeling.backbones.regnet.effnet", "effnet_cfg"),
         ("optimizer", "fastreid.solver.build", "build_optimizer"),
         ("flat-buffer-check", "fastreid.utils.params", "ContiguousParams"),

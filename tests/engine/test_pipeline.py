@@ -285,7 +285,7 @@ def test_evaluation_needs_weights(finished, tmp_path):
 
 
 def test_evaluation_of_another_model(finished):
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match="another network"):
         evaluate(eval_config(finished, WEIGHTS=finished.sources[0]))
 
 
@@ -361,7 +361,7 @@ def test_weights_of_another_backbone(adaptation):
 
 def test_whole_sskd_model_of_another_backbone(finished, tmp_path):
     weights = ("MODEL.WEIGHTS", str(finished.output / "model_final.pth"))
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match="another network"):
         run(tiny_adaptation(tmp_path, "MODEL.BACKBONE.FEAT_DIM", "24", *weights))
 
 

@@ -1,5 +1,6 @@
 """Source weights: every form they come in, and what happens with those that do not fit."""
 
+import argparse
 import io
 import logging
 from collections import Counter, OrderedDict
@@ -11,7 +12,14 @@ from fastreid.modeling import build_model
 from torch import nn
 
 from fastreid_sskd.modeling import load_source_weights
-from fastreid_sskd.modeling.weights import is_sskd_state, load_network, read_state_dict
+from fastreid_sskd.modeling.weights import (
+    WeightsError,
+    is_sskd_state,
+    load_exactly,
+    load_model,
+    load_network,
+    read_state_dict,
+)
 
 weights_only_is_narrow = pytest.mark.skipif(
     torch.__version__ < (2, 6), reason="weights_only refuses numpy arrays and Counters before torch 2.6"
@@ -136,7 +144,7 @@ def test_a_checkpoint_of_the_hosts_baseline(model, classifiers, cfg, save):
 def test_a_checkpoint_with_the_hosts_scheduler(make_peer, save):
     state = make_peer(10).state_dict()
     path = save({"model": state, "scheduler": {"milestones": Counter([40, 70])}})
-    assert read_state_dict(path).keys() == state.keys()
+    assert [key.removeprefix("model.") for key in read_state_dict(path)] == list(state)
 
 
 @pytest.mark.parametrize("key", ["model", "state_dict"])
@@ -245,8 +253,8 @@ def test_a_missing_file_changes_nothing(model, make_peer, save, tmp_path, copy_s
     with pytest.raises(FileNotFoundError, match="no.pth.*SSKD.SOURCE.WEIGHTS"):
         load_source_weights(model, [good, good, missing])
     assert_same_state(model.state_dict(), before)
-    with pytest.raises(FileNotFoundError):
-        read_state_dict(str(tmp_path))  # a folder
+    with pytest.raises(FileNotFoundError, match="it is a folder"):
+        read_state_dict(str(tmp_path))
 
 
 class Wider(nn.Module):
@@ -262,11 +270,11 @@ class Wider(nn.Module):
 def test_another_width(model, save, bare):
     state = Wider().state_dict()
     path = save(state if bare else {"model": {f"backbone.{name}": value for name, value in state.items()}})
-    with pytest.raises(
-        ValueError, match=r"MODEL.BACKBONE.*6 of another shape \(first: backbone.conv1.weight\)"
-    ) as error:
+    with pytest.raises(ValueError, match=r"4 of 10 backbone tensors of this TinyBackbone fit \(40%\)") as error:
         load_source_weights(model, [path])
-    assert path in str(error.value)
+    said = str(error.value)
+    assert path in said and "6 of another shape: conv1.weight, bn1.weight, bn1.bias, ..." in said
+    assert "another depth or width: compare MODEL.BACKBONE.DEPTH" in said
 
 
 def test_a_smaller_a_bigger_and_another_backbone(model, make_peer, save):
@@ -275,19 +283,17 @@ def test_a_smaller_a_bigger_and_another_backbone(model, make_peer, save):
     bigger = {**state, "backbone.conv3.weight": torch.zeros(2), "backbone.conv3.bias": torch.zeros(2)}
     other = nn.Sequential(nn.Conv2d(3, 4, 1)).state_dict()
     for content, message in (
-        (smaller, r"1 missing \(first: backbone.conv2.weight\)"),
-        (bigger, r"2 unknown \(first: backbone.conv3.weight\)"),
-        (other, r"10 missing \(first: backbone.conv1.weight\), 2 unknown \(first: backbone.0.weight\)"),
+        (smaller, "9 of 10 .*1 missing: conv2.weight\n.*its last layers are left out"),
+        (bigger, "10 of 10 .*2 only in the file: conv3.weight, conv3.bias\n.*a larger network"),
+        (other, "0 of 10 .*10 missing: conv1.weight, bn1.weight, bn1.bias, ...\n.*2 only in the file: 0.weight, 0.bias\n.*another arch"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"(?s){message}"):
             load_source_weights(model, [save(content)])
 
 
 def test_another_neck(model, make_peer, save):
     state = {**make_peer(10).state_dict(), "heads.bottleneck.0.weight": torch.ones(9)}
-    with pytest.raises(
-        ValueError, match=r"MODEL.HEADS.*1 of another shape \(first: heads.bottleneck.0.weight\)"
-    ):
+    with pytest.raises(ValueError, match="(?s)1 of another shape: heads.bottleneck.0.weight\n.*another head: compare MODEL.HEADS"):
         load_source_weights(model, [save(state)])
 
 
@@ -312,15 +318,19 @@ def damaged(state) -> dict:
     torch.save(state, old, _use_new_zipfile_serialization=False)
     new, old = new.getvalue(), old.getvalue()
     return {
-        "empty": b"",
-        "text": b"version https://git-lfs.github.com/spec/v1\n",
-        "page": b"<!DOCTYPE html>",
-        "zeros": bytes(1000),
-        "half": new[: len(new) // 2],
-        "without its end": new[:-30],
-        "old format, early": old[:200],
-        "old format, late": old[:-50],
-        "wrong pickle": b"\x80\x02" + b"h\xff.",
+        "empty": (b"", "is empty"),
+        "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS.* git lfs pull"),
+        "page": (b"\n<!DOCTYPE html><p>" + bytes(9), "is a web page"),
+        "text": (b"hello\n", "is a text file"),
+        "other text": ("Gewichte f\u00fcr das Netz\n".encode() * 60, "is a text file"),
+        "one letter": (b"e", "is a text file"),
+        "safetensors": (b"\x40" + bytes(7) + b'{"__metadata__":{}}' + bytes(50), "is a safetensors file"),
+        "zeros": (bytes(1000), "is damaged, or no file of torch.save"),
+        "half": (new[: len(new) // 2], "is damaged"),
+        "without its end": (new[:-30], "is damaged"),
+        "old format, early": (old[:200], "is damaged"),
+        "old format, late": (old[:-50], "is damaged"),
+        "wrong pickle": (b"\x80\x02" + b"h\xff.", "is damaged"),
     }
 
 
@@ -328,9 +338,11 @@ def damaged(state) -> dict:
 @pytest.mark.parametrize("kind", list(damaged({})))
 def test_damaged_files(kind, make_peer, tmp_path):
     path = tmp_path / "damaged.pth"
-    path.write_bytes(damaged(make_peer().state_dict())[kind])
-    with pytest.raises(ValueError, match="damaged.pth' is not a checkpoint of plain tensors: it is damaged"):
+    content, said = damaged(make_peer().state_dict())[kind]
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=f"damaged.pth' {said}" if said.startswith("is") else said) as error:
         read_state_dict(str(path))
+    assert "weights_only" not in str(error.value) and error.value.__suppress_context__
 
 
 class Evil:
@@ -352,7 +364,7 @@ def test_nothing_but_tensors_is_unpickled(make_peer, save, tmp_path, at):
         if at == "beside the model"
         else {"model": {**state, "x": Evil(trace)}}
     )
-    with pytest.raises(ValueError, match="plain tensors.*torch.save"):
+    with pytest.raises(ValueError, match="holds an object of Python, .*open.*save the tensors alone with torch.save"):
         read_state_dict(save(content))
     assert not (tmp_path / "trace").exists()
 
@@ -363,7 +375,7 @@ def test_nothing_but_tensors_is_unpickled(make_peer, save, tmp_path, at):
     ids=["list", "tensor", "empty", "numbered", "no tensors", "no tensors in the model"],
 )
 def test_files_without_a_state_dict(save, content):
-    with pytest.raises(ValueError, match="holds no (state dict|named tensors)"):
+    with pytest.raises(ValueError, match="holds no named tensors, but a (list|Tensor|dict)"):
         read_state_dict(save(content))
 
 
@@ -371,4 +383,109 @@ def test_files_without_a_state_dict(save, content):
 @pytest.mark.parametrize("value", [np.float64(3.2), np.float32(0.5), np.int64(7)], ids=lambda value: type(value).__name__)
 def test_numpy_scalars_beside_the_tensors(save, value):
     """As toolboxes save their best mAP."""
-    assert list(read_state_dict(save({"model": {"a": torch.zeros(2)}, "best_mAP": value}))) == ["a"]
+    assert list(read_state_dict(save({"model": {"a": torch.zeros(2)}, "best_mAP": value}))) == ["model.a"]
+
+
+@weights_only_is_narrow
+def test_options_of_a_training_beside_the_tensors(save):
+    """As DINO and MAE save their command line."""
+    path = save({"teacher": {"a": torch.zeros(2)}, "args": argparse.Namespace(lr=0.1), "best": np.zeros(2)})
+    assert list(read_state_dict(path)) == ["teacher.a", "best"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["backbone.bn2.running_var", "backbone.conv1.weight", "heads.bottleneck.0.running_mean"])
+def test_values_that_are_not_finite(make_peer, copy_state, assert_same_state, name, bad):
+    peer, state = make_peer(0), make_peer(10).state_dict()
+    state[name].view(-1)[-1] = bad
+    before = copy_state(peer)
+    with pytest.raises(WeightsError, match=f"somewhere' is of a training that has diverged: its tensor {name} has"):
+        load_network(peer, state, "somewhere")
+    assert_same_state(peer.state_dict(), before)
+
+
+def test_whole_numbers_are_no_weights(make_peer):
+    """A quantised file has the names and the shapes."""
+    state = make_peer(10).state_dict()
+    state["backbone.conv2.weight"] = state["backbone.conv2.weight"].to(torch.int8)
+    with pytest.raises(WeightsError, match="1 of another shape: conv2.weight"):
+        load_network(make_peer(0), state, "somewhere")
+
+
+def test_counters_of_one_value(make_peer):
+    state = make_peer(10).state_dict()
+    peer, state["backbone.bn1.num_batches_tracked"] = make_peer(0), torch.tensor([5])
+    load_network(peer, state, "somewhere")
+    assert peer.backbone.bn1.num_batches_tracked == 5 and peer.backbone.bn1.num_batches_tracked.shape == ()
+
+
+def test_a_file_of_two_networks_gives_the_one_that_is_used(make_peer):
+    """The mean teacher, and MoCo's query encoder, whatever their order."""
+    one, other = (make_peer(seed).backbone.state_dict() for seed in (1, 2))
+    for chosen, left in (("teacher.", "student."), ("encoder_q.", "encoder_k."), ("base_encoder.", "momentum_encoder.")):
+        for names in ((chosen, left), (left, chosen)):
+            state = {name + key: value for name in names for key, value in (one if name == chosen else other).items()}
+            peer = make_peer(0)
+            load_network(peer, state, "somewhere")
+            assert torch.equal(peer.backbone.conv1.weight, one["conv1.weight"]), names
+
+
+def test_a_backbone_of_other_names_is_taken_by_its_order(make_peer, warnings):
+    """As of toolboxes that keep it as one nn.Sequential; another order is another network."""
+    source, peer = make_peer(10).backbone, make_peer(0)
+    state = {f"module.base.{key}": value for key, value in nn.Sequential(*source.children()).state_dict().items()}
+    load_network(peer, {**state, "module.feat_bn.weight": torch.ones(8)}, "somewhere")
+    assert all(torch.equal(peer.backbone.state_dict()[name], value) for name, value in source.named_parameters())
+    assert "loaded by the order" in warnings()[0]
+    with pytest.raises(WeightsError, match="0 of 10"):
+        load_network(peer, dict(reversed(state.items())), "somewhere")
+
+
+def test_the_best_teacher_is_taken_where_one_network_is_asked_for(make_model, make_peer, warnings):
+    saved = make_model(3)
+    saved.best_peer.fill_(2)
+    peer = make_peer(0)
+    load_network(peer, saved.state_dict(), "somewhere", classifier=True)
+    assert all(torch.equal(value, saved.teachers[2].state_dict()[name]) for name, value in peer.state_dict().items())
+    assert "best teacher, 2, is taken" in warnings()[0]
+
+
+# ---- whole models --------------------------------------------------------------------------------
+
+
+def test_a_model_is_loaded_exactly(make_model, assert_same_state):
+    """With the classifiers, and however it was wrapped."""
+    saved, model = make_model(2, num_classes=9), make_model(2)
+    state = {f"model.module.{name}": value for name, value in saved.state_dict().items()}
+    load_exactly(model, {**state, "refresh.labels": torch.zeros(3)}, "somewhere")
+    assert_same_state(model.state_dict(), saved.state_dict())
+    assert model.teachers[1].num_classes == 9
+
+
+@pytest.mark.parametrize("name", ["heads.weight", "heads.bottleneck.0.running_var", "backbone.bn1.bias"])
+@pytest.mark.parametrize("part", ["students.1.", "teachers.0."])
+def test_a_model_with_a_tensor_missing_is_refused(make_model, copy_state, assert_same_state, part, name):
+    model, state = make_model(2), make_model(2, num_classes=9).state_dict()
+    del state[part + name]
+    before = copy_state(model)
+    with pytest.raises(WeightsError, match=f"1 missing: {part}{name}"):
+        load_exactly(model, state, "somewhere")
+    assert_same_state(model.state_dict(), before)
+
+
+def test_a_source_model_is_no_whole_model(make_model, make_peer, save):
+    with pytest.raises(WeightsError, match="one network, and no SSKD model.*SSKD.SOURCE.WEIGHTS"):
+        load_model(make_model(2), save({"model": make_peer(1).state_dict()}))
+
+
+# ---- where a peer has no file --------------------------------------------------------------------
+
+
+def test_a_peer_without_a_file_stays(model, make_peer, save, copy_state):
+    before = [copy_state(peer) for peer in (*model.students, *model.teachers)]
+    state = make_peer(10).state_dict()
+    load_source_weights(model, ["", save(state), ""])
+    for k in (0, 2):
+        for peer, old in ((model.students[k], before[k]), (model.teachers[k], before[3 + k])):
+            assert all(torch.equal(value, old[name]) for name, value in peer.state_dict().items())
+    assert torch.equal(model.teachers[1].backbone.conv1.weight, state["backbone.conv1.weight"])
