@@ -25,7 +25,7 @@ from fastreid.utils.logger import setup_logger
 
 from fastreid_sskd import benchmark
 from fastreid_sskd.engine.lock import FolderInUseError
-from fastreid_sskd.unknown_name import UnknownNameError
+from fastreid_sskd.refusals import UnknownNameError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PUBLISHED = os.path.join(ROOT, "benchmarks", "published.yml")

@@ -30,7 +30,7 @@ from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.lock import FolderInUseError
 from fastreid_sskd.engine.same_run import OtherConfigError
-from fastreid_sskd.unknown_name import UnknownNameError
+from fastreid_sskd.refusals import UnknownNameError
 
 
 def config(args, seed: int):

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.export import deployed, export_baseline, export_onnx
-from fastreid_sskd.unknown_name import UnknownNameError
+from fastreid_sskd.refusals import UnknownNameError
 
 
 def main() -> int:

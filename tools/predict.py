@@ -21,7 +21,7 @@ from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.engine.predict import image_features, image_paths
 from fastreid_sskd.export.feature_files import check_feature_file, write_features
 from fastreid_sskd.export.neighbours import nearest, neighbours_picture
-from fastreid_sskd.unknown_name import UnknownNameError
+from fastreid_sskd.refusals import UnknownNameError
 
 
 def show_neighbours(args, query, paths, features) -> None:

@@ -30,7 +30,7 @@ from fastreid_sskd.engine.setup import begin, check_device, read_config
 from fastreid_sskd.export.feature_files import write_features
 from fastreid_sskd.processes import join, launch
 from fastreid_sskd.processes.group import joined_from_outside
-from fastreid_sskd.unknown_name import UnknownNameError
+from fastreid_sskd.refusals import UnknownNameError
 
 # isort: split
 from fastreid.utils import comm

@@ -12,7 +12,7 @@ from fastreid.utils.collect_env import collect_env_info
 from ..engine import load_config
 from ..engine.atomic import write_atomically
 from ..engine.same_run import HARMLESS, OtherConfigError, plain_config
-from ..unknown_name import UnknownNameError
+from ..refusals import UnknownNameError
 
 __all__ = ["Rows", "check_evaluated", "check_same_settings", "keep_settings", "log_file", "read_rows", "write_rows"]
 

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from fastreid.data.datasets import DATASET_REGISTRY
 
 from ..compat import dataset_root
-from ..unknown_name import UnknownNameError
+from ..refusals import UnknownNameError
 from .crop_folder import folder_class
 
 __all__ = ["Item", "test_items", "training_items"]

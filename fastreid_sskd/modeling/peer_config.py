@@ -2,6 +2,7 @@
 from fastreid.config import CfgNode, get_cfg
 
 from ..config import add_sskd_config
+from ..config_values import merge_file
 
 __all__ = ["peer_config"]
 
@@ -46,7 +47,7 @@ def read_peer_file(path: str) -> CfgNode:
     cfg = get_cfg()
     add_sskd_config(cfg)
     try:
-        cfg.merge_from_file(path)
+        merge_file(cfg, path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"SSKD.PEERS: config file {path!r} of a peer not found") from error
+        raise FileNotFoundError(f"SSKD.PEERS: {error}") from None
     return cfg
