@@ -1,12 +1,13 @@
 """What is refused and what has failed: an error with an exit status is told in one message, any other with its traceback."""
 import contextlib
+import difflib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-__all__ = ["REFUSED", "UnknownNameError", "checking", "exit_status", "is_refusal"]
+__all__ = ["REFUSED", "UnknownNameError", "checking", "exit_status", "is_refusal", "nearest"]
 
 #: exit status of a command that refuses what it was given
 REFUSED = 2
@@ -17,6 +18,13 @@ class UnknownNameError(KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that may be meant, letter case aside; "" if none is near."""
+    by_capitals = {name.upper(): name for name in known}
+    near = difflib.get_close_matches(given.upper(), by_capitals, 1)
+    return f"; the nearest that there is: {by_capitals[near[0]]}" if near else ""
 
 
 @contextlib.contextmanager

@@ -47,7 +47,9 @@ def _sorted(items: Sequence[Sequence]) -> list[Item]:
     return sorted((tuple(item) for item in items), key=lambda item: item[0])
 
 
-def training_items(names: Sequence[str], folders: Mapping = MappingProxyType({})) -> list[Item]:
+def training_items(
+    names: Sequence[str], folders: Mapping = MappingProxyType({}), combine_all: bool = False
+) -> list[Item]:
     """The training images of data sets, sorted by path within each (the host's glob has no order).
 
     Identities and cameras of several data sets are kept apart: with more than one, they are prefixed with its name.
@@ -55,6 +57,7 @@ def training_items(names: Sequence[str], folders: Mapping = MappingProxyType({})
     Args:
         names: ``DATASETS.NAMES``: of registered data sets or of ``folders``.
         folders: ``SSKD.FOLDERS``, see :func:`.crop_folder.folder_class`.
+        combine_all: ``DATASETS.COMBINEALL``: the query and gallery images too, as people of their own.
 
     Raises:
         UnknownNameError: if a name is not registered.
@@ -67,7 +70,10 @@ def training_items(names: Sequence[str], folders: Mapping = MappingProxyType({})
         raise ValueError(f"DATASETS.NAMES names a data set twice: {', '.join(names)}")
     items: list[Item] = []
     for name in names:
-        train = _sorted(_data_set(name, folders).train)
+        data = _data_set(name, folders)
+        if combine_all:
+            data.combine_all()
+        train = _sorted(data.train)
         if not train:
             raise ValueError(
                 f"data set {name} below {os.path.abspath(dataset_root())!r} has no training images"

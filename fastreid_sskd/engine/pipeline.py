@@ -7,21 +7,19 @@ from collections.abc import Iterator
 
 import torch
 from fastreid.config import CfgNode
-from fastreid.modeling import build_model
 from torch import nn
 
-from ..data.items import test_items, training_items
-from ..data.samplers import check_batch
+from ..config_values import merge_overrides
+from ..data.items import test_items
 from ..data.seeding import derive_seed
-from ..data.transforms import build_view_transforms
 from ..evaluation.table import results_table
 from ..modeling import ema_decay, load_source_weights, peer_config
 from ..processes import on_main
+from ..refusals import UnknownNameError, checking
 from .adaptation import AdaptationTrainer
 from .amp import Precision
-from .check_config import check_clustering, check_settings
+from .check_config import check_network, check_optimizer, check_settings
 from .checkpoint import Checkpointer, damage, last_checkpoint
-from .hooks import Checkpoints
 from .lock import output_folder
 from .same_run import check_same_run, config_kept_on_refusal, plain_config
 from .setup import (
@@ -32,12 +30,14 @@ from .setup import (
     use_device,
     without_pretraining,
 )
-from .shares import check_shares
 from .source import SourceTrainer
 from .stop import listen
 from .trainer import Trainer
 
-__all__ = ["evaluate", "load_trained", "run", "source_config", "source_weights", "trainer_class"]
+__all__ = [
+    "check_evaluation", "check_inputs", "check_run", "evaluate", "load_trained", "run", "source_config", "source_weights", "train",
+    "trainer_class",
+]
 
 logger = logging.getLogger("fastreid.sskd.pipeline")
 
@@ -55,6 +55,7 @@ def trainer_class(cfg: CfgNode) -> type:
     return _TRAINERS.get(cfg.MODEL.META_ARCHITECTURE, Trainer)
 
 
+@checking()
 def load_trained(cfg: CfgNode) -> nn.Module:
     """The model of a config with the weights of its checkpoint, ``MODEL.WEIGHTS``, in evaluation mode.
 
@@ -70,7 +71,12 @@ def load_trained(cfg: CfgNode) -> nn.Module:
 
 
 def evaluate(cfg: CfgNode) -> dict:
-    """``--eval-only``: load ``MODEL.WEIGHTS`` and evaluate on ``DATASETS.TESTS``; the results are logged too."""
+    """``--eval-only``: load ``MODEL.WEIGHTS`` and evaluate on ``DATASETS.TESTS``; the results are logged too.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_trained` and :func:`check_evaluation`.
+    """
+    check_evaluation(cfg)
     cls = trainer_class(cfg)
     results = cls.test(cfg, load_trained(cfg))
     if cls is AdaptationTrainer:  # the host logs its own
@@ -80,7 +86,7 @@ def evaluate(cfg: CfgNode) -> dict:
 
 
 def run(cfg: CfgNode, resume: bool = False) -> dict:
-    """Train what the config describes; for ``SSKD`` both stages. Returns the last evaluation's results.
+    """Check what the config describes and train it; for ``SSKD`` both stages. Returns the last evaluation's results.
 
     Raises:
         FolderInUseError: if another run writes into ``OUTPUT_DIR``.
@@ -88,7 +94,14 @@ def run(cfg: CfgNode, resume: bool = False) -> dict:
         PseudoLabelError: if the pseudo-labels cannot be trained on.
         FloatingPointError: if a loss or the model is not finite.
         Stopped: a ``SystemExit``, if SIGTERM or SIGINT came; the run is saved.
+        FileNotFoundError, ImportError, ValueError: as :func:`check_run`.
     """
+    check_run(cfg, resume)
+    return train(cfg, resume)
+
+
+def train(cfg: CfgNode, resume: bool = False) -> dict:
+    """:func:`run` of a config that :func:`check_run` has passed."""
     use_device(cfg.MODEL.DEVICE)
     if cfg.SSKD.DETERMINISTIC:
         make_deterministic()
@@ -99,7 +112,7 @@ def run(cfg: CfgNode, resume: bool = False) -> dict:
             return _run_both_stages(cfg, resume)
         if cfg.SEED >= 0:
             seed_everything(cfg.SEED)
-        return _train(trainer_class(cfg)(cfg), resume)
+        return _train(trainer_class(cfg), cfg, resume)
 
 
 @contextlib.contextmanager
@@ -112,18 +125,19 @@ def _memory_given_back() -> Iterator[None]:
 
 
 def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
-    check_inputs(cfg)
     path = on_main(lambda: last_checkpoint(cfg.OUTPUT_DIR)) if resume else ""
     weights = [] if path else source_weights(cfg)
 
     seed_everything(cfg.SEED)  # the same adaptation whether or not the source models were trained just now
-    trainer = AdaptationTrainer(cfg)
-    if path:
-        trainer.resume_from(path)
-    else:
-        trainer.load_weights()
-        if weights:
-            load_source_weights(trainer.model, weights)
+    with checking():
+        trainer = AdaptationTrainer(cfg)
+        if path:
+            trainer.resume_from(path)
+        else:
+            trainer.load_weights()
+            if weights:
+                load_source_weights(trainer.model, weights)
+    if not path:
         if cfg.TEST.EVAL_PERIOD:
             logger.info("direct transfer")
             trainer.evaluate(epoch=0)
@@ -145,46 +159,83 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
     return results
 
 
-def check_inputs(cfg: CfgNode) -> None:
-    """What would only be found out after the source models have been trained for hours: settings, model, target.
+@checking()
+def check_run(cfg: CfgNode, resume: bool = False) -> None:
+    """What would only be found out later: :func:`check_inputs`, of stage 1 too if it is to be trained, and where a run starts.
 
     Raises:
-        ValueError: if a batch cannot hold P x K, a setting is out of its range, or a data set is empty.
+        FileNotFoundError: if weights are missing, or as :func:`check_inputs`.
+        OtherConfigError: if a finished source model is of another config.
+        ImportError, ValueError: as :func:`check_inputs`.
+    """
+    check_inputs(cfg)
+    if resume and on_main(lambda: last_checkpoint(cfg.OUTPUT_DIR)):
+        return
+    if cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
+        raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} not found: name a file of weights, or none to start without")
+    if cfg.MODEL.META_ARCHITECTURE == "SSKD":
+        _check_sources(cfg)
+
+
+@checking()
+def check_inputs(cfg: CfgNode) -> None:
+    """What can be found out of one config, plain or of a stage, before anything is trained: settings, data, network, optimiser.
+
+    Raises:
+        ValueError: if a setting is out of its range, a batch cannot hold P x K, a data set is empty, or nothing can be learned.
         FileNotFoundError: if images are not where they should be.
         ImportError: if a setting needs a package that is not installed.
     """
     use_device(cfg.MODEL.DEVICE)  # its abilities are asked for below
-    check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
-    check_shares(cfg)
-    ema_decay(0, cfg.SSKD.EMA.MOMENTUM)
     check_settings(cfg)
-    if cfg.TEST.PRECISE_BN.ENABLED:
-        raise ValueError("TEST.PRECISE_BN is for plain fast-reid models, whose batches have no views: set it to False")
+    cls = trainer_class(cfg)
+    if cfg.MODEL.META_ARCHITECTURE == "SSKD":
+        ema_decay(0, cfg.SSKD.EMA.MOMENTUM)
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            raise ValueError("TEST.PRECISE_BN is for plain fast-reid models, whose batches have no views: set it to False")
     Precision(cfg)
-    model = build_model(without_pretraining(cfg))  # and its losses
-    AdaptationTrainer.build_lr_scheduler(cfg, AdaptationTrainer.build_optimizer(cfg, model), cfg.SSKD.ITERS_PER_EPOCH)
-    Checkpoints(
-        Checkpointer(nn.Module()), cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SSKD.KEEP_CHECKPOINTS,
-        seconds=cfg.SSKD.CHECKPOINT_SECONDS, iters=cfg.SSKD.CHECKPOINT_ITERS,
-    )  # fmt: skip
-    items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
-    check_clustering(cfg, len(items))
-    build_view_transforms(cfg)
+    num_classes, iters_per_epoch = cls.check_data(cfg)
+    check_network(cfg, num_classes)
+    cls.build_lr_scheduler(cfg, check_optimizer(cfg), iters_per_epoch)
     if cfg.TEST.EVAL_PERIOD:
-        if not cfg.DATASETS.TESTS:
-            raise ValueError("DATASETS.TESTS is empty: name a test set, or set TEST.EVAL_PERIOD to 0")
-        for name in cfg.DATASETS.TESTS:
-            test_items(name, cfg.SSKD.FOLDERS)
+        check_evaluation(cfg)
 
 
-def _train(trainer: Trainer, resume: bool) -> dict:
-    trainer.resume_or_load(resume)
+@checking()
+def check_evaluation(cfg: CfgNode) -> None:
+    """Check that there is something to evaluate on.
+
+    Raises:
+        ValueError: if no test set is named, one has no query or no gallery, or a setting of ``TEST`` is out of its range.
+        FileNotFoundError: if images are not where they should be.
+    """
+    check_settings(cfg, ("MODEL.", "INPUT.", "DATALOADER.NUM_WORKERS", "TEST."))
+    if not cfg.DATASETS.TESTS:
+        raise ValueError("DATASETS.TESTS is empty: name a test set, or set TEST.EVAL_PERIOD to 0 and train without evaluation")
+    for name in cfg.DATASETS.TESTS:
+        test_items(name, cfg.SSKD.FOLDERS)
+
+
+def _train(cls: type[Trainer], cfg: CfgNode, resume: bool) -> dict:
+    with checking():
+        trainer = cls(cfg)
+        trainer.resume_or_load(resume)
     return trainer.train()
 
 
 def source_config(cfg: CfgNode, k: int) -> CfgNode:
     """The stage 1 config of peer k: ``SSKD.SOURCE.CONFIG``, the peers' network, a seed and folder of its own."""
+    if not cfg.SSKD.SOURCE.CONFIG:
+        raise ValueError(
+            "SSKD needs source models: give SSKD.SOURCE.WEIGHTS (or MODEL.WEIGHTS), or in SSKD.SOURCE.CONFIG the "
+            "config that pre-trains them"
+        )
     source = load_config(cfg.SSKD.SOURCE.CONFIG)
+    if source.MODEL.META_ARCHITECTURE != "SSKDSource":
+        raise ValueError(
+            f"SSKD.SOURCE.CONFIG {cfg.SSKD.SOURCE.CONFIG!r} is of {source.MODEL.META_ARCHITECTURE}, "
+            "and has to be of SSKDSource"
+        )
     own = peer_config(cfg, k)
     for key in _SHARED:
         *path, leaf = key.split(".")
@@ -206,7 +257,9 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
         source.SSKD.SOURCE.BN_DATASETS = target
     source.SEED = derive_seed(cfg.SEED, k) >> 1
     source.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "source", f"peer{k}")
-    source.merge_from_list(list(cfg.SSKD.SOURCE.OPTS))
+    merge_overrides(source, cfg.SSKD.SOURCE.OPTS)
+    if not source.DATASETS.TESTS:
+        source.TEST.EVAL_PERIOD = 0
     source.freeze()
     return source
 
@@ -219,10 +272,8 @@ def source_weights(cfg: CfgNode) -> list[str]:
     Raises:
         FileNotFoundError: if a given one is not there.
     """
+    _check_sources(cfg)
     if cfg.SSKD.SOURCE.WEIGHTS or cfg.MODEL.WEIGHTS:
-        missing = [path for path in cfg.SSKD.SOURCE.WEIGHTS if not os.path.isfile(path)]
-        if missing:
-            raise FileNotFoundError(f"SSKD.SOURCE.WEIGHTS: no file {', '.join(missing)}")
         return list(cfg.SSKD.SOURCE.WEIGHTS)
     if starts_from_backbone(cfg):
         logger.warning(
@@ -230,13 +281,37 @@ def source_weights(cfg: CfgNode) -> list[str]:
             cfg.SSKD.NUM_PEERS, "pre-trained backbones" if cfg.MODEL.BACKBONE.PRETRAIN else "random weights",
         )
         return []
+    return pretrain_peers(cfg)
+
+
+@checking()
+def _check_sources(cfg: CfgNode) -> None:
+    """That the files are there which peers start from, and that those without one can be pre-trained.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        OtherConfigError: if a finished source model is of another config.
+        ValueError: if there is nothing to start from, or stage 1 cannot work.
+    """
+    missing = [path for path in cfg.SSKD.SOURCE.WEIGHTS if not os.path.isfile(path)]
+    if missing:
+        raise FileNotFoundError(f"SSKD.SOURCE.WEIGHTS: no file {', '.join(missing)}")
+    if cfg.SSKD.SOURCE.WEIGHTS or cfg.MODEL.WEIGHTS or starts_from_backbone(cfg):
+        return
     given = [peer_config(cfg, k).MODEL.WEIGHTS for k in range(cfg.SSKD.NUM_PEERS)]
-    for k, path in enumerate(given):  # before hours go into the others
+    for k, path in enumerate(given):
         if path and not os.path.isfile(path):
             raise FileNotFoundError(f"peer {k} is to start from MODEL.WEIGHTS {path!r} (of {cfg.SSKD.PEERS[k]}), which is no file")
-    if not all(given):
-        check_domains(cfg)
-    return pretrain_peers(cfg)
+    if all(given):
+        return
+    check_domains(cfg)
+    sources = [source_config(cfg, k) for k, path in enumerate(given) if not path]
+    left = [source for source in sources if not on_main(lambda source=source: _is_finished(source))]
+    for source in left if cfg.SSKD.PEERS else left[:1]:  # without PEERS they are alike
+        try:
+            check_inputs(source)
+        except (ImportError, OSError, ValueError, UnknownNameError) as error:
+            raise type(error)(f"stage 1, {cfg.SSKD.SOURCE.CONFIG}: {error}") from error
 
 
 def pretrain_peers(cfg: CfgNode) -> list[str]:
@@ -253,30 +328,21 @@ def pretrain_peers(cfg: CfgNode) -> list[str]:
 
 
 def _pretrain(cfg: CfgNode, k: int) -> str:
-    if not cfg.SSKD.SOURCE.CONFIG:
-        raise ValueError(
-            "SSKD needs source models: give SSKD.SOURCE.WEIGHTS (or MODEL.WEIGHTS), or in SSKD.SOURCE.CONFIG the "
-            "config that pre-trains them"
-        )
     source = source_config(cfg, k)
-    if source.MODEL.META_ARCHITECTURE != "SSKDSource":
-        raise ValueError(
-            f"SSKD.SOURCE.CONFIG {cfg.SSKD.SOURCE.CONFIG!r} is of {source.MODEL.META_ARCHITECTURE}, "
-            "and has to be of SSKDSource"
-        )
     best, final = (os.path.join(source.OUTPUT_DIR, f"model_{name}.pth") for name in ("best", "final"))
     with output_folder(source.OUTPUT_DIR), listen(), _memory_given_back():
-        if on_main(lambda: _is_finished(source, final)):
+        if on_main(lambda: _is_finished(source)):
             logger.info("peer %d: reusing the finished source model in %s", k, source.OUTPUT_DIR)
         else:
             logger.info("peer %d: pre-training on %s", k, ", ".join(source.DATASETS.NAMES))
             seed_everything(source.SEED)
-            _train(SourceTrainer(source), resume=True)
+            _train(SourceTrainer, source, resume=True)
     return best if source.TEST.EVAL_PERIOD and os.path.isfile(best) else final
 
 
-def _is_finished(source: CfgNode, final: str) -> bool:
+def _is_finished(source: CfgNode) -> bool:
     """Whether a source model is trained; one of another config is refused, one of fewer epochs goes on."""
+    final = os.path.join(source.OUTPUT_DIR, "model_final.pth")
     if not os.path.isfile(final) or damage(final):
         return False
     checkpoint = torch.load(final, map_location="cpu", weights_only=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastreid.config import CfgNode
 
+from ..refusals import REFUSED
 from .kept_config import keep_config
 from .setup import load_config
 
@@ -36,15 +37,18 @@ _ABSENT = "(absent)"
 class OtherConfigError(ValueError):
     """A checkpoint is of a run with another config."""
 
+    exit_status = REFUSED
+
 
 @contextlib.contextmanager
 def config_kept_on_refusal(folder: str) -> Iterator[None]:
-    """Leave ``config.yaml`` in ``OUTPUT_DIR`` as it was if the body, which may write it, finds another run's checkpoint."""
+    """Leave ``config.yaml`` in ``OUTPUT_DIR`` as it was if the body, which may write it, refuses to run."""
     put_back = keep_config(folder)
     try:
         yield
-    except OtherConfigError:
-        put_back()
+    except Exception as error:
+        if getattr(error, "exit_status", None) == REFUSED:
+            put_back()
         raise
 
 

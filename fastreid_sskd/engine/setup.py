@@ -15,6 +15,7 @@ from ..config_values import merge_file, merge_overrides
 from ..processes import on_main
 from ..refusals import checking
 from .kept_config import keep_config
+from .lock import make_folder
 
 __all__ = [
     "begin", "check_device", "load_config", "make_deterministic", "read_config", "resolve", "seed_everything", "setup", "use_device",
@@ -116,6 +117,7 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+@checking()
 def read_config(args: argparse.Namespace) -> CfgNode:
     """The config of a run, frozen; a run that is resumed keeps the seed that it has drawn."""
     cfg = load_config(args.config_file, args.opts)
@@ -126,11 +128,14 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+@checking()
 def begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Start a run's log, write its config to ``OUTPUT_DIR/config.yaml``, seed all generators.
 
     Where nothing is trained (``--eval-only``, ``--predict``), the config of the run that the folder is of stays.
     """
+    if cfg.OUTPUT_DIR:
+        on_main(lambda: make_folder(cfg.OUTPUT_DIR))
     put_back = keep_config(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     if getattr(args, "eval_only", False) or getattr(args, "predict", None):

@@ -4,7 +4,10 @@ from collections.abc import Iterable
 from fastreid.config import CfgNode
 from torch import nn
 
-from ..data import SourceLoader
+from ..data import SourceLoader, training_items
+from ..data.loaders import source_items
+from ..data.samplers import check_batch
+from ..data.transforms import build_view_transforms
 from ..modeling.weights import load_network, read_state_dict
 from .setup import without_pretraining
 from .shares import check_shares
@@ -20,6 +23,16 @@ class SourceTrainer(Trainer):
         check_shares(cfg)
         self._loader = SourceLoader(cfg, seed=cfg.SEED)
         return self._loader.num_classes, cfg.SSKD.ITERS_PER_EPOCH
+
+    @classmethod
+    def check_data(cls, cfg: CfgNode) -> tuple[int, int]:
+        check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
+        check_shares(cfg)
+        _, labels = source_items(cfg)
+        if cfg.SSKD.SOURCE.BN_DATASETS:
+            training_items(cfg.SSKD.SOURCE.BN_DATASETS, cfg.SSKD.FOLDERS)
+        build_view_transforms(cfg)
+        return max(labels) + 1, cfg.SSKD.ITERS_PER_EPOCH
 
     def epoch_batches(self, epoch: int, start: int = 0) -> Iterable:
         return self._loader.epoch(epoch, start)
