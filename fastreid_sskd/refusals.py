@@ -28,14 +28,17 @@ def nearest(given: str, known: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def checking() -> Iterator[None]:
+def checking(*also: type[Exception]) -> Iterator[None]:
     """What is given is read and checked in the body, and nothing is trained: its errors are refusals. Also a decorator.
 
     They keep their type and get the attribute ``exit_status``. An error class may have one of its own.
+
+    Args:
+        also: errors that are refusals here, beside those of input: ImportError, OSError, ValueError, UnknownNameError.
     """
     try:
         yield
-    except (ImportError, OSError, ValueError, UnknownNameError) as error:
+    except (ImportError, OSError, ValueError, UnknownNameError, *also) as error:
         if not is_refusal(error):
             error.exit_status = REFUSED
         raise

@@ -24,8 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from fastreid.utils.logger import setup_logger
 
 from fastreid_sskd import benchmark
-from fastreid_sskd.engine.lock import FolderInUseError
-from fastreid_sskd.refusals import UnknownNameError
+from fastreid_sskd.refusals import checking, exit_status, nearest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PUBLISHED = os.path.join(ROOT, "benchmarks", "published.yml")
@@ -42,6 +41,15 @@ def results_of(given: str, args) -> list:
     if tests:
         return benchmark.evaluate_folder(what, tests, **options)
     return benchmark.collect(what, args.selection.split(","), name)
+
+
+@checking()
+def check_published(pairs: list) -> None:
+    """Refuse a pair of data sets that nobody has published figures of."""
+    known = {pair for entry in benchmark.load_published(PUBLISHED) for pair in entry["results"]}
+    for pair in pairs:
+        if pair not in known:
+            raise ValueError(f"--published {pair!r} is none of {', '.join(sorted(known))}{nearest(pair, known)}")
 
 
 def show(results: list, args) -> None:
@@ -65,6 +73,7 @@ def show(results: list, args) -> None:
         )
 
 
+@exit_status
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -117,13 +126,16 @@ def main() -> int:
     if args.command == "table" and not args.models and not args.published:
         table.error("name run folders or CONFIG:WEIGHTS, or pairs of data sets behind --published")
 
+    if args.command != "zoo":
+        check_published(args.published or [])
     if args.command == "zoo":
-        text = benchmark.render_zoo(args.notes, args.records, args.runs)
+        with checking():
+            text = benchmark.render_zoo(args.notes, args.records, args.runs)
         with open(args.output_file, "w", encoding="utf-8") as file:
             file.write(text)
         print(f"wrote {args.output_file}")
         return 0
-    try:
+    with checking():
         if args.command == "table":
             results = [result for given in args.models for result in results_of(given, args)]
         else:
@@ -137,9 +149,6 @@ def main() -> int:
                 grid = replace(grid, seeds=args.seeds or grid.seeds)
                 results = benchmark.run_grid(grid, args.output, args.only, args.opts)
         show(results, args)
-    except (FolderInUseError, ImportError, OSError, UnknownNameError, ValueError) as error:
-        print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
-        return 2
     return 0
 
 

@@ -28,9 +28,7 @@ from fastreid.utils.logger import setup_logger
 from fastreid_sskd.benchmark import check_comparison, compare, comparison_table, seeds
 from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine import load_config, resolve
-from fastreid_sskd.engine.lock import FolderInUseError
-from fastreid_sskd.engine.same_run import OtherConfigError
-from fastreid_sskd.refusals import UnknownNameError
+from fastreid_sskd.refusals import checking, exit_status
 
 
 def config(args, seed: int):
@@ -41,6 +39,7 @@ def config(args, seed: int):
     return cfg
 
 
+@exit_status
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="an SSKD config")
@@ -52,13 +51,10 @@ def main() -> int:
     if given_elsewhere:
         parser.error(f"{' and '.join(sorted(given_elsewhere))}: give --seeds and --output instead")
 
-    try:
+    with checking():
         configs = [config(args, seed) for seed in args.seeds]
         for cfg in configs:
             check_comparison(cfg)
-    except (ImportError, OSError, UnknownNameError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
 
     setup_logger()
     start = time.time()
@@ -67,9 +63,6 @@ def main() -> int:
     except PseudoLabelError as error:
         print(f"stopped, what is finished is kept in {args.output}: {error}", file=sys.stderr)
         return 3
-    except (FileNotFoundError, FolderInUseError, NotADirectoryError, OtherConfigError) as error:
-        print(error, file=sys.stderr)
-        return 2
     table, minutes = comparison_table(by_seed), (time.time() - start) / 60
     print(f"\n{table}\n\nTest set {cfg.DATASETS.TESTS[0]}, seeds {', '.join(map(str, args.seeds))}, {cfg.SSKD.NUM_PEERS} peers, "
           f"{cfg.SOLVER.MAX_EPOCH * cfg.SSKD.ITERS_PER_EPOCH} steps of {cfg.SOLVER.IMS_PER_BATCH} images, "

@@ -19,9 +19,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.export import deployed, export_baseline, export_onnx
-from fastreid_sskd.refusals import UnknownNameError
+from fastreid_sskd.refusals import checking, exit_status
 
 
+@exit_status
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="of the run: config.yaml in its output folder")
@@ -36,7 +37,7 @@ def main() -> int:
     if args.format == "fastreid" and (args.pixels != "inside" or args.unit_length):
         parser.error("--pixels and --unit-length are for --format onnx: a fast-reid Baseline does as its config says")
 
-    try:
+    with checking(RuntimeError, TypeError):
         cfg = resolve(load_config(args.config_file, args.opts))
         cfg.freeze()
         model = load_trained(cfg)
@@ -54,9 +55,6 @@ def main() -> int:
                 "peer": args.peer, "weights": os.path.basename(cfg.MODEL.WEIGHTS),
             })  # fmt: skip
             print(f"{args.output}: onnxruntime gives the same features to {error:.1e}")
-    except (FileNotFoundError, ImportError, RuntimeError, TypeError, UnknownNameError, ValueError) as error:
-        print(f"nothing exported: {error}", file=sys.stderr)
-        return 1
     return 0
 
 

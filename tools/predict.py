@@ -21,7 +21,7 @@ from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.engine.predict import image_features, image_paths
 from fastreid_sskd.export.feature_files import check_feature_file, write_features
 from fastreid_sskd.export.neighbours import nearest, neighbours_picture
-from fastreid_sskd.refusals import UnknownNameError
+from fastreid_sskd.refusals import checking, exit_status
 
 
 def show_neighbours(args, query, paths, features) -> None:
@@ -38,6 +38,7 @@ def show_neighbours(args, query, paths, features) -> None:
     print(f"{len(found)} neighbours of {args.query} in {args.picture}")
 
 
+@exit_status
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="of the model: config.yaml in the output folder of its run")
@@ -52,7 +53,7 @@ def main() -> int:
         parser.error("nothing to do: give --output, --query, or both")
     if args.neighbours < 1:
         parser.error(f"--neighbours must be at least 1, got {args.neighbours}")
-    try:
+    with checking():
         if args.output:
             check_feature_file(args.output)
         cfg = resolve(load_config(args.config_file, args.opts))
@@ -66,9 +67,6 @@ def main() -> int:
         if args.output:
             files = write_features(args.output, paths, features)
             print(f"{len(paths)} features of {features.shape[1]} values in {' and '.join(files)}")
-    except (ImportError, OSError, UnknownNameError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     return 0
 
 

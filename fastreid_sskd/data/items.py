@@ -6,7 +6,7 @@ from types import MappingProxyType
 from fastreid.data.datasets import DATASET_REGISTRY
 
 from ..compat import dataset_root
-from ..refusals import UnknownNameError
+from ..refusals import UnknownNameError, nearest
 from .crop_folder import folder_class
 
 __all__ = ["Item", "test_items", "training_items"]
@@ -29,7 +29,7 @@ def _data_set(name: str, folders: Mapping):
     if name not in DATASET_REGISTRY._obj_map:  # the host's registry has no other way to ask
         known = sorted({*DATASET_REGISTRY._obj_map, *folders})
         raise UnknownNameError(
-            f"no data set is named {name!r}: there are {', '.join(known)}; folders of your own images get a name by "
+            f"no data set is named {name!r}{nearest(name, known)}. There are {', '.join(known)}; folders of your own images get a name by "
             "SSKD.FOLDERS, classes of your own by fast-reid's DATASET_REGISTRY"
         )
     try:
