@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from .refusals import UnknownNameError, nearest
+from .refusals import UnknownNameError, nearest, said_of
 
 __all__ = ["merge_file", "merge_overrides"]
 
@@ -45,12 +45,8 @@ def merge_file(cfg: CfgNode, path: str, loaded_by: Sequence[str] = ()) -> None:
         if os.path.realpath(base) in here:
             raise ValueError(f"config file {path!r} has {base!r} as its _BASE_, which leads back to it")
         merge_file(cfg, base, here)
-    try:
+    with said_of(f"config file {path!r}"):
         _merge(cfg, given, os.path.dirname(path))
-    except UnknownNameError as error:
-        raise UnknownNameError(f"config file {path!r}: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"config file {path!r}: {error}") from None
 
 
 def _read(path: str, loaded_by: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-__all__ = ["REFUSED", "UnknownNameError", "checking", "exit_status", "is_refusal", "nearest"]
+__all__ = ["REFUSED", "UnknownNameError", "checking", "exit_status", "is_refusal", "nearest", "said_of"]
 
 #: exit status of a command that refuses what it was given
 REFUSED = 2
@@ -18,6 +18,9 @@ class UnknownNameError(KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+_OF_INPUT = (ImportError, OSError, ValueError, UnknownNameError)
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
@@ -38,10 +41,21 @@ def checking(*also: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except (ImportError, OSError, ValueError, UnknownNameError, *also) as error:
+    except (*_OF_INPUT, *also) as error:
         if not is_refusal(error):
             error.exit_status = REFUSED
         raise
+
+
+@contextlib.contextmanager
+def said_of(what: str) -> Iterator[None]:
+    """Errors of input that the body raises say first what they are about, and keep their type."""
+    try:
+        yield
+    except UnicodeError:
+        raise
+    except _OF_INPUT as error:
+        raise type(error)(f"{what}: {error}") from error
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -156,12 +156,12 @@ def _is_read(cfg: CfgNode, key: str) -> bool:
     return not key.startswith(_OF_A_RADIUS) and (method.uses == "distances" or key not in _OF_NEIGHBOURS)
 
 
-def check_settings(cfg: CfgNode, sections: tuple[str, ...] = ("",)) -> None:
+def check_settings(cfg: CfgNode, sections: str | tuple[str, ...] = "") -> None:
     """Check names, ranges and optional packages, whatever the data.
 
     Args:
         cfg: of any run.
-        sections: only keys that begin so.
+        sections: only keys that begin so; "": all.
 
     Raises:
         ValueError: naming the key, its rule and its value.
@@ -179,7 +179,7 @@ def check_settings(cfg: CfgNode, sections: tuple[str, ...] = ("",)) -> None:
     for key, (allowed, rule) in _RANGES.items():
         if key.startswith(sections) and _is_read(cfg, key) and not allowed(_value(cfg, key)):
             raise ValueError(f"{key} must be {rule}; got {_value(cfg, key)}: change it in the config or on the command line")
-    if "".startswith(sections) and cfg.MODEL.META_ARCHITECTURE == "SSKD":
+    if not sections and cfg.MODEL.META_ARCHITECTURE == "SSKD":
         _check_clustering_settings(cfg.SSKD.CLUSTER)
 
 
@@ -203,9 +203,9 @@ def build_network(cfg: CfgNode) -> nn.Module:
         ValueError: if ``MODEL``, of the config or of a file in ``SSKD.PEERS``, describes no network.
         FileNotFoundError: if weights for the backbone would have to be downloaded and cannot.
     """
-    check_settings(cfg, ("MODEL.META_ARCHITECTURE",))
+    check_settings(cfg, "MODEL.META_ARCHITECTURE")
     for network in _networks(cfg):
-        check_settings(network, ("MODEL.",))
+        check_settings(network, "MODEL.")
     try:
         return build_model(cfg)
     except ModuleNotFoundError as error:
@@ -248,7 +248,7 @@ def check_network(cfg: CfgNode, num_classes: int) -> None:
             )
         FreezeLayers(students or [model], cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS)
     for network, its in zip(students or [model], _networks(small)):
-        for size in dict.fromkeys((*map(tuple, (cfg.INPUT.SIZE_TRAIN, cfg.INPUT.SIZE_TEST)),)):
+        for size in {tuple(cfg.INPUT.SIZE_TRAIN), tuple(cfg.INPUT.SIZE_TEST)}:
             images = torch.zeros(1, 3, *size)
             _check_forward(network, its, images if students else {"images": images, "targets": torch.zeros(1).long()})
 

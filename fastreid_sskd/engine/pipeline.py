@@ -15,7 +15,7 @@ from ..data.seeding import derive_seed
 from ..evaluation.table import results_table
 from ..modeling import ema_decay, load_source_weights, peer_config
 from ..processes import on_main
-from ..refusals import UnknownNameError, checking
+from ..refusals import checking, said_of
 from .adaptation import AdaptationTrainer
 from .amp import Precision
 from .check_config import check_network, check_optimizer, check_settings
@@ -126,7 +126,7 @@ def _memory_given_back() -> Iterator[None]:
 
 def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
     path = on_main(lambda: last_checkpoint(cfg.OUTPUT_DIR)) if resume else ""
-    weights = [] if path else source_weights(cfg)
+    weights = [] if path else _source_weights(cfg)
 
     seed_everything(cfg.SEED)  # the same adaptation whether or not the source models were trained just now
     with checking():
@@ -257,7 +257,8 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
         source.SSKD.SOURCE.BN_DATASETS = target
     source.SEED = derive_seed(cfg.SEED, k) >> 1
     source.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "source", f"peer{k}")
-    merge_overrides(source, cfg.SSKD.SOURCE.OPTS)
+    with said_of("SSKD.SOURCE.OPTS"):
+        merge_overrides(source, cfg.SSKD.SOURCE.OPTS)
     if not source.DATASETS.TESTS:
         source.TEST.EVAL_PERIOD = 0
     source.freeze()
@@ -270,9 +271,13 @@ def source_weights(cfg: CfgNode) -> list[str]:
     Given are ``SSKD.SOURCE.WEIGHTS``, or the ``MODEL.WEIGHTS`` of a file in ``SSKD.PEERS``; peers without are pre-trained.
 
     Raises:
-        FileNotFoundError: if a given one is not there.
+        FileNotFoundError, ImportError, ValueError: if a given one is not there, or one cannot be pre-trained.
     """
     _check_sources(cfg)
+    return _source_weights(cfg)
+
+
+def _source_weights(cfg: CfgNode) -> list[str]:
     if cfg.SSKD.SOURCE.WEIGHTS or cfg.MODEL.WEIGHTS:
         return list(cfg.SSKD.SOURCE.WEIGHTS)
     if starts_from_backbone(cfg):
@@ -308,10 +313,8 @@ def _check_sources(cfg: CfgNode) -> None:
     sources = [source_config(cfg, k) for k, path in enumerate(given) if not path]
     left = [source for source in sources if not on_main(lambda source=source: _is_finished(source))]
     for source in left if cfg.SSKD.PEERS else left[:1]:  # without PEERS they are alike
-        try:
-            check_inputs(source)
-        except (ImportError, OSError, ValueError, UnknownNameError) as error:
-            raise type(error)(f"stage 1, {cfg.SSKD.SOURCE.CONFIG}: {error}") from error
+        with said_of(f"stage 1, {cfg.SSKD.SOURCE.CONFIG}"):
+            check_run(source, resume=True)
 
 
 def pretrain_peers(cfg: CfgNode) -> list[str]:

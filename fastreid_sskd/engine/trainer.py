@@ -116,6 +116,8 @@ class Trainer(DefaultTrainer):
             ValueError: if a batch cannot be made of them, or there are too few to learn from.
         """
         training_items(cfg.DATASETS.NAMES)  # says what is wrong with them, as the host does not
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            training_items([cfg.TEST.PRECISE_BN.DATASET])
         loader = cls.build_train_loader(cfg)
         check_identities(loader.dataset.num_classes, cfg.DATASETS.NAMES)
         return loader.dataset.num_classes, cls._iters_per_epoch(cfg, loader)

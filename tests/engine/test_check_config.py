@@ -303,7 +303,8 @@ def test_query_and_gallery_of_a_source_are_trained_on_where_they_are_asked_for(t
 @pytest.mark.parametrize(
     "key, value, named",
     [("SOLVER.OPT", "SparseAdam", "cannot train"), ("SOLVER.MAX_EPOCH", "0", "MAX_EPOCH"), ("DATASETS.NAMES", "MSMT17", "MSMT17"),
-     ("SOLVER.IMS_PER_BATCH", "6", "SOLVER.IMS_PER_BATCH = 6"), ("SOLVER.MAX_EPOHC", "3", "SOLVER.MAX_EPOCH")],
+     ("SOLVER.IMS_PER_BATCH", "6", "SOLVER.IMS_PER_BATCH = 6"), ("MODEL.WEIGHTS", "no.pth", "stage 1, .*'no.pth' not found"),
+     ("SOLVER.MAX_EPOHC", "3", "SSKD.SOURCE.OPTS: there is no key SOLVER.MAX_EPOHC")],
 )  # fmt: skip
 def test_stage_1_is_checked_before_it_begins(tmp_path, key, value, named):
     """By the file and the overrides that it is made of; a run that does not need it does not look at it."""
