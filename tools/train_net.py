@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine import default_argument_parser, evaluate, load_config, predict
 from fastreid_sskd.engine.lock import output_folder
-from fastreid_sskd.engine.pipeline import check_evaluation, check_run, train
+from fastreid_sskd.engine.pipeline import check_evaluation, check_run, check_trained, train
 from fastreid_sskd.engine.same_run import config_kept_on_refusal
 from fastreid_sskd.engine.setup import begin, check_device, read_config
 from fastreid_sskd.export.feature_files import write_features
@@ -67,6 +67,8 @@ def main(args) -> int:
 
 def one_process(args) -> int:
     cfg = read_config(args)
+    if args.predict or args.eval_only:
+        check_trained(cfg)
     if args.predict:
         write_predicted(cfg, args)
     elif args.eval_only:

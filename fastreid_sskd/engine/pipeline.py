@@ -35,7 +35,7 @@ from .stop import listen
 from .trainer import Trainer
 
 __all__ = [
-    "check_evaluation", "check_inputs", "check_run", "evaluate", "load_trained", "run", "source_config", "source_weights", "train",
+    "check_evaluation", "check_inputs", "check_run", "check_trained", "evaluate", "load_trained", "run", "source_config", "source_weights", "train",
     "trainer_class",
 ]
 
@@ -63,11 +63,17 @@ def load_trained(cfg: CfgNode) -> nn.Module:
         FileNotFoundError: if there is no such file.
         ValueError: if it is the checkpoint of another model.
     """
-    if not os.path.isfile(cfg.MODEL.WEIGHTS):
-        raise FileNotFoundError(f"a trained model is needed: MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, which is no file")
+    check_trained(cfg)
     model = trainer_class(cfg).build_model(without_pretraining(cfg))
     Checkpointer(model).load(cfg.MODEL.WEIGHTS)
     return model.eval()
+
+
+@checking()
+def check_trained(cfg: CfgNode) -> None:
+    """Check that there is a file of a trained model; Raises FileNotFoundError if not."""
+    if not os.path.isfile(cfg.MODEL.WEIGHTS):
+        raise FileNotFoundError(f"a trained model is needed: MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, which is no file")
 
 
 def evaluate(cfg: CfgNode) -> dict:
@@ -76,6 +82,7 @@ def evaluate(cfg: CfgNode) -> dict:
     Raises:
         FileNotFoundError, ValueError: as :func:`load_trained` and :func:`check_evaluation`.
     """
+    check_trained(cfg)
     check_evaluation(cfg)
     cls = trainer_class(cfg)
     results = cls.test(cfg, load_trained(cfg))

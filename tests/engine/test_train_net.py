@@ -152,6 +152,8 @@ def test_output_folders_that_cannot_be(main, finished, tmp_path, host_logging, c
 def test_evaluation_that_is_refused(main, finished, tmp_path, host_logging, capsys):
     """Without a word in the folder."""
     weights = ["MODEL.WEIGHTS", str(finished.output / "model_final.pth")]
+    assert main(arguments(tmp_path, eval_only=True)) == 2
+    assert "a trained model is needed" in capsys.readouterr().err and not list(tmp_path.iterdir())
     for opts, said in (
         (["DATASETS.TESTS", "()"], "DATASETS.TESTS is empty"), (["TEST.METRIC", "cosinus"], "TEST.METRIC must be"),
         (["DATASETS.TESTS", "MSMT17"], "data set MSMT17"), (["MODEL.HEADS.NAME", "Head"], "MODEL.HEADS.NAME"),
