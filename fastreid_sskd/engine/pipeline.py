@@ -316,8 +316,8 @@ def _check_sources(cfg: CfgNode) -> None:
             raise FileNotFoundError(f"peer {k} is to start from MODEL.WEIGHTS {path!r} (of {cfg.SSKD.PEERS[k]}), which is no file")
     if all(given):
         return
-    check_domains(cfg)
     sources = [source_config(cfg, k) for k, path in enumerate(given) if not path]
+    check_domains(cfg, sources[0])
     left = [source for source in sources if not on_main(lambda source=source: _is_finished(source))]
     for source in left if cfg.SSKD.PEERS else left[:1]:  # without PEERS they are alike
         with said_of(f"stage 1, {cfg.SSKD.SOURCE.CONFIG}"):
@@ -360,16 +360,13 @@ def _is_finished(source: CfgNode) -> bool:
     return checkpoint["epoch"] + 1 >= source.SOLVER.MAX_EPOCH
 
 
-def check_domains(cfg: CfgNode) -> None:
+def check_domains(cfg: CfgNode, source: CfgNode) -> None:
     """A target that is also the source would be adapted to its own labels.
 
     Raises:
         ValueError: if a data set is both.
     """
-    if not cfg.SSKD.SOURCE.CONFIG:
-        return
-    source = load_config(cfg.SSKD.SOURCE.CONFIG, cfg.SSKD.SOURCE.OPTS).DATASETS.NAMES
-    both = sorted(set(source) & set(cfg.DATASETS.NAMES))
+    both = sorted(set(source.DATASETS.NAMES) & set(cfg.DATASETS.NAMES))
     if both:
         raise ValueError(
             f"{', '.join(both)} is source (DATASETS.NAMES of {cfg.SSKD.SOURCE.CONFIG}) and target (DATASETS.NAMES): "
