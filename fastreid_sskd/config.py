@@ -37,8 +37,7 @@ def add_sskd_config(cfg: CfgNode) -> None:
     # 16 is what four GPUs under DataParallel gave the authors at batch 64 (running statistics: the first chunk's).
     _C.BN_CHUNK = 0
     # what the model returns in evaluation: "best" (the teacher that was best on DATASETS.TESTS[0]; the first before
-    # any evaluation), "ensemble" (normalised mean of the teachers' normalised features) or a peer's number ("0"; in a file
-    # with its quotes)
+    # any evaluation), "ensemble" (normalised mean of the teachers' normalised features) or a peer's number (0)
     _C.EVAL_WITH = "best"
     # what model_best and its best teacher are chosen by: "mAP" on DATASETS.TESTS[0], or without labels, at the cost of a
     # refresh an epoch: "silhouette" of the clusters (noise counts 0), least "noise", "stability" of the labels

@@ -26,8 +26,7 @@ from fastreid.utils.logger import setup_logger
 
 from fastreid_sskd import benchmark
 from fastreid_sskd.engine.atomic import check_output, write_atomically
-from fastreid_sskd.engine.lock import FolderInUseError
-from fastreid_sskd.unknown_name import UnknownNameError
+from fastreid_sskd.refusals import checking, exit_status, nearest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PUBLISHED = os.path.join(ROOT, "benchmarks", "published.yml")
@@ -53,6 +52,15 @@ def results_of(given: str, args) -> list:
     return benchmark.collect(what, args.selection.split(","), name)
 
 
+@checking()
+def check_published(pairs: list) -> None:
+    """Refuse a pair of data sets that nobody has published figures of."""
+    known = {pair for entry in benchmark.load_published(PUBLISHED) for pair in entry["results"]}
+    for pair in pairs:
+        if pair not in known:
+            raise ValueError(f"--published {pair!r} is none of {', '.join(sorted(known))}{nearest(pair, known)}")
+
+
 def show(results: list, args) -> None:
     """Print the table, with published rows beside if they are asked for."""
     pairs = dict.fromkeys(f"{result.source} -> {result.target}" for result in results)
@@ -72,6 +80,7 @@ def show(results: list, args) -> None:
         )
 
 
+@exit_status
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -129,13 +138,16 @@ def main() -> int:
         except ValueError as error:
             parser.error(f"--output-file: {error}")
 
+    if args.command != "zoo":
+        check_published(args.published or [])
     if args.command == "zoo":
-        text = benchmark.render_zoo(args.notes, args.records, args.runs)
-        write_atomically(args.output_file, lambda file: file.write(text.encode()))
+        with checking():
+            text = benchmark.render_zoo(args.notes, args.records, args.runs)
+            write_atomically(args.output_file, lambda file: file.write(text.encode()))
         print(f"wrote {args.output_file}")
         return 0
     missing: dict[str, str] = {}
-    try:
+    with checking():
         if args.command == "table":
             results = [result for given in args.models for result in results_of(given, args)]
         else:
@@ -147,9 +159,6 @@ def main() -> int:
                 grid = replace(grid, seeds=args.seeds or grid.seeds)
             results, missing = benchmark.run_grid(grid, args.output, only, args.opts)
         show(results, args)
-    except (FolderInUseError, ImportError, OSError, UnknownNameError, ValueError) as error:
-        print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
-        return 2
     for run, reason in missing.items():
         print(f"no row of {run}: {reason}", file=sys.stderr)
     return 3 if missing else 0

@@ -29,9 +29,7 @@ from fastreid.utils.logger import setup_logger
 from fastreid_sskd.benchmark import check_comparison, comparison_table, parse_seeds, run_jobs
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.atomic import check_output, write_atomically
-from fastreid_sskd.engine.lock import FolderInUseError
-from fastreid_sskd.engine.same_run import OtherConfigError
-from fastreid_sskd.unknown_name import UnknownNameError
+from fastreid_sskd.refusals import checking, exit_status
 
 
 def config(args, seed: int):
@@ -42,6 +40,7 @@ def config(args, seed: int):
     return cfg
 
 
+@exit_status
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="an SSKD config")
@@ -54,22 +53,15 @@ def main() -> int:
         parser.error(f"{' and '.join(sorted(given_elsewhere))}: give --seeds and --output instead")
 
     table_file = os.path.join(args.output, "table.md")
-    try:
+    with checking():
         check_output(table_file)
         configs = [config(args, seed) for seed in args.seeds]
         jobs = check_comparison(configs)
-    except (ImportError, OSError, UnknownNameError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
 
     without = [set(job.missing) for job in jobs]
     setup_logger()
     start = time.time()
-    try:
-        run_jobs(jobs)
-    except (FileNotFoundError, FolderInUseError, NotADirectoryError, OtherConfigError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    run_jobs(jobs)
     table, minutes, cfg = comparison_table(jobs), (time.time() - start) / 60, configs[0]
     print(f"\n{table}\n\nTest set {cfg.DATASETS.TESTS[0]}, seeds {', '.join(map(str, args.seeds))}, {cfg.SSKD.NUM_PEERS} peers, "
           f"{cfg.SOLVER.MAX_EPOCH * cfg.SSKD.ITERS_PER_EPOCH} steps of {cfg.SOLVER.IMS_PER_BATCH} images, "

@@ -22,9 +22,10 @@ from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.export import deployed, export_baseline, export_onnx
 from fastreid_sskd.export.baseline import check_baseline_files
 from fastreid_sskd.export.onnx_graph import check_onnx_file
-from fastreid_sskd.unknown_name import UnknownNameError
+from fastreid_sskd.refusals import checking, exit_status
 
 
+@exit_status
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="of the run: config.yaml in its output folder")
@@ -39,7 +40,7 @@ def main() -> int:
     if args.format == "fastreid" and (args.pixels != "inside" or args.unit_length):
         parser.error("--pixels and --unit-length are for --format onnx: a fast-reid Baseline does as its config says")
 
-    try:
+    with checking(RuntimeError, TypeError):
         cfg = resolve(load_config(args.config_file, args.opts))
         cfg.freeze()
         check = check_baseline_files if args.format == "fastreid" else check_onnx_file
@@ -59,9 +60,6 @@ def main() -> int:
                 "peer": args.peer, "weights": os.path.basename(cfg.MODEL.WEIGHTS),
             })  # fmt: skip
             print(f"{args.output}: onnxruntime gives the same features to {error:.1e}")
-    except (ImportError, OSError, RuntimeError, TypeError, UnknownNameError, ValueError) as error:
-        print(f"nothing exported: {error}", file=sys.stderr)
-        return 2
     return 0
 
 

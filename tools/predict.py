@@ -25,7 +25,7 @@ from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.engine.predict import image_features, image_paths
 from fastreid_sskd.export.feature_files import check_feature_file, write_features
 from fastreid_sskd.export.neighbours import nearest, neighbours_picture
-from fastreid_sskd.unknown_name import UnknownNameError
+from fastreid_sskd.refusals import checking, exit_status
 
 
 def show_neighbours(args, query, paths, features) -> None:
@@ -60,6 +60,7 @@ def check_files(args, weights: str) -> list:
     return paths
 
 
+@exit_status
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="of the model: config.yaml in the output folder of its run")
@@ -74,7 +75,7 @@ def main() -> int:
         parser.error("nothing to do: give --output, --query, or both")
     if args.neighbours < 1:
         parser.error(f"--neighbours must be at least 1, got {args.neighbours}")
-    try:
+    with checking(FloatingPointError):
         cfg = resolve(load_config(args.config_file, args.opts))
         cfg.freeze()
         paths = check_files(args, cfg.MODEL.WEIGHTS)
@@ -86,9 +87,6 @@ def main() -> int:
         if args.output:
             files = write_features(args.output, paths, features)
             print(f"{len(paths)} features of {features.shape[1]} values in {' and '.join(files)}")
-    except (FloatingPointError, ImportError, OSError, UnknownNameError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0
 
 

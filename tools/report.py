@@ -15,9 +15,11 @@ import sys
 # Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from fastreid_sskd.refusals import checking, exit_status
 from fastreid_sskd.report import Options, write_report
 
 
+@exit_status
 def main() -> int:
     defaults = Options()
     parser = argparse.ArgumentParser(
@@ -38,11 +40,8 @@ def main() -> int:
         clusters=args.clusters,
         seed=args.seed,
     )
-    try:
+    with checking():
         path = write_report(args.run, args.output, options)
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
     print(f"wrote {path} ({os.path.getsize(path) / 1e6:.1f} MB)")
     return 0
 

@@ -12,7 +12,8 @@ r"""Train, adapt, resume, evaluate or predict: SSKD configs and plain fast-reid 
 Exit status:
     0  done
     1  failed, with Python's traceback
-    2  refused: the command line, an output folder that another run writes into, a checkpoint of another config
+    2  refused, in one message: the command line, a config or data that cannot work, a folder that another run writes into or
+       that cannot be written into, a checkpoint of another config
     3  stopped because the pseudo-labels cannot be trained on; checkpoints are kept
     4  stopped by SIGTERM or SIGINT after saving; --resume goes on from there
 """
@@ -24,73 +25,67 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.data.image import image_paths
-from fastreid_sskd.engine import default_argument_parser, evaluate, load_config, predict, run
-from fastreid_sskd.engine.lock import FolderInUseError, output_folder
-from fastreid_sskd.engine.same_run import OtherConfigError
+from fastreid_sskd.engine import default_argument_parser, evaluate, load_config, predict
+from fastreid_sskd.engine.lock import output_folder
+from fastreid_sskd.engine.pipeline import check_evaluation, check_run, check_trained, train
 from fastreid_sskd.engine.setup import begin, check_device, read_config
 from fastreid_sskd.export.feature_files import check_feature_file, write_features
 from fastreid_sskd.processes import join, launch
 from fastreid_sskd.processes.group import joined_from_outside
-from fastreid_sskd.unknown_name import UnknownNameError
-
-# isort: split
-from fastreid.utils import comm
+from fastreid_sskd.refusals import checking, exit_status
 
 
-def say(error) -> None:
-    if comm.is_main_process():
-        print(error, file=sys.stderr)
-
-
-def work(cfg, args) -> None:
-    begin(cfg, args)
+@checking()
+def prepare(args) -> tuple[str, int | None]:
+    """The device, and the status of the processes that were started in place of this one, if any were."""
+    cfg = load_config(args.config_file, args.opts)
+    device = cfg.MODEL.DEVICE
+    check_device(device)
     if args.predict:
-        paths, features = predict(cfg, args.predict)
-        files = write_features(args.features, paths, features)
-        print(f"{len(paths)} features of {features.shape[1]} values in {' and '.join(files)}")
-    elif args.eval_only:
-        evaluate(cfg)
-    else:
-        run(cfg, resume=args.resume)
-
-
-def main(args) -> int:
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        device = cfg.MODEL.DEVICE
-        check_device(device)
-        if args.predict:
-            check_feature_file(args.features, image_paths(args.predict), [args.config_file, cfg.MODEL.WEIGHTS])
-    except (ImportError, UnknownNameError, ValueError, FileNotFoundError) as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # no group is formed yet
-            print(error, file=sys.stderr)
-        return 2
+        check_feature_file(args.features, image_paths(args.predict), [args.config_file, cfg.MODEL.WEIGHTS])
     several = args.num_gpus * args.num_machines > 1
     if args.predict and (several or joined_from_outside()):
-        print("--predict runs in one process: leave --num-gpus and --num-machines at 1", file=sys.stderr)
-        return 2
+        raise ValueError("--predict runs in one process: leave --num-gpus and --num-machines at 1")
     if several and not joined_from_outside():
-        try:
-            return launch(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 2
+        return device, launch(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    return device, None
+
+
+@checking()
+def write_predicted(cfg, args) -> None:
+    begin(cfg, args)
+    paths, features = predict(cfg, args.predict)
+    files = write_features(args.features, paths, features)
+    print(f"{len(paths)} features of {features.shape[1]} values in {' and '.join(files)}")
+
+
+@exit_status
+def main(args) -> int:
+    device, status = prepare(args)
+    if status is not None:
+        return status
     with join(device):
         return one_process(args)
 
 
 def one_process(args) -> int:
     cfg = read_config(args)
-    training = not (args.predict or args.eval_only)
-    try:
-        with output_folder(cfg.OUTPUT_DIR if training else ""):
-            work(cfg, args)
-    except PseudoLabelError as error:
-        say(f"training stopped, its checkpoints are kept in {cfg.OUTPUT_DIR}: {error}")
-        return 3
-    except (FolderInUseError, NotADirectoryError, OtherConfigError) as error:
-        say(error)
-        return 2
+    if args.predict or args.eval_only:
+        check_trained(cfg)
+    if args.predict:
+        write_predicted(cfg, args)
+    elif args.eval_only:
+        check_evaluation(cfg)
+        begin(cfg, args)
+        evaluate(cfg)
+    else:
+        check_run(cfg, args.resume)
+        try:
+            with output_folder(cfg.OUTPUT_DIR):
+                begin(cfg, args)
+                train(cfg, args.resume)
+        except PseudoLabelError as error:
+            raise PseudoLabelError(f"training stopped, its checkpoints are kept in {cfg.OUTPUT_DIR}: {error}") from error
     return 0
 
 

@@ -18,7 +18,7 @@ from ..engine.lock import output_folder
 from ..engine.pipeline import check_source, source_weights
 from ..engine.same_run import HARMLESS, OtherConfigError, plain_config, same_value
 from ..processes import listen, stop_if_asked
-from ..unknown_name import UnknownNameError
+from ..refusals import UnknownNameError
 
 __all__ = ["Job", "Rows", "check_evaluated", "check_jobs", "check_same_settings", "read_rows", "run_jobs", "write_rows"]
 

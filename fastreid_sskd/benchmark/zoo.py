@@ -24,7 +24,7 @@ def render_zoo(template: str, records: str, runs: str = "") -> str:
         runs: folder of run folders; where it has one of that name, its record is made anew first. "": records only.
 
     Raises:
-        FileNotFoundError: if there is neither a run folder nor a record of that name.
+        FileNotFoundError: if there is no template, or neither a run folder nor a record of that name.
     """
 
     def table(
@@ -37,6 +37,8 @@ def render_zoo(template: str, records: str, runs: str = "") -> str:
         ]
         return write_table(shown, fmt)
 
+    if not os.path.isfile(template):
+        raise FileNotFoundError(f"no file of notes {template!r}: give the Markdown that the tables go into")
     with open(template, encoding="utf-8") as file:
         text = file.read()
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)

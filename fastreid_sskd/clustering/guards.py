@@ -13,6 +13,8 @@ logger = logging.getLogger("fastreid.sskd.clustering")
 class PseudoLabelError(ValueError):
     """The clusters cannot be trained on."""
 
+    exit_status = 3  # of the command that stops for it
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
 
 from ..compat import dataset_root
-from ..unknown_name import UnknownNameError
+from ..refusals import UnknownNameError, nearest
 from .crop_folder import folder_class
 
 __all__ = ["Item", "matched_queries", "test_items", "training_items"]
@@ -26,21 +27,19 @@ _LAYOUTS = {
 }
 
 
-def _read(name: str, folders: Mapping, *parts: str) -> list[list[Item]]:
+def _read(name: str, folders: Mapping, *parts: str, combine_all: bool = False) -> list[list[Item]]:
     """The parts of a data set ("train", "query", "gallery"), each sorted by path: a class need not keep an order."""
     root = dataset_root()
     if name in folders:
-        data = folder_class(name, folders[name])(root=root)
-        return [_sorted(getattr(data, part)) for part in parts]
+        return _parts(folder_class(name, folders[name])(root=root), parts, combine_all)
     if name not in DATASET_REGISTRY._obj_map:  # the host's registry has no other way to ask
         known = sorted({*DATASET_REGISTRY._obj_map, *folders})
         raise UnknownNameError(
-            f"no data set is named {name!r}: there are {', '.join(known)}; folders of your own images get a name by "
+            f"no data set is named {name!r}{nearest(name, known)}. There are {', '.join(known)}; folders of your own images get a name by "
             "SSKD.FOLDERS, classes of your own by fast-reid's DATASET_REGISTRY"
         )
     try:
-        data = DATASET_REGISTRY.get(name)(root=root)
-        return [_sorted(getattr(data, part)) for part in parts]  # the host's Market1501 looks into its folders only here
+        return _parts(DATASET_REGISTRY.get(name)(root=root), parts, combine_all)
     # the host's Dataset.check_before_run, the assertion of its MSMT17, a folder or a list of images that is not there
     except (RuntimeError, AssertionError, FileNotFoundError) as error:
         layout = _LAYOUTS.get(name, "as its class in fast-reid expects")
@@ -50,11 +49,19 @@ def _read(name: str, folders: Mapping, *parts: str) -> list[list[Item]]:
         ) from error
 
 
+def _parts(data: ImageDataset, parts: Sequence[str], combine_all: bool) -> list[list[Item]]:
+    if combine_all:
+        data.combine_all()
+    return [_sorted(getattr(data, part)) for part in parts]  # the host's Market1501 looks into its folders only here
+
+
 def _sorted(items: Sequence[Sequence]) -> list[Item]:
     return sorted((tuple(item) for item in items), key=lambda item: item[0])
 
 
-def training_items(names: Sequence[str], folders: Mapping = MappingProxyType({})) -> list[Item]:
+def training_items(
+    names: Sequence[str], folders: Mapping = MappingProxyType({}), combine_all: bool = False
+) -> list[Item]:
     """The training images of data sets, sorted by path within each.
 
     Identities and cameras of several data sets are kept apart: with more than one, they are prefixed with its name.
@@ -62,6 +69,7 @@ def training_items(names: Sequence[str], folders: Mapping = MappingProxyType({})
     Args:
         names: ``DATASETS.NAMES``: of registered data sets or of ``folders``.
         folders: ``SSKD.FOLDERS``, see :func:`.crop_folder.folder_class`.
+        combine_all: ``DATASETS.COMBINEALL``: the query and gallery images too, as people of their own.
 
     Raises:
         UnknownNameError: if a name is not registered.
@@ -74,7 +82,7 @@ def training_items(names: Sequence[str], folders: Mapping = MappingProxyType({})
         raise ValueError(f"DATASETS.NAMES names a data set twice: {', '.join(names)}")
     items: list[Item] = []
     for name in names:
-        (train,) = _read(name, folders, "train")
+        (train,) = _read(name, folders, "train", combine_all=combine_all)
         if not train:
             raise ValueError(
                 f"data set {name} below {os.path.abspath(dataset_root())!r} has no training images"

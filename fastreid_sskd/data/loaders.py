@@ -19,7 +19,9 @@ from .samplers import IdentityBatches, ShuffledBatches
 from .seeding import derive_seed
 from .transforms import build_views
 
-__all__ = ["SourceLoader", "TargetLoader", "adaptation_loader", "extraction_loader", "test_loader"]
+__all__ = [
+    "SourceLoader", "TargetLoader", "adaptation_loader", "check_identities", "extraction_loader", "source_items", "test_loader",
+]
 
 
 def _options(cfg: CfgNode) -> dict:
@@ -164,6 +166,45 @@ class _Beside:
         return ({**batch, "bn_images": bn_batch["images"]} for batch, bn_batch in pairs)
 
 
+def source_items(cfg: CfgNode) -> tuple[list[Item], list[int]]:
+    """The labelled images of a source, and the number 0..C-1 of each one's identity.
+
+    Args:
+        cfg: a stage 1 config; ``DATASETS.COMBINEALL`` adds query and gallery.
+
+    Raises:
+        ValueError: if an image has no identity, there are fewer than two, or each has one image; or as for :func:`.items.training_items`.
+    """
+    items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS, cfg.DATASETS.COMBINEALL)
+    nobody = next((item[0] for item in items if item[1] is None), None)
+    if nobody is not None:
+        raise ValueError(
+            f"a source needs identities, and {nobody!r} has none: set the IDENTITY of its node in SSKD.FOLDERS, move "
+            "such images away, or train on this data set as a target"
+        )
+    number = {name: i for i, name in enumerate(sorted({item[1] for item in items}))}
+    check_identities(len(number), cfg.DATASETS.NAMES)
+    if len(number) == len(items):
+        raise ValueError(
+            f"each of the {len(items)} identities of {', '.join(cfg.DATASETS.NAMES)} has one image, so nothing shows what two images "
+            "of a person share: train on a source with several images of each"
+        )
+    return items, [number[item[1]] for item in items]
+
+
+def check_identities(num_classes: int, names: Sequence[str]) -> None:
+    """Check that a classifier has something to tell apart.
+
+    Raises:
+        ValueError: if there are fewer than two identities.
+    """
+    if num_classes < 2:
+        raise ValueError(
+            f"a classifier needs two identities or more, and {', '.join(names)} has {num_classes}: train on another data set, or "
+            "correct what the identities are read from"
+        )
+
+
 class SourceLoader:
     """Epochs of batches of the labelled source, with a batch of unlabelled target images beside each.
 
@@ -175,17 +216,8 @@ class SourceLoader:
     def __init__(self, cfg: CfgNode, seed: int):
         self.cfg = cfg
         self.seed = seed
-        self.items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
-        nobody = next((item[0] for item in self.items if item[1] is None), None)
-        if nobody is not None:
-            raise ValueError(
-                f"a source needs identities, and {nobody!r} has none: set the IDENTITY of its node in SSKD.FOLDERS, move "
-                "such images away, or train on this data set as a target"
-            )
-        names = sorted({item[1] for item in self.items})
-        number = {name: i for i, name in enumerate(names)}
-        self.labels = [number[item[1]] for item in self.items]
-        self.num_classes = len(names)
+        self.items, self.labels = source_items(cfg)
+        self.num_classes = max(self.labels) + 1
         self.bn_items = (
             training_items(cfg.SSKD.SOURCE.BN_DATASETS, cfg.SSKD.FOLDERS) if cfg.SSKD.SOURCE.BN_DATASETS else []
         )

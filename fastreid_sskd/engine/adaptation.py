@@ -11,11 +11,14 @@ from torch import nn
 
 from ..clustering import PseudoLabelError
 from ..data import TargetLoader, training_items
+from ..data.samplers import check_batch
 from ..data.seeding import derive_seed
+from ..data.transforms import build_view_transforms
 from ..evaluation.peers import evaluate_peers
 from ..modeling import load_source_weights
 from ..modeling.weights import is_sskd_state, load_exactly, read_state_dict
 from ..processes import Stopped, broadcast_buffers, on_main
+from .check_config import check_clustering
 from .hooks import PeerEMA
 from .optimizer import build_optimizer, reset_optimizer
 from .records import Record
@@ -46,6 +49,19 @@ class AdaptationTrainer(Trainer):
 
     def training_images(self) -> dict[str, list[str]]:
         return {"DATASETS.NAMES": [item[0] for item in self.items]}
+
+    @classmethod
+    def check_data(cls, cfg: CfgNode) -> tuple[int, int]:
+        check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
+        check_shares(cfg)
+        if cfg.DATASETS.COMBINEALL:
+            raise ValueError(
+                "DATASETS.COMBINEALL would train on the target's query and gallery, which the result is measured on: set it to False; a "
+                "source may have it, in SSKD.SOURCE.CONFIG"
+            )
+        check_clustering(cfg, len(training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)))
+        build_view_transforms(cfg)
+        return 0, cfg.SSKD.ITERS_PER_EPOCH
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -1,10 +1,20 @@
-"""Whether a config's values can work, before anything is trained: the ranges and names that config.py states."""
+"""Whether a config can work, before anything is trained or written: names, ranges, network, optimiser, clustering.
+
+Of every config, plain ones and those of both stages, by :func:`.pipeline.check_run`; what a run does not read is not checked.
+"""
 import inspect
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
 from fastreid.config import CfgNode
+from fastreid.layers import any_softmax, pooling
+from fastreid.modeling import build_model
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
+from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
+from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
+from torch import nn
 
 from ..clustering import (
     CLUSTERING_METHODS,
@@ -16,42 +26,103 @@ from ..clustering import (
     find_method,
 )
 from ..clustering.backends import import_faiss
-from ..clustering.eps import mean_of_smallest, most_pairs_averaged, rho_from_pairs_per_image
+from ..clustering.eps import mean_of_smallest, rho_from_pairs_per_image
 from ..clustering.features import UnitRows
 from ..clustering.infomap import import_infomap
 from ..clustering.jaccard import list_sizes
 from ..clustering.kmeans import check_num_clusters
 from ..data.transforms import PLACES
 from ..evaluation.distances import METRICS_IN_BLOCKS
+from ..modeling import peer_config
+from ..refusals import nearest
+from .freeze import FreezeLayers
+from .optimizer import build_optimizer
 from .records import LABEL_FREE
+from .setup import without_pretraining
 
-__all__ = ["check_clustering", "check_settings"]
+__all__ = ["build_network", "check_clustering", "check_network", "check_optimizer", "check_settings"]
 
-#: settings that are one of some names; names of clusterings and searches may be registered later, so they are looked up
-_NAMES: dict[str, Callable[[], tuple[str, ...]]] = {
-    "SOLVER.OPT": lambda: tuple(name for name, value in vars(torch.optim).items() if inspect.isclass(value) and name != "Optimizer"),
-    "SOLVER.WARMUP_METHOD": lambda: ("linear", "constant", "exp"),
-    "TEST.METRIC": lambda: (*METRICS_IN_BLOCKS, "jaccard"),  # the host's third, of all distances at once
-    "SSKD.SELECT_BY": lambda: ("mAP", *LABEL_FREE),
-    "SSKD.AUGMENT_ON": lambda: PLACES,
-    "SSKD.CLUSTER.METHOD": lambda: tuple(CLUSTERING_METHODS),
-    "SSKD.CLUSTER.VARIANT": lambda: tuple(VARIANTS),
-    "SSKD.CLUSTER.KNN": lambda: ("auto", *KNN_BACKENDS),
-    "SSKD.CLUSTER.ON_LIMIT": lambda: ("warn", "collapse"),
-    "SSKD.CLUSTER.ON_COLLAPSE": lambda: ("stop", "keep"),
-}
+_HOST_DEPTHS = {
+    "build_resnet_backbone": ("18x", "34x", "50x", "101x"),
+    "build_resnext_backbone": ("50x", "101x"),
+    "build_resnest_backbone": ("50x", "101x", "200x", "269x"),
+    "build_osnet_backbone": ("x1_0", "x0_75", "x0_5", "x0_25"),
+    "build_mobilenetv2_backbone": ("1.0x", "0.75x", "0.5x", "0.35x", "0.25x", "0.1x"),
+    "build_mobilenetv3_backbone": ("Large", "Small"),
+    "build_shufflenetv2_backbone": ("0.5x", "1.0x", "1.5x", "2.0x"),
+    "build_repvgg_backbone": ("A0", "A1", "A2", "B0", "B1", "B1g2", "B1g4", "B2", "B2g2", "B2g4", "B3", "B3g2", "B3g4"),
+    "build_regnet_backbone": tuple(f"{size}{kind}" for size in (200, 400, 800, 1600, 3200, 4000, 6400) for kind in "xy"),
+    "build_effnet_backbone": ("b0", "b1", "b2", "b3", "b4", "b5"),
+    "build_vit_backbone": ("small", "base"),
+}  # fmt: skip
+_NORMS = ("BN", "syncBN", "GhostBN", "FrozenBN", "GN")
+
+#: settings that are, or whose elements are, one of some names, which may be registered later, so they are looked up
+_NAMES: dict[str, Callable[[CfgNode], Collection[str]]] = {
+    "MODEL.META_ARCHITECTURE": lambda cfg: META_ARCH_REGISTRY._obj_map,  # the host's registries have no other way to ask
+    "MODEL.BACKBONE.NAME": lambda cfg: BACKBONE_REGISTRY._obj_map,
+    "MODEL.BACKBONE.DEPTH": lambda cfg: _HOST_DEPTHS.get(cfg.MODEL.BACKBONE.NAME, (cfg.MODEL.BACKBONE.DEPTH,)),
+    "MODEL.BACKBONE.NORM": lambda cfg: _NORMS,
+    "MODEL.HEADS.NAME": lambda cfg: REID_HEADS_REGISTRY._obj_map,
+    "MODEL.HEADS.NORM": lambda cfg: _NORMS,
+    "MODEL.HEADS.NECK_FEAT": lambda cfg: ("before", "after"),
+    "MODEL.HEADS.POOL_LAYER": lambda cfg: pooling.__all__,
+    "MODEL.HEADS.CLS_LAYER": lambda cfg: any_softmax.__all__,
+    "MODEL.LOSSES.NAME": lambda cfg: ("CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface"),
+    "DATALOADER.SAMPLER_TRAIN": lambda cfg: (
+        "TrainingSampler", "NaiveIdentitySampler", "BalancedIdentitySampler", "SetReWeightSampler", "ImbalancedDatasetSampler",
+    ),
+    "SOLVER.OPT": lambda cfg: [
+        name for name, value in vars(torch.optim).items() if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
+        and name != "Optimizer"
+    ],
+    "SOLVER.SCHED": lambda cfg: ("MultiStepLR", "CosineAnnealingLR"),
+    "SOLVER.WARMUP_METHOD": lambda cfg: ("linear", "constant", "exp"),
+    "TEST.METRIC": lambda cfg: (*METRICS_IN_BLOCKS, "jaccard"),  # the host's third, of all distances at once
+    "SSKD.SELECT_BY": lambda cfg: ("mAP", *LABEL_FREE),
+    "SSKD.AUGMENT_ON": lambda cfg: PLACES,
+    "SSKD.CLUSTER.METHOD": lambda cfg: CLUSTERING_METHODS,
+    "SSKD.CLUSTER.VARIANT": lambda cfg: VARIANTS,
+    "SSKD.CLUSTER.KNN": lambda cfg: ("auto", *KNN_BACKENDS),
+    "SSKD.CLUSTER.ON_LIMIT": lambda cfg: ("warn", "collapse"),
+    "SSKD.CLUSTER.ON_COLLAPSE": lambda cfg: ("stop", "keep"),
+}  # fmt: skip
+
+_IS_SHARE = (lambda v: 0 <= v <= 1, "a share in [0, 1]")
+_IS_SIZE = (lambda v: len(v) == 2 and min(v) >= 1, "[height, width] in pixels, each >= 1")
 
 #: numbers that nothing else checks before it is too late: whether a value is allowed, and what is. NaN never is.
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+_RANGES: dict[str, tuple[Callable[..., bool], str]] = {
     "SEED": (lambda v: 0 <= v < 2**32, "a number >= 0 and below 2**32; fastreid_sskd.engine.resolve, and so the command line, draws one for -1"),
+    "MODEL.BACKBONE.FEAT_DIM": (lambda v: v >= 1, "a number of channels >= 1"),
+    "MODEL.HEADS.EMBEDDING_DIM": (lambda v: v >= 0, "a number of values >= 0, 0 for FEAT_DIM"),
+    "MODEL.PIXEL_MEAN": (lambda v: len(v) == 3, "three values, of R, G and B"),
+    "MODEL.PIXEL_STD": (lambda v: len(v) == 3 and min(v) > 0, "three values > 0, of R, G and B"),
+    "INPUT.SIZE_TRAIN": _IS_SIZE,
+    "INPUT.SIZE_TEST": _IS_SIZE,
+    "INPUT.FLIP.PROB": _IS_SHARE,
+    "INPUT.REA.PROB": _IS_SHARE,
+    "SOLVER.IMS_PER_BATCH": (lambda v: v >= 1, "a number of images >= 1"),
+    "SOLVER.WARMUP_ITERS": (lambda v: v >= 0, "a number of iterations >= 0"),
+    "SOLVER.FREEZE_ITERS": (lambda v: v >= 0, "a number of iterations >= 0"),
+    "SOLVER.CHECKPOINT_PERIOD": (lambda v: v >= 1, "a number of epochs >= 1"),
     "SOLVER.MAX_EPOCH": (lambda v: v >= 1, "a number of epochs >= 1"),
     "SSKD.ITERS_PER_EPOCH": (lambda v: v >= 1, "a number of iterations >= 1"),
     "SSKD.CACHE_IMAGES": (lambda v: v >= 0, "a size in MB >= 0, 0 for no cache"),
     "SOLVER.BASE_LR": (lambda v: v >= 0, "a learning rate >= 0"),
+    "SOLVER.HEADS_LR_FACTOR": (lambda v: v >= 0, "a factor >= 0"),
+    "SOLVER.BIAS_LR_FACTOR": (lambda v: v >= 0, "a factor >= 0"),
+    "SOLVER.WEIGHT_DECAY": (lambda v: v >= 0, "a weight >= 0"),
+    "SOLVER.WEIGHT_DECAY_NORM": (lambda v: v >= 0, "a weight >= 0"),
+    "SOLVER.WEIGHT_DECAY_BIAS": (lambda v: v >= 0, "a weight >= 0"),
     "TEST.IMS_PER_BATCH": (lambda v: v >= 1, "a number of images >= 1"),
     "TEST.EVAL_PERIOD": (lambda v: v >= 0, "a number of epochs >= 0, 0 for never"),
     "DATALOADER.NUM_WORKERS": (lambda v: v >= 0, "a number of processes >= 0"),
+    "DATALOADER.NUM_INSTANCE": (lambda v: v >= 1, "a number of images >= 1"),
     "SSKD.LOG_PERIOD": (lambda v: v >= 1, "a number of iterations >= 1"),
+    "SSKD.KEEP_CHECKPOINTS": (lambda v: v >= 1, "a number of files >= 1"),
+    "SSKD.CHECKPOINT_SECONDS": (lambda v: v >= 0, "a number of seconds >= 0, 0 for not by time"),
+    "SSKD.CHECKPOINT_ITERS": (lambda v: v >= 0, "a number of iterations >= 0, 0 for not by steps"),
     "SSKD.CLUSTER.EPS": (
         lambda v: 0 <= v < 1, "a Jaccard distance in (0, 1), or 0 to estimate it by PAIRS_PER_IMAGE or RHO",
     ),
@@ -63,27 +134,170 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }  # fmt: skip
 
 
-def check_settings(cfg: CfgNode) -> None:
+# what only stage 2 reads, and of that what a clustering without a radius, or without neighbours, does not
+_OF_STAGE_2 = ("SSKD.SELECT_BY", "SSKD.CLUSTER.")
+_OF_A_RADIUS = ("SSKD.CLUSTER.EPS", "SSKD.CLUSTER.PAIRS_PER_IMAGE")
+_OF_NEIGHBOURS = ("SSKD.CLUSTER.KNN", "SSKD.CLUSTER.VARIANT", "SSKD.CLUSTER.MIN_SAMPLES")
+
+
+def _is_read(cfg: CfgNode, key: str) -> bool:
+    architecture = META_ARCH_REGISTRY._obj_map.get(cfg.MODEL.META_ARCHITECTURE)
+    if key == "MODEL.LOSSES.NAME":
+        return architecture is not None and architecture.__module__.startswith("fastreid.")
+    if key == "DATALOADER.SAMPLER_TRAIN":
+        return cfg.MODEL.META_ARCHITECTURE not in ("SSKD", "SSKDSource")
+    if key == "SEED" and cfg.SEED == -1:  # stage 2 draws from it whatever it is
+        return cfg.MODEL.META_ARCHITECTURE == "SSKD"
+    if key.startswith(_OF_STAGE_2) and cfg.MODEL.META_ARCHITECTURE != "SSKD":
+        return False
+    method = CLUSTERING_METHODS.get(cfg.SSKD.CLUSTER.METHOD)
+    if method is None or method.uses == "radius":
+        return True
+    return not key.startswith(_OF_A_RADIUS) and (method.uses == "distances" or key not in _OF_NEIGHBOURS)
+
+
+def check_settings(cfg: CfgNode, sections: str | tuple[str, ...] = "") -> None:
     """Check names, ranges and optional packages, whatever the data.
+
+    Args:
+        cfg: of any run.
+        sections: only keys that begin so; "": all.
 
     Raises:
         ValueError: naming the key, its rule and its value.
         ImportError: if the clustering or the search for neighbours needs a package that is not installed.
     """
     for key, known in _NAMES.items():
-        if _value(cfg, key) not in known():
-            raise ValueError(f"{key} must be one of {', '.join(known())}; got {_value(cfg, key)!r}: choose one of them")
+        value = _value(cfg, key)
+        if not key.startswith(sections) or not _is_read(cfg, key):
+            continue
+        for name in [value] if isinstance(value, str) else value:
+            if name not in known(cfg):
+                raise ValueError(
+                    f"{key} must be one of {', '.join(known(cfg))}; got {name!r}{nearest(name, known(cfg)) or ': choose one of them'}"
+                )
     for key, (allowed, rule) in _RANGES.items():
-        if not allowed(_value(cfg, key)):
+        if key.startswith(sections) and _is_read(cfg, key) and not allowed(_value(cfg, key)):
             raise ValueError(f"{key} must be {rule}; got {_value(cfg, key)}: change it in the config or on the command line")
-    cluster = cfg.SSKD.CLUSTER
+    if not sections and cfg.MODEL.META_ARCHITECTURE == "SSKD":
+        _check_clustering_settings(cfg.SSKD.CLUSTER)
+
+
+def _check_clustering_settings(cluster: CfgNode) -> None:
     Limits(cluster.MAX_NOISE_SHARE, cluster.MAX_LARGEST_SHARE)
-    ApproximateOptions(cluster.REDUCED_DIM, cluster.IVF_LISTS, cluster.IVF_PROBES, cluster.MIN_RECALL)
-    check_bounds(cluster.EPS_MIN, cluster.EPS_MAX)
+    uses = find_method(cluster.METHOD).uses
+    if uses == "radius":
+        check_bounds(cluster.EPS_MIN, cluster.EPS_MAX)
+    if uses != "features":
+        ApproximateOptions(cluster.REDUCED_DIM, cluster.IVF_LISTS, cluster.IVF_PROBES, cluster.MIN_RECALL)
     if cluster.METHOD == "infomap":
         import_infomap()
-    if cluster.KNN in ("faiss", "ivf") and find_method(cluster.METHOD).uses != "features":
+    if cluster.KNN in ("faiss", "ivf") and uses != "features":
         import_faiss(cluster.KNN)
+
+
+def build_network(cfg: CfgNode) -> nn.Module:
+    """The host's ``build_model``; what the config names wrongly is said in a sentence.
+
+    Raises:
+        ValueError: if ``MODEL``, of the config or of a file in ``SSKD.PEERS``, describes no network.
+        FileNotFoundError: if weights for the backbone would have to be downloaded and cannot.
+    """
+    check_settings(cfg, "MODEL.META_ARCHITECTURE")
+    for network in _networks(cfg):
+        check_settings(network, "MODEL.")
+    try:
+        return build_model(cfg)
+    except ModuleNotFoundError as error:
+        if error.name != "gdown":
+            raise
+        raise FileNotFoundError(
+            "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it to a file on "
+            "disk, or install gdown so that fast-reid can download them, or set MODEL.BACKBONE.PRETRAIN to False"
+        ) from error
+    except (AssertionError, KeyError, NotImplementedError) as error:
+        raise ValueError(f"the network that MODEL describes cannot be built, {type(error).__name__}: {error}") from error
+
+
+def _networks(cfg: CfgNode) -> list[CfgNode]:
+    """The configs of the different networks of a run."""
+    peers = len(cfg.SSKD.PEERS) if cfg.MODEL.META_ARCHITECTURE == "SSKD" else 0
+    return [peer_config(cfg, k) for k in range(peers)] or [cfg]
+
+
+def check_network(cfg: CfgNode, num_classes: int) -> None:
+    """Build the network on the CPU, with its losses, and give it one image of each size that it will see.
+
+    Args:
+        cfg: of any run.
+        num_classes: of the training data, 0 where they are not known yet.
+
+    Raises:
+        ValueError: if it cannot be built or fails, its feature has another size than ``FEAT_DIM``, or layers cannot be frozen.
+    """
+    small = without_pretraining(cfg)
+    small.MODEL.DEVICE = "cpu"
+    small.MODEL.HEADS.NUM_CLASSES = small.MODEL.HEADS.NUM_CLASSES or num_classes
+    model = build_network(small).eval()
+    students = list(getattr(model, "students", []))
+    if cfg.MODEL.FREEZE_LAYERS:
+        if not cfg.SOLVER.FREEZE_ITERS:
+            raise ValueError(
+                f"MODEL.FREEZE_LAYERS {', '.join(cfg.MODEL.FREEZE_LAYERS)} would learn from the start, as SOLVER.FREEZE_ITERS is 0: set "
+                "it to the iterations that they stay frozen for, or leave FREEZE_LAYERS empty"
+            )
+        FreezeLayers(students or [model], cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS)
+    for network, its in zip(students or [model], _networks(small)):
+        for size in {tuple(cfg.INPUT.SIZE_TRAIN), tuple(cfg.INPUT.SIZE_TEST)}:
+            images = torch.zeros(1, 3, *size)
+            _check_forward(network, its, images if students else {"images": images, "targets": torch.zeros(1).long()})
+
+
+def _check_forward(network: nn.Module, cfg: CfgNode, batch: torch.Tensor | dict) -> None:
+    backbone, head, maps = getattr(network, "backbone", None), getattr(network, "heads", None), []
+    if backbone is not None:
+        backbone.register_forward_hook(lambda module, given, found: maps.append(found))
+    failure = None
+    try:
+        with torch.no_grad():
+            network(batch)
+    except Exception as error:  # noqa: BLE001 - whatever a network of anybody's raises
+        failure = error
+    if isinstance(head, EmbeddingHead) and maps and torch.is_tensor(maps[-1]) and cfg.MODEL.HEADS.POOL_LAYER not in ("Flatten", "Identity"):
+        channels, given = maps[-1].shape[1], cfg.MODEL.BACKBONE.FEAT_DIM
+        if channels != given:
+            raise ValueError(
+                f"MODEL.BACKBONE.FEAT_DIM is {given}, and the maps of {cfg.MODEL.BACKBONE.NAME} {cfg.MODEL.BACKBONE.DEPTH} have {channels} "
+                f"channels: set it to {channels}"
+            )
+    if failure is not None:
+        height, width = (batch if torch.is_tensor(batch) else batch["images"]).shape[2:]
+        raise ValueError(
+            f"the network that MODEL describes fails on an image of {height} x {width} pixels, {type(failure).__name__}: {failure}"
+        ) from failure
+
+
+def check_optimizer(cfg: CfgNode) -> torch.optim.Optimizer:
+    """Let the optimiser take a step with a network of three parameters, two of which are no matrices.
+
+    Returns:
+        The optimiser.
+
+    Raises:
+        ValueError: if it cannot, as those that want sparse gradients, a closure or matrices; or a setting of it is out of range.
+    """
+    network = nn.Sequential(OrderedDict(backbone=nn.Conv2d(1, 1, 1, bias=False), heads=nn.BatchNorm2d(1)))
+    try:
+        optimizer = build_optimizer(cfg, [network])
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"SOLVER.OPT {cfg.SOLVER.OPT} cannot train a network with the settings of SOLVER, {type(error).__name__}: {error}; "
+            "Adam, AdamW and SGD can"
+        ) from error
+    return optimizer
 
 
 def check_clustering(cfg: CfgNode, num_images: int) -> None:
@@ -99,8 +313,6 @@ def check_clustering(cfg: CfgNode, num_images: int) -> None:
     uses = find_method(cluster.METHOD).uses
     if uses != "features":
         list_sizes(num_images, cluster.K1, cluster.K2, cluster.VARIANT)
-    if cluster.RHO:  # also one that EPS or PAIRS_PER_IMAGE goes before
-        most_pairs_averaged(num_images, cluster.RHO)
     if uses == "radius" and not cluster.EPS:
         pairs = cluster.PAIRS_PER_IMAGE
         # what no two images being at distance 0 would give: the largest share there can be

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from fastreid.utils import comm
 
 from ..processes import on_main
+from ..refusals import REFUSED, checking
 from .atomic import remove_unfinished
 
-__all__ = ["LOCK_FILE", "FolderInUseError", "output_folder"]
+__all__ = ["LOCK_FILE", "FolderInUseError", "make_folder", "output_folder"]
 
 logger = logging.getLogger("fastreid.sskd.lock")
 
@@ -23,6 +24,8 @@ _held: dict[str, int] = {}  # real paths of the folders that this process holds,
 
 class FolderInUseError(RuntimeError):
     """Another run writes into the output folder."""
+
+    exit_status = REFUSED
 
 
 def _close_in_child() -> None:
@@ -49,6 +52,7 @@ def output_folder(folder: str) -> Iterator[None]:
     Raises:
         FolderInUseError: if another run holds it.
         NotADirectoryError: if a file is there.
+        PermissionError: if nothing can be written there.
     """
     taken = bool(folder) and on_main(lambda: _take(folder))
     try:
@@ -58,15 +62,25 @@ def output_folder(folder: str) -> Iterator[None]:
             os.close(_held.pop(os.path.realpath(folder)))
 
 
+@checking()
+def make_folder(folder: str) -> None:
+    """Make a folder that can be written into, those above it too; Raises as :func:`output_folder`."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f"{folder!r} cannot be an output folder, a file is in its place: give another OUTPUT_DIR") from None
+    except OSError as error:
+        raise PermissionError(f"{folder!r} cannot be made ({error.strerror}): give another OUTPUT_DIR") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder!r} cannot be written into: give another OUTPUT_DIR, or change its permissions")
+
+
 def _take(folder: str) -> bool:
     """Hold a folder; False if it is held already."""
     real = os.path.realpath(folder)
     if real in _held:
         return False
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"{folder!r} cannot be an output folder, a file is in its place: give another OUTPUT_DIR") from None
+    make_folder(folder)
     descriptor = os.open(os.path.join(folder, LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if _lock(descriptor, folder):

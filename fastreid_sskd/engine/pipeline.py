@@ -7,22 +7,20 @@ from collections.abc import Iterator
 
 import torch
 from fastreid.config import CfgNode
-from fastreid.modeling import build_model
 from torch import nn
 
+from ..config_values import merge_overrides
 from ..data.items import test_items, training_items
-from ..data.samplers import check_batch
 from ..data.seeding import derive_seed
-from ..data.transforms import build_view_transforms
 from ..evaluation.table import results_table
 from ..modeling import build_peer, ema_decay, load_source_weights, peer_config
 from ..modeling.weights import load_model, load_network, read_state_dict
 from ..processes import listen, on_main
+from ..refusals import checking, said_of
 from .adaptation import AdaptationTrainer
 from .amp import Precision
-from .check_config import check_clustering, check_settings
-from .checkpoint import Checkpointer, damage, last_checkpoint
-from .hooks import Checkpoints
+from .check_config import check_network, check_optimizer, check_settings
+from .checkpoint import damage, last_checkpoint
 from .lock import output_folder
 from .output_dir import start_run
 from .same_run import check_same_images, check_same_run, plain_config
@@ -34,11 +32,13 @@ from .setup import (
     use_device,
     without_pretraining,
 )
-from .shares import check_shares
 from .source import SourceTrainer
 from .trainer import Trainer
 
-__all__ = ["check_source", "evaluate", "load_trained", "pretrains", "run", "source_config", "source_weights", "trainer_class"]
+__all__ = [
+    "check_evaluation", "check_inputs", "check_run", "check_source", "check_trained", "evaluate", "load_trained", "pretrains", "run",
+    "source_config", "source_weights", "train", "trainer_class",
+]
 
 logger = logging.getLogger("fastreid.sskd.pipeline")
 
@@ -56,6 +56,7 @@ def trainer_class(cfg: CfgNode) -> type:
     return _TRAINERS.get(cfg.MODEL.META_ARCHITECTURE, Trainer)
 
 
+@checking()
 def load_trained(cfg: CfgNode) -> nn.Module:
     """The model of a config with the weights of its checkpoint, ``MODEL.WEIGHTS``, in evaluation mode.
 
@@ -63,15 +64,27 @@ def load_trained(cfg: CfgNode) -> nn.Module:
         FileNotFoundError: if there is no such file.
         ValueError: if it cannot be read, or is of another model.
     """
-    if not os.path.isfile(cfg.MODEL.WEIGHTS):
-        raise FileNotFoundError(f"a trained model is needed: MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, which is no file")
+    check_trained(cfg)
     model = trainer_class(cfg).build_model(without_pretraining(cfg))
     load_model(model, cfg.MODEL.WEIGHTS, evaluation=True)
     return model.eval()
 
 
+@checking()
+def check_trained(cfg: CfgNode) -> None:
+    """Check that there is a file of a trained model; Raises FileNotFoundError if not."""
+    if not os.path.isfile(cfg.MODEL.WEIGHTS):
+        raise FileNotFoundError(f"a trained model is needed: MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, which is no file")
+
+
 def evaluate(cfg: CfgNode) -> dict:
-    """``--eval-only``: load ``MODEL.WEIGHTS`` and evaluate on ``DATASETS.TESTS``; the results are logged too."""
+    """``--eval-only``: load ``MODEL.WEIGHTS`` and evaluate on ``DATASETS.TESTS``; the results are logged too.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_trained` and :func:`check_evaluation`.
+    """
+    check_trained(cfg)
+    check_evaluation(cfg)
     cls = trainer_class(cfg)
     results = cls.test(cfg, load_trained(cfg))
     if cls is AdaptationTrainer:  # the host logs its own
@@ -81,7 +94,7 @@ def evaluate(cfg: CfgNode) -> dict:
 
 
 def run(cfg: CfgNode, resume: bool = False) -> dict:
-    """Train what the config describes; for ``SSKD`` both stages. Returns the last evaluation's results.
+    """Check what the config describes and train it; for ``SSKD`` both stages. Returns the last evaluation's results.
 
     A run from scratch moves the files of an earlier one in ``OUTPUT_DIR`` aside, see :func:`.output_dir.start_run`.
 
@@ -91,14 +104,21 @@ def run(cfg: CfgNode, resume: bool = False) -> dict:
         PseudoLabelError: if the pseudo-labels cannot be trained on.
         FloatingPointError: if a loss or the model is not finite.
         Stopped: a ``SystemExit``, if SIGTERM or SIGINT came; the run is saved.
+        FileNotFoundError, ImportError, ValueError: as :func:`check_run`.
     """
+    check_run(cfg, resume)
+    return train(cfg, resume)
+
+
+def train(cfg: CfgNode, resume: bool = False) -> dict:
+    """:func:`run` of a config that :func:`check_run` has passed."""
     _choose_kernels(cfg)
     with output_folder(cfg.OUTPUT_DIR), listen(), _memory_given_back():
         if cfg.MODEL.META_ARCHITECTURE == "SSKD":
             return _run_both_stages(cfg, resume)
         if cfg.SEED >= 0:
             seed_everything(cfg.SEED)
-        return _train(trainer_class(cfg)(cfg), resume)
+        return _train(trainer_class(cfg), cfg, resume)
 
 
 def _choose_kernels(cfg: CfgNode) -> None:
@@ -119,23 +139,23 @@ def _memory_given_back() -> Iterator[None]:
 
 
 def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
-    check_inputs(cfg)
     path = on_main(lambda: last_checkpoint(cfg.OUTPUT_DIR)) if resume else ""
     weights: list[str] = []
     if not path:
-        check_source(cfg)
         if pretrains(cfg):  # pre-training takes hours, in which the folder is this run's
             start_run(cfg, from_scratch=True)
         weights = source_weights(cfg)
 
     seed_everything(cfg.SEED)  # the same adaptation whether or not the source models were trained just now
-    trainer = AdaptationTrainer(cfg)
-    if path:
-        trainer.resume_from(path)
-    else:
-        trainer.load_weights()
-        if weights:
-            load_source_weights(trainer.model, weights)
+    with checking():
+        trainer = AdaptationTrainer(cfg)
+        if path:
+            trainer.resume_from(path)
+        else:
+            trainer.load_weights()
+            if weights:
+                load_source_weights(trainer.model, weights)
+    if not path:
         trainer.start()
         if cfg.TEST.EVAL_PERIOD:
             logger.info("direct transfer")
@@ -158,45 +178,77 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
     return results
 
 
-def check_inputs(cfg: CfgNode) -> None:
-    """What would only be found out after the source models have been trained for hours: settings, model, target.
+@checking()
+def check_run(cfg: CfgNode, resume: bool = False) -> None:
+    """What would only be found out later: :func:`check_inputs`, of stage 1 too if it is to be trained, and where a run starts.
 
     Raises:
-        ValueError: if a batch cannot hold P x K, a setting is out of its range, or a data set is empty.
+        FileNotFoundError: if weights are missing, or as :func:`check_inputs`.
+        OtherConfigError: if a finished source model is of another config.
+        ImportError, ValueError: as :func:`check_inputs`.
+    """
+    check_inputs(cfg)
+    if resume and on_main(lambda: last_checkpoint(cfg.OUTPUT_DIR)):
+        return
+    if cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
+        raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} not found: name a file of weights, or none to start without")
+    if cfg.MODEL.META_ARCHITECTURE == "SSKD":
+        check_source(cfg)
+
+
+@checking()
+def check_inputs(cfg: CfgNode) -> None:
+    """What can be found out of one config, plain or of a stage, before anything is trained: settings, data, network, optimiser.
+
+    Raises:
+        ValueError: if a setting is out of its range, a batch cannot hold P x K, a data set is empty, or nothing can be learned.
         FileNotFoundError: if images are not where they should be.
         ImportError: if a setting needs a package that is not installed.
     """
     use_device(cfg.MODEL.DEVICE)  # its abilities are asked for below
-    check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
-    check_shares(cfg)
-    ema_decay(0, cfg.SSKD.EMA.MOMENTUM)
     check_settings(cfg)
-    if cfg.TEST.PRECISE_BN.ENABLED:
-        raise ValueError("TEST.PRECISE_BN is for plain fast-reid models, whose batches have no views: set it to False")
+    cls = trainer_class(cfg)
+    if cfg.MODEL.META_ARCHITECTURE == "SSKD":
+        ema_decay(0, cfg.SSKD.EMA.MOMENTUM)
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            raise ValueError("TEST.PRECISE_BN is for plain fast-reid models, whose batches have no views: set it to False")
     Precision(cfg)
-    model = build_model(without_pretraining(cfg))  # and its losses
-    AdaptationTrainer.build_lr_scheduler(cfg, AdaptationTrainer.build_optimizer(cfg, model), cfg.SSKD.ITERS_PER_EPOCH)
-    Checkpoints(
-        Checkpointer(nn.Module()), cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SSKD.KEEP_CHECKPOINTS,
-        seconds=cfg.SSKD.CHECKPOINT_SECONDS, iters=cfg.SSKD.CHECKPOINT_ITERS,
-    )  # fmt: skip
-    items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
-    check_clustering(cfg, len(items))
-    build_view_transforms(cfg)
+    num_classes, iters_per_epoch = cls.check_data(cfg)
+    check_network(cfg, num_classes)
+    cls.build_lr_scheduler(cfg, check_optimizer(cfg), iters_per_epoch)
     if cfg.TEST.EVAL_PERIOD:
-        if not cfg.DATASETS.TESTS:
-            raise ValueError("DATASETS.TESTS is empty: name a test set, or set TEST.EVAL_PERIOD to 0")
-        for name in cfg.DATASETS.TESTS:
-            test_items(name, cfg.SSKD.FOLDERS)
+        check_evaluation(cfg)
 
 
-def _train(trainer: Trainer, resume: bool) -> dict:
-    trainer.resume_or_load(resume)
+@checking()
+def check_evaluation(cfg: CfgNode) -> None:
+    """Check that there is something to evaluate on.
+
+    Raises:
+        ValueError: if no test set is named, one has no query or no gallery, or a setting of ``TEST`` is out of its range.
+        FileNotFoundError: if images are not where they should be.
+    """
+    check_settings(cfg, ("MODEL.", "INPUT.", "DATALOADER.NUM_WORKERS", "TEST."))
+    if not cfg.DATASETS.TESTS:
+        raise ValueError("DATASETS.TESTS is empty: name a test set, or set TEST.EVAL_PERIOD to 0 and train without evaluation")
+    for name in cfg.DATASETS.TESTS:
+        test_items(name, cfg.SSKD.FOLDERS)
+
+
+def _train(cls: type[Trainer], cfg: CfgNode, resume: bool) -> dict:
+    with checking():
+        trainer = cls(cfg)
+        trainer.resume_or_load(resume)
     return trainer.train()
 
 
 def source_config(cfg: CfgNode, k: int) -> CfgNode:
     """The stage 1 config of peer k: ``SSKD.SOURCE.CONFIG``, the peers' network, a seed and folder of its own."""
+    if not cfg.SSKD.SOURCE.CONFIG:
+        raise ValueError(
+            "SSKD needs source models: give SSKD.SOURCE.WEIGHTS (or MODEL.WEIGHTS), or in SSKD.SOURCE.CONFIG the "
+            "config that pre-trains them"
+        )
     source = load_config(cfg.SSKD.SOURCE.CONFIG)
     if source.MODEL.META_ARCHITECTURE != "SSKDSource":
         raise ValueError(
@@ -224,19 +276,23 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
         source.SSKD.SOURCE.BN_DATASETS = target
     source.SEED = derive_seed(cfg.SEED, k) >> 1
     source.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "source", f"peer{k}")
-    source.merge_from_list(list(cfg.SSKD.SOURCE.OPTS))
+    with said_of("SSKD.SOURCE.OPTS"):
+        merge_overrides(source, cfg.SSKD.SOURCE.OPTS)
+    if not source.DATASETS.TESTS:
+        source.TEST.EVAL_PERIOD = 0
     source.freeze()
     return source
 
 
+@checking()
 def check_source(cfg: CfgNode) -> None:
     """Check what the peers are to start from, before anything is trained; needs no images.
 
     Raises:
-        FileNotFoundError: if a file of weights, or the source's config, is not there.
+        FileNotFoundError: if a file of weights, or the source's config, is not there, or images of a stage 1 that is to be trained.
         OtherConfigError: if a source model in ``OUTPUT_DIR`` was trained with another config.
-        ValueError: if nothing says how to pre-train, a data set is source and target, or a file that is given beside peers to
-            be pre-trained is of another network.
+        ValueError: if nothing says how to pre-train, a data set is source and target, stage 1 cannot work, or a file that is
+            given beside peers to be pre-trained is of another network.
     """
     given = _given_weights(cfg)
     for key, path in given:
@@ -244,23 +300,28 @@ def check_source(cfg: CfgNode) -> None:
             raise FileNotFoundError(f"{key}: no file {path}")
     if not pretrains(cfg):
         return
-    if not cfg.SSKD.SOURCE.CONFIG:
-        raise ValueError(
-            "SSKD needs source models: give SSKD.SOURCE.WEIGHTS (or MODEL.WEIGHTS), or in SSKD.SOURCE.CONFIG the "
-            "config that pre-trains them"
-        )
-    sources = load_config(cfg.SSKD.SOURCE.CONFIG, cfg.SSKD.SOURCE.OPTS).DATASETS.NAMES
-    both = sorted(set(sources) & set(cfg.DATASETS.NAMES))
-    if both:  # a target that is also the source would be adapted to its own labels
+    left = []
+    for k, (_, path) in enumerate(given):
+        if path:
+            load_network(build_peer(without_pretraining(peer_config(cfg, k))), read_state_dict(path), path, k)
+            continue
+        source = source_config(cfg, k)
+        _check_domains(cfg, source)
+        if not on_main(lambda source=source: _is_finished(source)):
+            left.append(source)
+    for source in left if cfg.SSKD.PEERS else left[:1]:  # without PEERS they are alike
+        with said_of(f"stage 1, {cfg.SSKD.SOURCE.CONFIG}"):
+            check_run(source, resume=True)
+
+
+def _check_domains(cfg: CfgNode, source: CfgNode) -> None:
+    """A target that is also the source would be adapted to its own labels; Raises ValueError."""
+    both = sorted(set(source.DATASETS.NAMES) & set(cfg.DATASETS.NAMES))
+    if both:
         raise ValueError(
             f"{', '.join(both)} is source (DATASETS.NAMES of {cfg.SSKD.SOURCE.CONFIG}) and target (DATASETS.NAMES): "
             "name different data sets"
         )
-    for k, (_, path) in enumerate(given):
-        if path:
-            load_network(build_peer(without_pretraining(peer_config(cfg, k))), read_state_dict(path), path, k)
-        else:
-            _is_finished(source_config(cfg, k))
 
 
 def pretrains(cfg: CfgNode) -> bool:
@@ -312,7 +373,7 @@ def _pretrain(cfg: CfgNode, k: int) -> str:
         else:
             logger.info("peer %d: pre-training on %s", k, ", ".join(source.DATASETS.NAMES))
             seed_everything(source.SEED)
-            _train(SourceTrainer(source), resume=True)
+            _train(SourceTrainer, source, resume=True)
     best = os.path.join(source.OUTPUT_DIR, "model_best.pth")
     return best if source.TEST.EVAL_PERIOD and os.path.isfile(best) else _final(source)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from fastreid.config import CfgNode
 
+from ..refusals import REFUSED
 from .setup import load_config
 
 __all__ = [
@@ -38,6 +39,8 @@ _ABSENT = "(absent)"
 
 class OtherConfigError(ValueError):
     """A checkpoint is of a run with another config, or on other images."""
+
+    exit_status = REFUSED
 
 
 def plain_config(cfg: Mapping, prefix: str = "") -> dict[str, Any]:

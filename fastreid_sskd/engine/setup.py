@@ -1,22 +1,20 @@
 """From the command line to a frozen config, a log, and seeded generators."""
 import argparse
-import contextlib
-import difflib
 import logging
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import default_setup
 from fastreid.utils.env import seed_all_rng
 
 from ..config import add_sskd_config
+from ..config_values import merge_file, merge_overrides
 from ..processes import on_main
-from ..unknown_name import UnknownNameError
+from ..refusals import checking
+from .lock import make_folder
 from .output_dir import keep_config
 
 __all__ = [
@@ -27,6 +25,7 @@ __all__ = [
 logger = logging.getLogger("fastreid.sskd.setup")
 
 
+@checking()
 def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     """A fast-reid config with the SSKD node, from a file (its ``_BASE_`` included) and overrides; not frozen.
 
@@ -37,76 +36,21 @@ def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     Raises:
         FileNotFoundError: if there is no such file.
         UnknownNameError: if a key is unknown, naming the nearest.
-        ValueError: if a file is no YAML, a value of another type than the default, or ``opts`` of odd length.
+        ValueError: if a file is no YAML, a value is not what its key takes, or ``opts`` are no pairs.
     """
     cfg = get_cfg()
     add_sskd_config(cfg)
     if config_file:
-        if not os.path.isfile(config_file):
-            raise FileNotFoundError(f"config file {config_file!r} not found")
-        with _nearest_key_named(cfg):
-            cfg.merge_from_file(config_file)
-    beside = os.path.dirname(config_file)
-    source = cfg.SSKD.SOURCE.CONFIG
-    cfg.SSKD.SOURCE.CONFIG = source and os.path.join(beside, source)
-    cfg.SSKD.PEERS = [os.path.join(beside, path) for path in cfg.SSKD.PEERS]
-    with _nearest_key_named(cfg):
-        cfg.merge_from_list(_pairs(opts))
-    if cfg.SSKD.SOURCE.CONFIG:
-        cfg.SSKD.SOURCE.CONFIG = os.path.abspath(cfg.SSKD.SOURCE.CONFIG)
+        merge_file(cfg, config_file)
+    merge_overrides(cfg, opts)
     if cfg.SSKD.PEERS:
-        cfg.SSKD.PEERS = [os.path.abspath(path) for path in cfg.SSKD.PEERS]
         cfg.SSKD.NUM_PEERS = len(cfg.SSKD.PEERS)
     if not cfg.DATASETS.TESTS:
         cfg.TEST.EVAL_PERIOD = 0
     return cfg
 
 
-@contextlib.contextmanager
-def _nearest_key_named(cfg: CfgNode) -> Iterator[None]:
-    """What yacs says of keys and values, an AssertionError of overrides and a KeyError of files, and the key that was meant."""
-    try:
-        yield
-    except yaml.YAMLError as error:
-        raise ValueError(f"the config is no YAML: {error}") from None
-    except TypeError:  # yacs looks a part of the key up in a number
-        raise ValueError("the config gives a value, not a section, where an override names a key below it") from None
-    except (AssertionError, KeyError) as error:
-        said = str(error.args[0])
-        unknown = re.fullmatch(r"Non-existent (?:config )?key: (\S+)", said)
-        if not unknown:
-            raise (UnknownNameError if isinstance(error, KeyError) else ValueError)(said) from None
-        near = difflib.get_close_matches(unknown[1], _keys(cfg), 1)
-        raise UnknownNameError(f"{said}{f'; the nearest that there is: {near[0]}' if near else ''}") from None
-
-
-def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
-    found = []
-    for key, value in cfg.items():
-        found.append(prefix + key)
-        if isinstance(value, CfgNode):
-            found += _keys(value, f"{prefix}{key}.")
-    return found
-
-
-def _pairs(opts: Sequence) -> list:
-    """Overrides as yacs takes them.
-
-    Raises:
-        ValueError: for what people write by habit: an option behind the pairs, KEY=value.
-    """
-    opts = list(opts)
-    for item in opts[::2]:
-        if isinstance(item, str) and item.startswith("--"):
-            raise ValueError(f"{item} stands among the KEY value pairs: options go before them")
-        if isinstance(item, str) and "=" in item:
-            raise ValueError(f"{item!r} is no key of the config: write KEY value, not KEY=value")
-    for at in range(1, len(opts), 2):
-        if opts[at - 1] == "SSKD.EVAL_WITH":
-            opts[at] = repr(str(opts[at]).strip("'\""))  # a peer's number is a name here, which yacs would read as a number
-    return opts
-
-
+@checking()
 def resolve(cfg: CfgNode) -> CfgNode:
     """Fill in what depends on the machine or on chance: a device that is there, and a seed that can be given again.
 
@@ -123,6 +67,7 @@ def resolve(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
+@checking()
 def check_device(device: str) -> None:
     """Whether ``MODEL.DEVICE`` is one that torch knows, which need not be there.
 
@@ -172,6 +117,7 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+@checking()
 def read_config(args: argparse.Namespace) -> CfgNode:
     """The config of a run, frozen; a run that is resumed keeps the seed that it has drawn."""
     cfg = load_config(args.config_file, args.opts)
@@ -182,12 +128,15 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+@checking()
 def begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Start a run's log, write its config to ``OUTPUT_DIR/config.yaml``, seed all generators.
 
     The config of an earlier run in the folder stays until this one starts to train (see :func:`.output_dir.start_run`),
     which it never does with ``--eval-only`` and ``--predict``.
     """
+    if cfg.OUTPUT_DIR:
+        on_main(lambda: make_folder(cfg.OUTPUT_DIR))
     put_back = keep_config(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     put_back()

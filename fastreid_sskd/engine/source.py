@@ -3,7 +3,10 @@ from collections.abc import Iterable
 
 from fastreid.config import CfgNode
 
-from ..data import SourceLoader
+from ..data import SourceLoader, training_items
+from ..data.loaders import source_items
+from ..data.samplers import check_batch
+from ..data.transforms import build_view_transforms
 from ..modeling.weights import load_network, read_state_dict
 from .shares import check_shares
 from .trainer import Trainer
@@ -30,6 +33,15 @@ class SourceTrainer(Trainer):
             "DATASETS.NAMES": [item[0] for item in loader.items],
             "SSKD.SOURCE.BN_DATASETS": [item[0] for item in loader.bn_items],
         }
+    @classmethod
+    def check_data(cls, cfg: CfgNode) -> tuple[int, int]:
+        check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
+        check_shares(cfg)
+        _, labels = source_items(cfg)
+        if cfg.SSKD.SOURCE.BN_DATASETS:
+            training_items(cfg.SSKD.SOURCE.BN_DATASETS, cfg.SSKD.FOLDERS)
+        build_view_transforms(cfg)
+        return max(labels) + 1, cfg.SSKD.ITERS_PER_EPOCH
 
     def epoch_batches(self, epoch: int, start: int = 0) -> Iterable:
         return self._loader.epoch(epoch, start)

@@ -19,7 +19,8 @@ from fastreid.utils.events import EventStorage
 from torch import nn
 
 from ..data.epochs import HostEpochs
-from ..data.loaders import test_loader
+from ..data.items import training_items
+from ..data.loaders import check_identities, test_loader
 from ..data.seeding import derive_seed
 from ..evaluation.evaluator import BlockwiseEvaluator
 from ..evaluation.features import Encoder, encode_batches
@@ -36,6 +37,7 @@ from ..processes import (
     on_main,
 )
 from .amp import Precision
+from .check_config import build_network
 from .checkpoint import Checkpointer, last_checkpoint
 from .freeze import FreezeLayers
 from .hooks import Checkpoints, PeriodicEvaluation, ScalarWriters
@@ -114,19 +116,32 @@ class Trainer(DefaultTrainer):
 
     def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
         """Find out what there is to train on: the number of classes and the iterations of an epoch."""
-        if cfg.SOLVER.IMS_PER_BATCH % comm.get_world_size():
-            raise ValueError(
-                f"a batch of SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} images cannot be shared equally by "
-                f"{comm.get_world_size()} processes"
-            )
         loader = self.build_train_loader(cfg)
-        iters_per_epoch = max(1, len(loader.dataset) // cfg.SOLVER.IMS_PER_BATCH)
+        iters_per_epoch = self._iters_per_epoch(cfg, loader)
         self._epochs = HostEpochs(loader, seed=cfg.SEED if cfg.SEED >= 0 else np.random.randint(2**31), num_batches=iters_per_epoch)
         return loader.dataset.num_classes, iters_per_epoch
 
     def training_images(self) -> dict[str, list[str]]:
         """{key that names the data sets: paths} of what is trained on: a checkpoint is of these and goes on with no others."""
         return {"DATASETS.NAMES": [item[0] for item in getattr(self._epochs.loader.dataset, "img_items", ())]}
+    @classmethod
+    def check_data(cls, cfg: CfgNode) -> tuple[int, int]:
+        """What :meth:`prepare_data` will find, before anything is made.
+
+        Raises:
+            FileNotFoundError: if images are not where they should be.
+            ValueError: if a batch cannot be made of them, or there are too few to learn from.
+        """
+        training_items(cfg.DATASETS.NAMES)  # says what is wrong with them, as the host does not
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            training_items([cfg.TEST.PRECISE_BN.DATASET])
+        loader = cls.build_train_loader(cfg)
+        check_identities(loader.dataset.num_classes, cfg.DATASETS.NAMES)
+        return loader.dataset.num_classes, cls._iters_per_epoch(cfg, loader)
+
+    @staticmethod
+    def _iters_per_epoch(cfg: CfgNode, loader) -> int:
+        return max(1, len(loader.dataset) // cfg.SOLVER.IMS_PER_BATCH)
 
     def epoch_batches(self, epoch: int, start: int = 0) -> Iterable:
         """The batches of an epoch from number ``start`` on; those before are not read."""
@@ -134,9 +149,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """As the host; ImageNet weights are not looked for where ``MODEL.WEIGHTS`` takes their place."""
+        """As the host, without ImageNet weights where ``MODEL.WEIGHTS`` takes their place.
+
+        What the config names wrongly is said in a sentence, see :func:`.check_config.build_network`.
+        """
         use_device(cfg.MODEL.DEVICE)
-        return super().build_model(without_pretraining(cfg) if cfg.MODEL.WEIGHTS else cfg)
+        model = build_network(without_pretraining(cfg) if cfg.MODEL.WEIGHTS else cfg)
+        logger.info("Model:\n%s", model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -156,6 +176,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
+        if cfg.SOLVER.IMS_PER_BATCH % comm.get_world_size():
+            raise ValueError(
+                f"a batch of SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} images cannot be shared equally by "
+                f"{comm.get_world_size()} processes"
+            )
         return build_reid_train_loader(cfg, combineall=cfg.DATASETS.COMBINEALL)
 
     @classmethod

@@ -2,6 +2,8 @@
 from fastreid.config import CfgNode, get_cfg
 
 from ..config import add_sskd_config
+from ..config_values import merge_file
+from ..refusals import said_of
 
 __all__ = ["peer_config"]
 
@@ -45,8 +47,6 @@ def read_peer_file(path: str) -> CfgNode:
     """A fast-reid yml over the host's defaults; it may have an SSKD section."""
     cfg = get_cfg()
     add_sskd_config(cfg)
-    try:
-        cfg.merge_from_file(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"SSKD.PEERS: config file {path!r} of a peer not found") from error
+    with said_of("SSKD.PEERS"):
+        merge_file(cfg, path)
     return cfg

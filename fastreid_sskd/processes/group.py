@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from fastreid.utils import comm
 
+from ..refusals import checking
 from .control import control_group
 
 __all__ = ["LAUNCHER", "join", "joined_from_outside"]
@@ -61,6 +62,7 @@ def join(device: str) -> Iterator[None]:
         _leave()
 
 
+@checking()
 def _choose_device(device: str, local_rank: int, local_size: int) -> None:
     if torch.device(device).index is not None:
         raise ValueError(f"MODEL.DEVICE {device!r} is one device for {local_size} processes: set it to cuda")

@@ -261,7 +261,7 @@ def test_workers_outlive_signals_of_others_and_end_for_their_reader():
     for worker in iterator._workers:
         worker.terminate()
     for worker in iterator._workers:
-        worker.join(20)
+        worker.join(HANG)
         assert worker.exitcode == 0
     stop(iterator)
 

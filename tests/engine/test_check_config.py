@@ -5,14 +5,18 @@ import sys
 import types
 
 import pytest
-from tiny_reid import CONFIGS, tiny_adaptation
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
+from tiny_reid import CONFIGS, DUKE, MARKET, tiny_adaptation, tiny_baseline, tiny_source, write_split
 
-from fastreid_sskd.engine import check_config, load_config, pipeline, run
+from fastreid_sskd.data.loaders import source_items
+from fastreid_sskd.engine import check_config, evaluate, load_config, pipeline, run
 from fastreid_sskd.engine.check_config import check_clustering, check_settings
 from fastreid_sskd.engine.refresh import PseudoLabelRefresh
+from fastreid_sskd.refusals import UnknownNameError
 
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yml"))
 
+RESNET = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", "512")
 ESTIMATED = ("SSKD.CLUSTER.PAIRS_PER_IMAGE", "0.0")  # the tiny config's: else it goes before RHO
 
 # the key that the error names, and the overrides
@@ -27,7 +31,6 @@ WRONG = [
     ("EPS ", "SSKD.CLUSTER.EPS", "1.0"),
     ("EPS ", "SSKD.CLUSTER.EPS", "1.5"),
     ("EPS ", "SSKD.CLUSTER.EPS", "float('nan')"),
-    ("RHO", "SSKD.CLUSTER.RHO", "2.0"),
     ("RHO", "SSKD.CLUSTER.RHO", "2.0", *ESTIMATED),
     ("RHO", "SSKD.CLUSTER.RHO", "0.0", *ESTIMATED),
     ("RHO", "SSKD.CLUSTER.RHO", "-0.1", *ESTIMATED),
@@ -68,12 +71,50 @@ WRONG = [
     ("METRIC", "TEST.METRIC", "nonsense"),
 ]
 
+# of every run: adaptation, stage 1 and plain
+EVERYWHERE = [
+    ("nearest that there is: Adam", "SOLVER.OPT", "adam"),
+    ("SparseAdam cannot train", "SOLVER.OPT", "SparseAdam"),
+    ("LBFGS cannot train", "SOLVER.OPT", "LBFGS"),
+    ("SGD cannot train.*esterov", "SOLVER.OPT", "SGD", "SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0"),
+    ("WEIGHT_DECAY_BIAS", "SOLVER.WEIGHT_DECAY_BIAS", "-1"),
+    ("Adam cannot train.*clip", "SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "clip"),
+    ("SCHED", "SOLVER.SCHED", "StepLR"),
+    ("MAX_EPOCH", "SOLVER.MAX_EPOCH", "0"),
+    ("CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "0"),
+    ("LOG_PERIOD", "SSKD.LOG_PERIOD", "0"),
+    ("18x, 34x, 50x, 101x; got '19x'", *RESNET, "MODEL.BACKBONE.DEPTH", "19x"),
+    ("FEAT_DIM is 2048, and the maps of build_resnet_backbone 18x have 512 .*set it to 512", *RESNET, "MODEL.BACKBONE.FEAT_DIM", "2048"),
+    ("nearest that there is: build_resnet_backbone", "MODEL.BACKBONE.NAME", "resnet_backbone"),
+    ("MODEL.BACKBONE.NORM", *RESNET, "MODEL.BACKBONE.NORM", "bn"),
+    ("POOL_LAYER", "MODEL.HEADS.POOL_LAYER", "AvgPool"),
+    ("CLS_LAYER", "MODEL.HEADS.CLS_LAYER", "Cosine"),
+    ("MODEL.HEADS.NAME", "MODEL.HEADS.NAME", "Head"),
+    ("NECK_FEAT", "MODEL.HEADS.NECK_FEAT", "behind"),
+    ("SIZE_TRAIN", "INPUT.SIZE_TRAIN", "32"),
+    ("PIXEL_STD", "MODEL.PIXEL_STD", "[0, 1, 1]"),
+    ("FREEZE_ITERS is 0: set", "MODEL.FREEZE_LAYERS", "backbone"),
+    ("'bacbone', but the network has", "MODEL.FREEZE_LAYERS", "bacbone", "SOLVER.FREEZE_ITERS", "2"),
+    ("METRIC", "TEST.METRIC", "cosinus"),
+    ("nearest that there is: Market1501", "DATASETS.NAMES", "Market1051"),
+    ("Market1501", "DATASETS.TESTS", "Market1051"),
+    ("MSMT17", "DATASETS.TESTS", "MSMT17"),
+    ("SEED", "SEED", "4294967296"),
+    ("MODEL.WEIGHTS 'no.pth' not found", "MODEL.WEIGHTS", "no.pth"),
+    ("MODEL.META_ARCHITECTURE.*nearest that there is: SSKDSource", "MODEL.META_ARCHITECTURE", "SSKDSorce"),
+]  # fmt: skip
+RUNS = {"adaptation": tiny_adaptation, "source": tiny_source, "plain": tiny_baseline}
+
 # what looks odd and is allowed
 RIGHT = [
     (),
     ("SSKD.CLUSTER.METHOD", "kmeans", "SSKD.CLUSTER.NUM_CLUSTERS", "2"),
     ("SSKD.CLUSTER.METHOD", "hdbscan", "SSKD.CLUSTER.RHO", "0.0", *ESTIMATED),
     ("SSKD.CLUSTER.EPS", "0.5", "SSKD.CLUSTER.RHO", "0.0", *ESTIMATED),
+    ("SSKD.CLUSTER.RHO", "2.0"),  # PAIRS_PER_IMAGE goes before
+    ("SSKD.CLUSTER.METHOD", "kmeans", "SSKD.CLUSTER.NUM_CLUSTERS", "6", "SSKD.CLUSTER.RHO", "2.0", "SSKD.CLUSTER.K1", "0",
+     "SSKD.CLUSTER.EPS", "3.0", "SSKD.CLUSTER.MIN_SAMPLES", "0"),
+    ("SSKD.CLUSTER.METHOD", "hdbscan", "SSKD.CLUSTER.EPS_MIN", "2.0", "SSKD.CLUSTER.PAIRS_PER_IMAGE", "-1"),
     ("SSKD.CLUSTER.RHO", "1.0", *ESTIMATED),
     ("SSKD.CLUSTER.PAIRS_PER_IMAGE", "23.5"),
     ("SSKD.CLUSTER.EPS_MIN", "0.5", "SSKD.CLUSTER.EPS_MAX", "0.5"),
@@ -107,6 +148,22 @@ def test_what_cannot_work_is_refused_before_source_training(tmp_path, training_e
     with pytest.raises(ValueError, match=named):
         run(config(tmp_path, *overrides))
     assert not os.path.exists(tmp_path / "source")
+
+
+@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("case", EVERYWHERE, ids=lambda case: label(case[1:]))
+def test_what_no_run_can_do_is_refused_before_anything_is_written(tmp_path, kind, case):
+    named, *overrides = case
+    with pytest.raises((ValueError, FileNotFoundError, UnknownNameError), match=named) as raised:
+        run(RUNS[kind](tmp_path / "out", *overrides))
+    assert raised.value.exit_status == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_cannot_take_the_test_images(tmp_path):
+    vit = ("MODEL.BACKBONE.NAME", "build_vit_backbone", "MODEL.BACKBONE.DEPTH", "small", "MODEL.BACKBONE.FEAT_DIM", "768")
+    with pytest.raises(ValueError, match="fails on an image of 48 x 32 pixels"):
+        run(tiny_baseline(tmp_path / "out", *vit, "INPUT.SIZE_TEST", "[48, 32]"))
 
 
 @pytest.mark.parametrize("overrides", RIGHT, ids=label)
@@ -195,3 +252,98 @@ def test_abilities_are_asked_of_the_device_that_is_used(data_sets, tmp_path, mon
     monkeypatch.setattr(pipeline, "Precision", lambda cfg: asked.append("precision"))
     pipeline.check_inputs(tiny_adaptation(tmp_path))
     assert asked == ["cpu", "precision"]
+
+
+# ---- one kind of run --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["MODEL.LOSSES.NAME", "DATALOADER.SAMPLER_TRAIN"])
+def test_what_only_the_host_reads_is_checked_for_the_host_only(tmp_path, key):
+    with pytest.raises(ValueError, match=f"{key} must be one of"):
+        check_settings(tiny_baseline(tmp_path, key, "nothing"))
+    check_settings(tiny_source(tmp_path, key, "nothing"))
+    check_settings(tiny_adaptation(tmp_path, key, "nothing"))
+
+
+@pytest.mark.parametrize("make", [tiny_source, tiny_baseline])
+def test_what_only_stage_2_reads_is_not_checked_without_it(tmp_path, make):
+    check_settings(make(tmp_path, "SSKD.CLUSTER.EPS", "-1", "SSKD.SELECT_BY", "luck", "SEED", "-1"))
+
+
+@pytest.mark.parametrize("make", [tiny_source, tiny_baseline])
+def test_a_source_of_one_identity(tmp_path, monkeypatch, make):
+    for folder in (MARKET, DUKE):
+        write_split(tmp_path / "data" / folder / "bounding_box_train", [7], (0, 1), 4, 1)
+        write_split(tmp_path / "data" / folder / "query", [1, 2], (0,), 1, 1)
+        write_split(tmp_path / "data" / folder / "bounding_box_test", [1, 2], (0, 1), 1, 1)
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "data"))
+    with pytest.raises(ValueError, match=r"a classifier needs two identities or more, and (DukeMTMC|Market1501) has 1"):
+        run(make(tmp_path / "out", "DATALOADER.SAMPLER_TRAIN", "TrainingSampler"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_whose_identities_have_one_image_each(tmp_path, monkeypatch):
+    write_split(tmp_path / "data" / DUKE / "bounding_box_train", range(1, 9), (0,), 1, 1)
+    for part in ("query", "bounding_box_test"):
+        write_split(tmp_path / "data" / DUKE / part, [101], (0, 1), 1, 1)
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "data"))
+    with pytest.raises(ValueError, match="each of the 8 identities of DukeMTMC has one image"):
+        run(tiny_source(tmp_path / "out"))
+
+
+def test_query_and_gallery_of_a_source_are_trained_on_where_they_are_asked_for(tmp_path):
+    """6 people in training; with COMBINEALL 6 others, of query and gallery, too. Of a target they are never."""
+    train, both = (source_items(tiny_source(tmp_path, "DATASETS.COMBINEALL", value)) for value in ("False", "True"))
+    assert (len(train[0]), max(train[1]) + 1) == (48, 6)
+    assert (len(both[0]), max(both[1]) + 1) == (48 + 6 + 24, 12)
+    with pytest.raises(ValueError, match="DATASETS.COMBINEALL would train on the target's query and gallery"):
+        run(tiny_adaptation(tmp_path, "DATASETS.COMBINEALL", "True"))
+
+
+@pytest.mark.parametrize(
+    "key, value, named",
+    [("SOLVER.OPT", "SparseAdam", "cannot train"), ("SOLVER.MAX_EPOCH", "0", "MAX_EPOCH"), ("DATASETS.NAMES", "MSMT17", "MSMT17"),
+     ("SOLVER.IMS_PER_BATCH", "6", "SOLVER.IMS_PER_BATCH = 6"), ("MODEL.WEIGHTS", "no.pth", "stage 1, .*'no.pth' not found"),
+     ("SOLVER.MAX_EPOHC", "3", "SSKD.SOURCE.OPTS: there is no key SOLVER.MAX_EPOHC")],
+)  # fmt: skip
+def test_stage_1_is_checked_before_it_begins(tmp_path, key, value, named):
+    """By the file and the overrides that it is made of; a run that does not need it does not look at it."""
+    cfg = tiny_adaptation(tmp_path / "out")
+    cfg.defrost()
+    cfg.SSKD.SOURCE.OPTS = [*cfg.SSKD.SOURCE.OPTS, key, value]
+    with pytest.raises((ValueError, FileNotFoundError, UnknownNameError), match=named) as raised:
+        run(cfg)
+    assert raised.value.exit_status == 2 and not list(tmp_path.iterdir())
+    cfg.SSKD.SOURCE.SKIP = True
+    pipeline.check_run(cfg)
+
+
+def test_a_finished_stage_1_needs_no_data(finished, tmp_path, monkeypatch, world):
+    only_target = tmp_path / "data"
+    only_target.mkdir()
+    (only_target / MARKET).symlink_to(world / MARKET)
+    monkeypatch.setenv("FASTREID_DATASETS", str(only_target))
+    pipeline.check_run(finished.cfg)
+    with pytest.raises(FileNotFoundError, match=r"stage 1, .*source_d2m\.yml: data set DukeMTMC"):
+        pipeline.check_run(tiny_adaptation(tmp_path / "out"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone, depth", [(name, depth) for name, known in check_config._HOST_DEPTHS.items() for depth in known])
+def test_every_depth_that_is_named_is_one(tmp_path, backbone, depth):
+    cfg = load_config("", ["MODEL.DEVICE", "meta", "MODEL.BACKBONE.NAME", backbone, "MODEL.BACKBONE.DEPTH", depth])
+    assert check_config.build_network(cfg).backbone is not None
+
+
+def test_every_backbone_of_the_host_has_its_depths():
+    host = {name for name, builder in BACKBONE_REGISTRY._obj_map.items() if builder.__module__.startswith("fastreid.")}
+    assert host == set(check_config._HOST_DEPTHS)
+
+
+def test_evaluation_needs_a_test_set(finished):
+    cfg = finished.cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TESTS, cfg.MODEL.WEIGHTS = (), str(finished.output / "model_final.pth")
+    with pytest.raises(ValueError, match="DATASETS.TESTS is empty") as raised:
+        evaluate(cfg)
+    assert raised.value.exit_status == 2

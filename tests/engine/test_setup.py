@@ -174,5 +174,5 @@ def test_no_device():
 
 def test_a_file_that_is_no_config(tmp_path):
     (tmp_path / "bad.yml").write_text("MODEL: {DEVICE: cpu\nSEED: [")
-    with pytest.raises(ValueError, match="the config is no YAML"):
+    with pytest.raises(ValueError, match="bad.yml' is no YAML, line 2"):
         load_config(str(tmp_path / "bad.yml"))

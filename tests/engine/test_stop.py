@@ -236,7 +236,7 @@ def stopped_in_a_group(cfg, tmp_path, *place, number=signal.SIGTERM):
         assert process.is_alive() and time.monotonic() < end
         time.sleep(0.05)
     os.killpg(process.pid, number)
-    process.join(60)
+    process.join(HANG)
     assert process.exitcode == EXIT_STOPPED
     return load_checkpoint(last_checkpoint(cfg.OUTPUT_DIR))
 

@@ -146,9 +146,74 @@ def test_evaluation_of_nothing(finished):
 
 @pytest.mark.parametrize(
     "opts, said",
-    [(("SSKD.CLUSTER.EPSS", "1"), "SSKD.CLUSTER.EPSS"), (("SEED", "1", "--resume"), "options go before them"), (("SEED", "x"), "SEED")],
-)
-def test_command_line_that_is_refused_exits_with_2(main, tmp_path, capsys, opts, said):
+    [
+        (("SSKD.CLUSTER.EPSS", "1"), "SSKD.CLUSTER.EPSS"),
+        (("SEED", "1", "--resume"), "options go before them"),
+        (("SEED", "x"), "SEED"),
+        (("MODEL.DEVICE", "gpu"), "MODEL.DEVICE"),
+        (("SOLVER.OPT", "adam"), "nearest that there is: Adam"),
+        (("SSKD.CLUSTER.EPS", "-1"), "SSKD.CLUSTER.EPS must be"),
+        (("MODEL.BACKBONE.NAME", "resnet"), "MODEL.BACKBONE.NAME must be one of"),
+        (("SSKD.SOURCE.CONFIG", "missing.yml"), "missing.yml' not found"),
+        (("SSKD.SOURCE.WEIGHTS", "missing.pth"), "no file missing.pth"),
+        (("MODEL.WEIGHTS", "missing.pth"), "MODEL.WEIGHTS 'missing.pth' not found"),
+        (("SSKD.PEERS", "missing.yml"), "missing.yml' not found"),
+        (("DATASETS.NAMES", "MSMT17"), "data set MSMT17"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_exits_with_2_in_one_message(main, tmp_path, capsys, opts, said):
     assert main(arguments(tmp_path, *opts)) == 2
     shown = capsys.readouterr().err
-    assert said in shown and "Traceback" not in shown and not list(tmp_path.iterdir())
+    assert said in shown and shown.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags", [{}, {"eval_only": True}, {"predict": "."}], ids=["train", "evaluate", "predict"])
+def test_output_folders_that_cannot_be(main, finished, tmp_path, host_logging, capsys, flags):
+    (tmp_path / "file").touch()
+    weights = ["MODEL.WEIGHTS", str(finished.output / "model_final.pth")]
+    for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/1/task/none"):
+        assert main(arguments(place, *weights, **flags)) == 2
+        shown = capsys.readouterr().err
+        assert str(place) in shown and "OUTPUT_DIR" in shown and shown.count("\n") == 1
+
+
+def test_evaluation_that_is_refused(main, finished, tmp_path, host_logging, capsys):
+    """Without a word in the folder."""
+    weights = ["MODEL.WEIGHTS", str(finished.output / "model_final.pth")]
+    assert main(arguments(tmp_path, eval_only=True)) == 2
+    assert "a trained model is needed" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    for opts, said in (
+        (["DATASETS.TESTS", "()"], "DATASETS.TESTS is empty"), (["TEST.METRIC", "cosinus"], "TEST.METRIC must be"),
+        (["DATASETS.TESTS", "MSMT17"], "data set MSMT17"), (["MODEL.HEADS.NAME", "Head"], "MODEL.HEADS.NAME"),
+    ):  # fmt: skip
+        assert main(arguments(tmp_path, *weights, *opts, eval_only=True)) == 2
+        assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_refused_leave_the_folder_to_its_run(main, finished, tmp_path, host_logging, capsys):
+    start = ["SSKD.SOURCE.WEIGHTS", str(finished.sources), "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_EPOCH", "1"]
+    assert main(arguments(tmp_path, *start)) == 0
+    before = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "text.pth").write_text("hello")
+    assert main(arguments(tmp_path, *start, "SSKD.SOURCE.WEIGHTS", str(tmp_path / "text.pth"))) == 2
+    assert "text.pth" in capsys.readouterr().err and (tmp_path / "config.yaml").read_text() == before
+
+
+def test_a_failure_while_training_has_its_traceback(main, finished, tmp_path, host_logging, monkeypatch):
+    def fail(self):
+        raise ValueError("deep inside")
+
+    monkeypatch.setattr(AdaptationTrainer, "run_step", fail)
+    with pytest.raises(ValueError, match="deep inside"):
+        main(arguments(tmp_path, "SSKD.SOURCE.WEIGHTS", str(finished.sources), "TEST.EVAL_PERIOD", "0"))
+
+
+@pytest.mark.slow
+def test_several_processes_say_it_once(tmp_path):
+    """Each of them refuses: the tiny backbone is registered in this process only."""
+    command = [sys.executable, str(TOOL), "--config-file", str(CONFIGS / "sskd_d2m.yml"), "--num-gpus", "2"]
+    done = subprocess.run(
+        [*command, *TINY_TARGET, "OUTPUT_DIR", str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stderr.count("MODEL.BACKBONE.NAME must be one of") == 1 and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -76,8 +76,8 @@ def test_a_query_of_the_folder_does_not_find_itself(trained, tmp_path):
     [
         ((), 2, "nothing to do"),
         (("--query", "q.png", "--neighbours", "0"), 2, "--neighbours must be at least 1"),
-        (("--output", "f.csv"), 2, "error: the file to write has to end in one of .npy"),
-        (("--output", "f.npy"), 2, "error: a trained model is needed"),
+        (("--output", "f.csv"), 2, "the file to write has to end in one of .npy"),
+        (("--output", "f.npy"), 2, "a trained model is needed"),
     ],
 )
 def test_mistakes_are_said_in_a_line(trained, args, status, message):
