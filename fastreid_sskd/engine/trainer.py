@@ -22,8 +22,8 @@ from ..data.epochs import HostEpochs
 from ..data.items import training_items
 from ..data.loaders import check_identities, test_loader
 from ..data.seeding import derive_seed
-from ..evaluation.evaluator import BlockwiseEvaluator
-from ..evaluation.features import Encoder, encode_batches
+from ..evaluation.evaluator import BlockwiseEvaluator, evaluate_encoder
+from ..evaluation.features import Encoder
 from ..modeling.weights import load_model
 from ..processes import (
     Stopped,
@@ -189,16 +189,12 @@ class Trainer(DefaultTrainer):
         return loader, BlockwiseEvaluator(cfg, num_query, output_dir)
 
     @classmethod
-    @torch.no_grad()
     def test(cls, cfg: CfgNode, model: nn.Module) -> dict:
         """Metrics in percent on ``DATASETS.TESTS``: {data set: metrics}, or those of a single one, as the host gives them."""
         encoder, results = Encoder(model), {}
         for name in cfg.DATASETS.TESTS:
             loader, evaluator = cls.build_evaluator(cfg, name)
-            evaluator.reset()
-            for batch, features in encode_batches(encoder, loader, flip=cfg.TEST.FLIP.ENABLED):
-                evaluator.process(batch, encoder.combine(features))
-            results[name] = evaluator.evaluate()
+            (results[name],) = evaluate_encoder(encoder, loader, [evaluator], flip=cfg.TEST.FLIP.ENABLED)
             if comm.is_main_process():
                 print_csv_format(OrderedDict(results[name], dataset=name))
         return results if len(results) != 1 else results[name]

@@ -1,19 +1,21 @@
 """The host's evaluator without a matrix of all distances, where the options allow it."""
 import itertools
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from fastreid.evaluation import ReidEvaluator
+from fastreid.evaluation import DatasetEvaluator, ReidEvaluator
 from fastreid.evaluation.query_expansion import aqe
 from fastreid.utils import comm
 
 from ..data.items import matched_queries
-from ..processes import alone, control_group, on_main
+from ..processes import alone, control_group, in_all, on_main
 from .distances import METRICS_IN_BLOCKS, distance_blocks
+from .features import Encoder, encode_batches
 from .ranking import evaluate_blocks
 
-__all__ = ["BlockwiseEvaluator", "evaluate_features"]
+__all__ = ["BlockwiseEvaluator", "evaluate_encoder", "evaluate_features"]
 
 
 class BlockwiseEvaluator(ReidEvaluator):
@@ -59,6 +61,30 @@ class BlockwiseEvaluator(ReidEvaluator):
                 return super().evaluate()
         finally:
             self._predictions = own
+
+
+@torch.no_grad()
+def evaluate_encoder(
+    encoder: Encoder, loader: Iterable[dict], evaluators: Sequence[DatasetEvaluator], *, flip: bool = False
+) -> list[dict]:
+    """What every evaluator says of one pass over the images.
+
+    Args:
+        encoder: of K networks.
+        loader: batches of query and gallery, this process's share.
+        evaluators: one for each network's own feature, and perhaps one more for the combined feature.
+        flip: see `encode_batches`, also for what is raised: in every process.
+    """
+
+    def process() -> None:
+        for batch, features in encode_batches(encoder, loader, flip=flip):
+            for evaluator, feature in zip(evaluators, [*features, encoder.combine(features)]):
+                evaluator.process(batch, feature)
+
+    for evaluator in evaluators:
+        evaluator.reset()
+    in_all(process)
+    return [evaluator.evaluate() or {} for evaluator in evaluators]
 
 
 def evaluate_features(

@@ -6,7 +6,7 @@ import torch
 import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.modeling import build_model
-from fastreid.modeling.meta_arch import Baseline
+from fastreid.modeling.meta_arch import Baseline, MoCo
 from fastreid.utils.checkpoint import Checkpointer
 from torch import nn
 
@@ -84,8 +84,8 @@ def _differences(node: CfgNode, default: CfgNode) -> dict:
 def export_baseline(cfg: CfgNode, model: nn.Module, path: str, peer: str = "best") -> tuple[str, float]:
     """Write ``path`` (.pth) and the yml beside it, load both as fast-reid does, and compare with the model's own evaluation.
 
-    A network with the forward of fast-reid's ``Baseline`` becomes one, another keeps its meta-architecture. The files get their names when the
-    features agree; older ones stay where they do not.
+    A network that is backbone and head becomes a ``Baseline``, another keeps its meta-architecture. The files get their names when
+    the features agree; older ones stay where they do not.
 
     Args:
         cfg: the config that the model was built from.
@@ -114,7 +114,7 @@ def export_baseline(cfg: CfgNode, model: nn.Module, path: str, peer: str = "best
         own_forward = single.architecture is not None
     else:
         architecture, num_classes = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.HEADS.NUM_CLASSES
-        own_forward = type(single).forward is not Baseline.forward
+        own_forward = type(single) not in (Baseline, MoCo)  # of MoCo only the losses differ
     state = {key: value.cpu() for key, value in single.state_dict().items()}
     if not own_forward:
         architecture = "Baseline"

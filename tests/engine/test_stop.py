@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from own_processes import start
+from own_processes import HANG, start
 from same_runs import assert_same_files
 from tiny_reid import load_checkpoint, tiny_baseline, tiny_source
 

@@ -84,6 +84,13 @@ def test_one_peer(cfg):
     assert list(evaluate_peers(cfg, build_model(cfg))["Market1501"]) == ["peer0"]
 
 
+def test_features_that_are_not_finite(cfg, model):
+    """The teacher is named, before any ranking."""
+    model.teachers[1].heads.bottleneck[0].bias.data[0] = float("inf")
+    with pytest.raises(FloatingPointError, match="teacher 1 gives features that are not finite for 30 of 30 images"):
+        evaluate_peers(cfg, model)
+
+
 def test_several_test_sets(cfg, model):
     cfg.DATASETS.TESTS = ("Market1501", "DukeMTMC")
     results = evaluate_peers(cfg, model)
