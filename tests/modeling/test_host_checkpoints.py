@@ -62,6 +62,9 @@ def test_a_distillers_student_is_taken(resnet, tmp_path):
     assert torch.equal(model.students[0].backbone.conv1.weight, student.backbone.conv1.weight)
 
 
+RESNET50 = ("MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", 2048)
+
+
 @pytest.fixture
 def architectures(resnet):
     """Configs of every meta-architecture of one network, for evaluation."""
@@ -70,7 +73,7 @@ def architectures(resnet):
         cfg = resnet.clone()
         cfg.MODEL.META_ARCHITECTURE = name
         if name == "MGN":
-            cfg.merge_from_list(["MODEL.HEADS.EMBEDDING_DIM", 16, "MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", 2048])
+            cfg.merge_from_list(["MODEL.HEADS.EMBEDDING_DIM", 16, *RESNET50])
         cfg.merge_from_list(list(opts))
         return cfg
 
@@ -106,6 +109,13 @@ def test_another_architecture_is_refused_in_a_few_lines(architectures, tmp_path,
             load_model(model, path, evaluation=evaluation)
         assert len(str(error.value)) < 900 and str(error.value).count("\n") <= 4
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_network_that_is_mostly_beside_its_backbone_is_no_start(architectures, tmp_path):
+    """A bare ResNet-50 has the first layers of MGN; its three branches would be random."""
+    torch.save(build_model(architectures("Baseline", *RESNET50)).backbone.state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(WeightsError, match="missing: b1.0.0.conv1.weight"):
+        load_model(build_model(architectures("MGN")), str(tmp_path / "bare.pth"))
 
 
 @pytest.mark.parametrize("architecture", ["Baseline", "MoCo", "SSKDSource"])
