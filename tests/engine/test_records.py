@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fastreid_sskd.engine.records import Record
+from fastreid_sskd.engine.records import Record, read_record
 
 
 def results(*maps, ensemble=99.0, other=1.0):
@@ -96,3 +96,16 @@ def test_file(record, tmp_path):
     assert saved["best"] == {"epoch": 2, "row": "peer1", "chosen_on": "First test split, by mAP"}
     assert saved["evaluations"] == record.evaluations
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("tests, chosen", [(["A"], "mAP"), (["A", "B"], "mAP"), (["A"], "noise")])
+def test_what_is_written_is_read(tmp_path, tests, chosen):
+    record = Record(tests, chosen)
+    for epoch in (0, 1):
+        record.add(epoch, {test: {"peer0": {"mAP": 10.0 + epoch}} for test in tests})
+    path = str(tmp_path / "results.json")
+    assert read_record(path) is None
+    record.write(path)
+    found = read_record(path)
+    assert found["tests"] == tests and found["evaluations"] == record.evaluations
+    assert (found["best"] or {}).get("epoch") == (1 if chosen == "mAP" else None)
