@@ -12,6 +12,7 @@ from ..clustering import (
     VARIANTS,
     ApproximateOptions,
     Limits,
+    RadiusSweep,
     check_bounds,
     find_method,
 )
@@ -21,8 +22,10 @@ from ..clustering.features import UnitRows
 from ..clustering.infomap import import_infomap
 from ..clustering.jaccard import list_sizes
 from ..clustering.kmeans import check_num_clusters
+from ..clustering.sweep import RULES
 from ..data.transforms import PLACES
 from ..evaluation.distances import METRICS_IN_BLOCKS
+from ..modeling.sskd import LABEL_STATISTICS
 from .records import LABEL_FREE
 
 __all__ = ["check_clustering", "check_settings"]
@@ -34,7 +37,9 @@ _NAMES: dict[str, Callable[[], tuple[str, ...]]] = {
     "TEST.METRIC": lambda: (*METRICS_IN_BLOCKS, "jaccard"),  # the host's third, of all distances at once
     "SSKD.SELECT_BY": lambda: ("mAP", *LABEL_FREE),
     "SSKD.AUGMENT_ON": lambda: PLACES,
+    "SSKD.SOFT_LABELS.BN": lambda: LABEL_STATISTICS,
     "SSKD.CLUSTER.METHOD": lambda: tuple(CLUSTERING_METHODS),
+    "SSKD.CLUSTER.EPS_RULE": lambda: ("pairs", *RULES),
     "SSKD.CLUSTER.VARIANT": lambda: tuple(VARIANTS),
     "SSKD.CLUSTER.KNN": lambda: ("auto", *KNN_BACKENDS),
     "SSKD.CLUSTER.ON_LIMIT": lambda: ("warn", "collapse"),
@@ -51,6 +56,9 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "TEST.IMS_PER_BATCH": (lambda v: v >= 1, "a number of images >= 1"),
     "TEST.EVAL_PERIOD": (lambda v: v >= 0, "a number of epochs >= 0, 0 for never"),
     "DATALOADER.NUM_WORKERS": (lambda v: v >= 0, "a number of processes >= 0"),
+    "SSKD.EMA.WINDOW": (lambda v: 0 <= v <= 1, "a share of the run's steps in (0, 1], or 0 for SSKD.EMA.MOMENTUM"),
+    "SSKD.SOFT_LABELS.TEMPERATURE": (lambda v: 0 <= v < float("inf"), "a number > 0, or 0 to find it at every refresh"),
+    "SSKD.SOFT_LABELS.CONFIDENCE": (lambda v: 0 < v < 1, "a probability in (0, 1)"),
     "SSKD.LOG_PERIOD": (lambda v: v >= 1, "a number of iterations >= 1"),
     "SSKD.CLUSTER.EPS": (
         lambda v: 0 <= v < 1, "a Jaccard distance in (0, 1), or 0 to estimate it by PAIRS_PER_IMAGE or RHO",
@@ -80,6 +88,8 @@ def check_settings(cfg: CfgNode) -> None:
     Limits(cluster.MAX_NOISE_SHARE, cluster.MAX_LARGEST_SHARE)
     ApproximateOptions(cluster.REDUCED_DIM, cluster.IVF_LISTS, cluster.IVF_PROBES, cluster.MIN_RECALL)
     check_bounds(cluster.EPS_MIN, cluster.EPS_MAX)
+    if cluster.EPS_RULE != "pairs":
+        RadiusSweep(cluster.EPS_RULE, tuple(cluster.EPS_RADII), cluster.EPS_LARGEST_SHARE)
     if cluster.METHOD == "infomap":
         import_infomap()
     if cluster.KNN in ("faiss", "ivf") and find_method(cluster.METHOD).uses != "features":
@@ -101,7 +111,7 @@ def check_clustering(cfg: CfgNode, num_images: int) -> None:
         list_sizes(num_images, cluster.K1, cluster.K2, cluster.VARIANT)
     if cluster.RHO:  # also one that EPS or PAIRS_PER_IMAGE goes before
         most_pairs_averaged(num_images, cluster.RHO)
-    if uses == "radius" and not cluster.EPS:
+    if uses == "radius" and not cluster.EPS and cluster.EPS_RULE == "pairs":
         pairs = cluster.PAIRS_PER_IMAGE
         # what no two images being at distance 0 would give: the largest share there can be
         mean_of_smallest(np.empty(0), num_images, rho_from_pairs_per_image(pairs, num_images) if pairs else cluster.RHO)

@@ -15,7 +15,7 @@ from ..data.samplers import check_batch
 from ..data.seeding import derive_seed
 from ..data.transforms import build_view_transforms
 from ..evaluation.table import results_table
-from ..modeling import ema_decay, load_source_weights, peer_config
+from ..modeling import ema_decay, peer_config
 from ..processes import on_main
 from .adaptation import AdaptationTrainer
 from .amp import Precision
@@ -123,7 +123,7 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
     else:
         trainer.load_weights()
         if weights:
-            load_source_weights(trainer.model, weights)
+            trainer.start_from(weights)
         if cfg.TEST.EVAL_PERIOD:
             logger.info("direct transfer")
             trainer.evaluate(epoch=0)

@@ -86,7 +86,7 @@ def _peer_state(state: dict[str, torch.Tensor], k: int, own: Container[str]) -> 
     return {key: value for key, value in state.items() if key.startswith(("backbone.", "heads.")) or key in own}
 
 
-def load_network(peer: Peer, state: dict[str, torch.Tensor], path: str, k: int = 0) -> None:
+def load_network(peer: Peer, state: dict[str, torch.Tensor], path: str, k: int = 0) -> list[str]:
     """Load one network but its classifier, which is of other identities and stays as it is.
 
     That is backbone, BN-neck, and what an architecture of its own (``SSKD.PEER_ARCHITECTURE``) has besides.
@@ -95,6 +95,9 @@ def load_network(peer: Peer, state: dict[str, torch.Tensor], path: str, k: int =
         peer: the network to fill.
         state: of a fast-reid model, of a bare backbone, or of an SSKD model (then teacher ``k``).
         path: where the state is from, for messages.
+
+    Returns:
+        The names of the tensors that the state lacks, the classifier apart: they keep their initial values.
 
     Raises:
         ValueError: if the backbone or the neck does not fit, or an SSKD model has no such teacher.
@@ -123,15 +126,19 @@ def load_network(peer: Peer, state: dict[str, torch.Tensor], path: str, k: int =
     if absent:
         logger.warning("%s has no weights for %s: they keep their initial values", path, ", ".join(absent))
     peer.load_state_dict(state, strict=False)
+    return absent
 
 
-def load_source_weights(model: SSKD, paths: Sequence[str]) -> None:
+def load_source_weights(model: SSKD, paths: Sequence[str]) -> list[list[str]]:
     """Start every student, and as its copy its teacher, from source weights.
 
     Args:
         model: the peers to fill.
         paths: one file a peer, or one file for all of them (an SSKD checkpoint holds one network a peer; from any
             other file all peers start equal, which is warned of: only their views will make them differ).
+
+    Returns:
+        For each peer what :func:`load_network` does.
 
     Raises:
         ValueError: if the number of files does not fit, or a file is of another network.
@@ -147,8 +154,10 @@ def load_source_weights(model: SSKD, paths: Sequence[str]) -> None:
             "all %d peers start from %s, so they start equal: pre-train one model a peer (different seeds) "
             "for peers that have something to teach each other", model.num_peers, paths[0],
         )
+    absent = []
     for k, (student, teacher) in enumerate(zip(model.students, model.teachers)):
         at = k if len(paths) > 1 else 0
-        load_network(student, states[at], paths[at], k)
+        absent.append(load_network(student, states[at], paths[at], k))
         teacher.load_state_dict(student.state_dict())
         logger.info("peer %d starts from %s", k, paths[at])
+    return absent
