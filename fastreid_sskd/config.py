@@ -82,8 +82,8 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.SOFT_LABELS.BN = "batch"
     # T, which divides the teachers' logits, not the students'; the method has 1 [> 0; 0: found at every refresh]
     _C.SOFT_LABELS.TEMPERATURE = 1.0
-    # TEMPERATURE 0: mean of the teachers' highest probability, on a sample of the labelled images, that T is set to give (0, 1)
-    _C.SOFT_LABELS.CONFIDENCE = 0.5
+    # TEMPERATURE 0: mean of the teachers' highest probability, on a sample of the labelled images, that T is set to give, (0, 1)
+    _C.SOFT_LABELS.CONFIDENCE = 0.8
 
     # ---- losses: one node a registered loss, its WEIGHT (0: not computed) and its parameters --------------------
     # another project's loss: register it in SSKD_LOSS_REGISTRY and add a node of its name here
