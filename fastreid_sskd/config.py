@@ -69,6 +69,20 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.EMA = node()
     # upper bound of alpha in  teacher <- alpha teacher + (1 - alpha) student,  alpha = min(1 - 1/(t+1), MOMENTUM)
     _C.EMA.MOMENTUM = 0.999
+    # the same bound by how much of the run the teachers average over: 1 - 1 / (WINDOW * steps of the run), in place of MOMENTUM.
+    # The method's 0.999 is an eighth of its 8,000 steps [share of the steps, (0, 1]; 0: MOMENTUM says]
+    _C.EMA.WINDOW = 0.0
+
+    # ---- soft labels: what a teacher's logits become for the peer that learns from them -------------------------------
+    _C.SOFT_LABELS = node()
+    # statistics of the teachers' batch norm when they label: those of the "batch", the method's; "running", each teacher's own,
+    # which follow its train-mode passes all the same (K forward passes more); "student", averages of the student's along with the
+    # weights; "refresh", estimated again on the target's images at every refresh (the last two without train-mode passes)
+    _C.SOFT_LABELS.BN = "batch"
+    # T, which divides the teachers' logits, not the students'; the method has 1 [> 0; 0: found at every refresh]
+    _C.SOFT_LABELS.TEMPERATURE = 1.0
+    # TEMPERATURE 0: mean of the teachers' highest probability, on a sample of the labelled images, that T is set to give, (0, 1)
+    _C.SOFT_LABELS.CONFIDENCE = 0.8
 
     # ---- losses: one node a registered loss, its WEIGHT (0: not computed) and its parameters --------------------
     # another project's loss: register it in SSKD_LOSS_REGISTRY and add a node of its name here
@@ -152,13 +166,25 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.CLUSTER.METHOD = "dbscan"
     # kmeans: C [clusters, >= 2]
     _C.CLUSTER.NUM_CLUSTERS = 0
-    # DBSCAN's radius; the first of these three that is > 0 sets it, once, at the first refresh:
+    # take each camera's mean and deviation out of the combined feature before it is clustered, where there are two cameras or
+    # more; centroids and classifiers are those of the feature itself
+    _C.CLUSTER.CAMERA_STATISTICS = False
+    # DBSCAN's radius; it is set once, at the first refresh, by the first of these that is given:
     # EPS itself, as a Jaccard distance (0, 1)
     _C.CLUSTER.EPS = 0.0
+    # how it is found: "pairs", the method's, by one of the next two keys; or by clusters at each of EPS_RADII, of those without
+    # a too large one: highest "silhouette", "plateau" (the largest radius with a silhouette of nearly that), highest "agreement"
+    # of the labels with the neighbouring radii's, "largest" radius
+    _C.CLUSTER.EPS_RULE = "pairs"
     # mean of the PAIRS_PER_IMAGE * N smallest distances (= rho (N - 1) / 2, so independent of N) [pairs per image]
     _C.CLUSTER.PAIRS_PER_IMAGE = 0.0
     # rho: mean of this share of the smallest non-zero distances. It depends on N: meant for 10-20 thousand images
     _C.CLUSTER.RHO = 1.6e-3
+    # radii that the other rules try [ascending Jaccard distances in (0, 1)]
+    _C.CLUSTER.EPS_RADII = [0.24, 0.28, 0.32, 0.36, 0.4, 0.44, 0.48, 0.52, 0.56, 0.6, 0.64, 0.68]
+    # share of the images above which a cluster is too large, and so are those of all larger radii; to be raised where an identity
+    # may have so many [(0, 1]]
+    _C.CLUSTER.EPS_LARGEST_SHARE = 0.03
     # estimate eps again at every EPS_EVERY-th epoch [epochs; 0: only at the first refresh, as the method does]
     _C.CLUSTER.EPS_EVERY = 0
     # bounds that an estimated eps is moved into, as Jaccard distances: MIN < 1, MIN <= MAX <= 1 [0: none]

@@ -125,6 +125,7 @@ def test_defaults_are_the_methods():
         "NUM_PEERS": 3, "GATHER_LOSSES": True, "PEERS": [], "PEER_ARCHITECTURE": "Baseline", "COMBINE": "auto", "SELECT_BY": "mAP", "ITERS_PER_EPOCH": 400, "BN_CHUNK": 0, "EVAL_WITH": "best", "LOG_PERIOD": 50,
         "KEEP_CHECKPOINTS": 2, "CHECKPOINT_SECONDS": 1800, "CHECKPOINT_ITERS": 0, "MAY_DIFFER": [], "DETERMINISTIC": False,
         "AMP_DTYPE": "auto", "CHANNELS_LAST": False, "AUGMENT_ON": "worker", "CACHE_IMAGES": 0, "COMPILE": False, "EMA.MOMENTUM": 0.999,
+        "EMA.WINDOW": 0.0, "SOFT_LABELS.BN": "batch", "SOFT_LABELS.TEMPERATURE": 1.0, "SOFT_LABELS.CONFIDENCE": 0.8,
         **{f"FOLDERS.CropFolder.{key}": "" for key in ("TRAIN", "QUERY", "GALLERY", "CAMERA", "IDENTITY", "JUNK")},
         "LOSSES.LabelSmoothCE.WEIGHT": 0.5, "LOSSES.LabelSmoothCE.EPSILON": 0.1, "LOSSES.SoftCE.WEIGHT": 0.5,
         "LOSSES.MultiSimilarity.WEIGHT": 3.0, "LOSSES.MultiSimilarity.ALPHA": 2.0,
@@ -140,7 +141,9 @@ def test_defaults_are_the_methods():
         "CLUSTER.IVF_PROBES": 0, "CLUSTER.MIN_RECALL": 0.98,
         "CLUSTER.NUM_CLUSTERS": 0, "CLUSTER.EPS_EVERY": 0, "CLUSTER.EPS_MIN": 0.0, "CLUSTER.EPS_MAX": 0.0,
         "CLUSTER.MAX_NOISE_SHARE": 0.9, "CLUSTER.MAX_LARGEST_SHARE": 0.25, "CLUSTER.ON_LIMIT": "warn",
-        "CLUSTER.ON_COLLAPSE": "stop",
+        "CLUSTER.ON_COLLAPSE": "stop", "CLUSTER.CAMERA_STATISTICS": False, "CLUSTER.EPS_RULE": "pairs",
+        "CLUSTER.EPS_RADII": [0.24, 0.28, 0.32, 0.36, 0.4, 0.44, 0.48, 0.52, 0.56, 0.6, 0.64, 0.68],
+        "CLUSTER.EPS_LARGEST_SHARE": 0.03,
         "SOURCE.SKIP": False, "SOURCE.WEIGHTS": [], "SOURCE.CONFIG": "", "SOURCE.OPTS": [], "SOURCE.BN_DATASETS": (),
         "SOURCE.CLASSIFIER_STD": 0.001,
     }  # fmt: skip

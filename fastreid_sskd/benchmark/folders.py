@@ -109,6 +109,7 @@ def read_run(folder: str, selections: Collection[str] = ("last",), *, named: boo
         "hours": training_hours(scalars),
         "device": device_of(folder, config),
         "run": folder,
+        "labels": _label_quality(scalars),
     }
     rows = (read_rows(folder) or {}) if named else {}
     if len(rows) == 1:
@@ -128,7 +129,16 @@ _UNTRAINED: dict[str, Any] = {
     "images_per_bn": None,
     "hours": None,
     "selection": "nothing trained",
+    "labels": {},
 }
+_LABELS = {"precision": "diagnostics/BCubed precision", "recall": "diagnostics/BCubed recall", "noise": "refresh/noise_share"}
+
+
+def _label_quality(scalars: dict) -> dict[str, float]:
+    """Of the last refresh; {} of a training without one, or of a target without identities."""
+    if not all(name in scalars for name in _LABELS.values()):
+        return {}
+    return {what: round(scalars[name][-1][1], 4) for what, name in _LABELS.items()}
 
 
 def _near(folder: str, name: str) -> str:

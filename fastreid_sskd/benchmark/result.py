@@ -29,6 +29,8 @@ class Result:
         device: what it was trained on, or evaluated on where nothing was trained.
         seed: of the run, None if unknown.
         run: folder or file of weights that it comes from.
+        labels: "precision" and "recall" (BCubed) of the last pseudo-labels against the target's identities and the share that is
+            "noise", each [0, 1]; {} where they are not known.
         published: where the figures can be read, for those that were not measured here; else "".
     """
 
@@ -45,6 +47,7 @@ class Result:
     seed: int | None = None
     run: str = ""
     published: str = ""
+    labels: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         metrics = {name: self.metrics[name] for name in METRICS if name in self.metrics}
@@ -58,7 +61,7 @@ class Result:
 
 def write_results(results: Iterable[Result], path: str) -> None:
     """Write results as a JSON list, atomically; fields that say nothing are left out."""
-    rows = [{k: v for k, v in asdict(result).items() if v not in ("", None)} for result in results]
+    rows = [{k: v for k, v in asdict(result).items() if v not in ("", None, {})} for result in results]
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     text = json.dumps(rows, indent=1) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))

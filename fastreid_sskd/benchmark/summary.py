@@ -46,6 +46,13 @@ class Summary:
         return values if len(values) == len(self.results) else []
 
     @property
+    def mean_labels(self) -> dict[str, float]:
+        """Means of the results' ``labels``; {} where one has none."""
+        if not all(result.labels for result in self.results):
+            return {}
+        return {what: statistics.mean(r.labels[what] for r in self.results) for what in self.results[0].labels}
+
+    @property
     def seeds(self) -> int | None:
         """How many results the mean is of; None of a published figure, whose number of runs is not known."""
         return None if self.results[0].published else len(self.results)
@@ -139,6 +146,7 @@ def _columns(rows: Sequence[Summary]) -> dict[str, list[str]]:
     for metric in METRICS:
         columns[metric] = [_cell(row.mean(metric), row.deviation(metric)) for row in rows]
     columns |= {
+        "labels: precision, recall, noise": [", ".join(f"{v:.2f}" for v in row.mean_labels.values()) or "-" for row in rows],
         "seeds": ["-" if row.seeds is None else str(row.seeds) for row in rows],
         "selection": [row.selection or "not said" for row in rows],
         "images per BN": [_plain(row.images_per_bn) for row in rows],
@@ -180,6 +188,7 @@ def _record(row: Summary) -> dict:
         "runs": [result.run for result in row.results],
         "mean": {m: row.mean(m) for m in METRICS},
         "standard_deviation": {m: row.deviation(m) for m in METRICS},
+        "labels": row.mean_labels,
         "hours": row.mean_hours,
         "device": row.devices,
     }
@@ -190,7 +199,8 @@ def _csv(rows: Sequence[Summary]) -> str:
     names = [name for name in _KEY if name != "published"]
     spread = [f"{metric}{end}" for metric in METRICS for end in ("", " sd")]
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*names, *spread, "seeds", "hours", "device", "as published in"])
+    labels = ("precision", "recall", "noise")
+    writer.writerow([*names, *spread, *(f"label {what}" for what in labels), "seeds", "hours", "device", "as published in"])
     for row in rows:
         figures = [value for metric in METRICS for value in (row.mean(metric), row.deviation(metric))]
         cells = [
@@ -198,5 +208,6 @@ def _csv(rows: Sequence[Summary]) -> str:
             *(None if f is None else round(f, 4) for f in figures),
         ]
         hours = None if row.mean_hours is None else round(row.mean_hours, 4)
+        cells += [row.mean_labels.get(what) for what in labels]
         writer.writerow([*cells, row.seeds, hours, row.devices, row.published])
     return re.sub(r"\n$", "", file.getvalue())

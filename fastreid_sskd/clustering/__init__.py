@@ -14,6 +14,7 @@ from .methods import CLUSTERING_METHODS, ClusteringMethod, ClusterProblem, regis
 from .refresh import PseudoLabels, find_method, labels_again, pseudo_labels, search_neighbors
 from .report import ClusterReport, changed_share
 from .shares import Share, merge_shares
+from .sweep import RadiusSweep, sweep_table
 
 say_when_compiling()
 
@@ -31,6 +32,7 @@ __all__ = [
     "Neighbors",
     "PseudoLabelError",
     "PseudoLabels",
+    "RadiusSweep",
     "Search",
     "Share",
     "changed_share",
@@ -51,4 +53,5 @@ __all__ = [
     "register_clustering",
     "register_knn",
     "search_neighbors",
+    "sweep_table",
 ]

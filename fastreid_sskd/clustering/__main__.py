@@ -19,6 +19,7 @@ from .guards import PseudoLabelError, check_usable
 from .jaccard import VARIANTS
 from .methods import CLUSTERING_METHODS
 from .refresh import find_method, pseudo_labels
+from .sweep import RULES, RadiusSweep
 
 logger = logging.getLogger("fastreid.sskd.clustering")
 
@@ -34,6 +35,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--centroids", type=Path, help="the .npy file for the (C, d) float32 centroids")
     parser.add_argument("--identities", type=Path, help="(N,) array of true identities, to report agreement")
+    parser.add_argument("--cameras", type=Path, help="(N,) array of cameras, whose mean and deviation are taken out first")
     parser.add_argument("--k1", type=int, default=20)
     parser.add_argument("--k2", type=int, default=6)
     parser.add_argument("--variant", choices=list(VARIANTS), default="sskd")
@@ -41,6 +43,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     radius.add_argument("--eps", type=float, help="DBSCAN's radius itself")
     radius.add_argument("--rho", type=float, help="or the share of pairs it averages (1.6e-3 unless given)")
     radius.add_argument("--pairs-per-image", type=float, help="or the number of pairs per image it averages")
+    radius.add_argument("--eps-rule", choices=list(RULES), help="or what of the clusters at several radii chooses it")
+    parser.add_argument("--eps-radii", type=float, nargs="+", default=[i / 25 for i in range(6, 18)], help="those radii")
+    parser.add_argument(
+        "--eps-largest-share", type=float, default=0.03, help="share of the images above which a cluster there is too large"
+    )
     parser.add_argument("--eps-min", type=float, default=0.0, help="bounds of an estimated radius; 0: none")
     parser.add_argument("--eps-max", type=float, default=0.0)
     parser.add_argument("--min-samples", type=int, default=4)
@@ -56,10 +63,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--min-recall", type=float, default=ApproximateOptions.min_recall)
     parser.add_argument("--device", help="where the k-NN search runs, e.g. cuda; the CPU unless given")
     options = parser.parse_args(arguments)
-    given = [options.eps, options.rho, options.pairs_per_image]
+    given = [options.eps, options.rho, options.pairs_per_image, options.eps_rule]
     if find_method(options.method).uses != "radius":
         if any(value is not None for value in given):
-            parser.error(f"--method {options.method} has no radius: leave out --eps, --rho and --pairs-per-image")
+            parser.error(f"--method {options.method} has no radius: leave out --eps, --rho, --pairs-per-image, --eps-rule")
     elif all(value is None for value in given):
         options.rho = 1.6e-3
     return options
@@ -109,6 +116,8 @@ def _cluster(options: argparse.Namespace) -> int:
     identities = None if options.identities is None else _read(options.identities, "identities")
     if identities is not None and identities.shape != features.shape[:1]:
         raise ValueError(f"--identities has to give one for each image, got {identities.shape} for features {features.shape}")
+    cameras = None if options.cameras is None else _read(options.cameras, "cameras")
+    sweep = options.eps_rule and RadiusSweep(options.eps_rule, tuple(options.eps_radii), options.eps_largest_share)
     result = pseudo_labels(
         features,
         k1=options.k1,
@@ -117,6 +126,7 @@ def _cluster(options: argparse.Namespace) -> int:
         eps=options.eps,
         rho=options.rho,
         pairs_per_image=options.pairs_per_image,
+        sweep=sweep,
         eps_min=options.eps_min,
         eps_max=options.eps_max,
         min_samples=options.min_samples,
@@ -128,6 +138,7 @@ def _cluster(options: argparse.Namespace) -> int:
             options.reduced_dim, options.ivf_lists, options.ivf_probes, options.min_recall
         ),
         device=options.device,
+        cameras=cameras,
     )
     for path, array in zip(outputs, (result.labels, result.centroids)):
         write_atomically(str(path), lambda file, array=array: np.save(file, array))

@@ -71,7 +71,7 @@ def adjusted_mutual_information(labels: np.ndarray, identities: np.ndarray) -> f
 
 
 def cluster_agreement(labels: np.ndarray, identities: np.ndarray) -> dict[str, float]:
-    """NMI (arithmetic mean), AMI, ARI and BCubed F of pseudo-labels against identities.
+    """NMI (arithmetic mean), AMI, ARI and BCubed precision, recall and F of pseudo-labels against identities.
 
     Args:
         labels: (N,) int, -1 for noise: each noise image counts as a cluster of its own, so that leaving an image
@@ -88,9 +88,12 @@ def cluster_agreement(labels: np.ndarray, identities: np.ndarray) -> dict[str, f
             f"labels and identities must be (N,), N >= 1, got {labels.shape} and {identities.shape}"
         )
     clusters = noise_as_singletons(labels)
+    precision, recall, f = bcubed(clusters, identities)
     return {
         "NMI": float(metrics.normalized_mutual_info_score(identities, clusters)),
         "AMI": adjusted_mutual_information(clusters, identities),
         "ARI": float(metrics.adjusted_rand_score(identities, clusters)),
-        "BCubed F": bcubed(clusters, identities)[2],
+        "BCubed precision": precision,
+        "BCubed recall": recall,
+        "BCubed F": f,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numba
@@ -14,6 +15,10 @@ logger = logging.getLogger("fastreid.sskd.clustering")
 
 #: rows whose norm is this close to 1 count as normalised by whoever made them (float32 rounding of long rows)
 UNIT_NORM_TOLERANCE = 1e-5
+#: a camera with fewer images has no statistics of its own: its images take those of all images
+CAMERA_IMAGES = 10
+#: a value that varies less than this share of the mean deviation is divided by that much: it may be constant up to rounding
+LEAST_DEVIATION = 1e-3
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
@@ -54,8 +59,13 @@ class UnitRows:
     norm_error: float
 
     @classmethod
-    def from_features(cls, features, device: str | torch.device | None = None) -> UnitRows:
+    def from_features(
+        cls, features, device: str | torch.device | None = None, cameras: Sequence | None = None
+    ) -> UnitRows:
         """Check `features` (numpy array or torch tensor, (N, d), any real dtype) and find its norms.
+
+        Args:
+            cameras: (N,) names, whose statistics are taken out of the rows; see `without_camera_statistics`.
 
         Raises:
             TypeError: not an array of real numbers, or a masked one.
@@ -106,7 +116,41 @@ class UnitRows:
         norm_error = float(np.abs(norms - 1).max())
         if norm_error > UNIT_NORM_TOLERANCE:
             logger.debug("features are not unit norm (off by up to %.3g): normalised inside", norm_error)
-        return cls(tensor, 1 / norms, norm_error)
+        rows = cls(tensor, 1 / norms, norm_error)
+        return rows if cameras is None else rows.without_camera_statistics(cameras)
+
+    def without_camera_statistics(self, cameras: Sequence) -> UnitRows:
+        """(x - mean of x's camera) / its deviation, of unit length again: what a camera does to all its images goes.
+
+        Args:
+            cameras: (N,) any names. With one camera only, the rows stay as they are.
+
+        A camera of fewer than `CAMERA_IMAGES` images, or of equal ones, takes mean and deviation of all images. Works a
+        camera at a time, in float64.
+
+        Raises:
+            ValueError: another number of cameras than of rows, or a row that is nothing but its camera's mean.
+        """
+        names, camera, sizes = np.unique([str(name) for name in cameras], return_inverse=True, return_counts=True)
+        if len(camera) != len(self):
+            raise ValueError(f"cameras must name one for each image, got {len(camera)} for {len(self)} images")
+        if len(names) < 2:
+            return self
+        members = np.split(np.argsort(camera, kind="stable"), np.cumsum(sizes)[:-1])
+        sums, squares, own = 0, 0, []
+        for numbers in members:
+            x = self.take(numbers).double()
+            sums, squares = sums + x.sum(0), squares + x.square().sum(0)
+            own.append((x.mean(0), x.std(0, unbiased=False)))
+        mean = sums / len(self)
+        of_all = mean, (squares / len(self) - mean.square()).clamp_min(0).sqrt()
+        out = torch.empty_like(self.tensor)
+        for numbers, statistics in zip(members, own, strict=True):
+            varies = bool(statistics[1].mean() > torch.finfo(torch.float32).eps / self.dim**0.5)
+            mean, deviation = statistics if varies and len(numbers) >= CAMERA_IMAGES else of_all
+            x = (self.take(numbers).double() - mean) / deviation.clamp_min(LEAST_DEVIATION * float(deviation.mean()))
+            out[torch.from_numpy(numbers).to(out.device)] = torch.nn.functional.normalize(x, dim=1).float()
+        return type(self).from_features(out)
 
     def __len__(self) -> int:
         return self.tensor.shape[0]

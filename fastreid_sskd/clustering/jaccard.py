@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,6 +169,7 @@ def jaccard_distance(
     approximate: ApproximateOptions | None = None,
     device: str | torch.device | None = None,
     max_distance: float | None = None,
+    cameras: Sequence | None = None,
 ) -> scipy.sparse.csr_matrix:
     """k-reciprocal Jaccard distances below 1 as a sparse matrix; what is not stored is exactly 1.
 
@@ -181,6 +183,7 @@ def jaccard_distance(
         approximate: options of the k-NN "reduced" and "ivf".
         device: where the k-NN search runs; the tensor's own device when None. The rest runs on the CPU.
         max_distance: store only distances <= this (in float32), e.g. eps where it is known.
+        cameras: (N,) names, whose mean and deviation are taken out of the features first.
 
     Returns:
         (N, N) float32 CSR, symmetric, indices sorted, in [0, 1). The diagonal and pairs at distance 0 are stored
@@ -192,7 +195,7 @@ def jaccard_distance(
     Neighbours are ordered by (similarity descending, index ascending), self first even among exact duplicates.
     Shares are integers, so a distance does not depend on any order of summation. Memory O(N * k), never N x N.
     """
-    rows = UnitRows.from_features(features, device)
+    rows = UnitRows.from_features(features, device, cameras)
     sizes = list_sizes(len(rows), k1, k2, variant)
     candidates = search_share(rows, sizes, variant, knn=knn, approximate=approximate)
     neighbors = neighbors_from_candidates(rows, candidates, sizes, variant, approximate=approximate)

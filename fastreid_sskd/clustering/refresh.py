@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -22,6 +22,7 @@ from .jaccard import list_sizes, neighbors_from_candidates, pairs_from_neighbors
 from .methods import CLUSTERING_METHODS, ClusteringMethod, ClusterProblem
 from .report import ClusterReport
 from .shares import Share
+from .sweep import Radius, RadiusSweep, sweep_table
 
 logger = logging.getLogger("fastreid.sskd.clustering")
 
@@ -41,6 +42,7 @@ class PseudoLabels:
         seconds: wall seconds per stage: knn, jaccard, eps, the method's name, centroids; those that were needed.
         cpu_seconds: CPU seconds of this process per stage, all threads together.
         recall: of an approximate k-NN search, measured on a sample; None where the search was exact.
+        sweep: the radii that eps was chosen from, where it was; else empty.
     """
 
     labels: np.ndarray
@@ -50,6 +52,7 @@ class PseudoLabels:
     seconds: dict[str, float]
     cpu_seconds: dict[str, float]
     recall: float | None = None
+    sweep: tuple[Radius, ...] = ()
 
 
 def pseudo_labels(
@@ -61,6 +64,7 @@ def pseudo_labels(
     eps: float | None = None,
     rho: float | None = None,
     pairs_per_image: float | None = None,
+    sweep: RadiusSweep | None = None,
     eps_min: float = 0.0,
     eps_max: float = 0.0,
     min_samples: int = 4,
@@ -70,6 +74,7 @@ def pseudo_labels(
     knn: str = "auto",
     approximate: ApproximateOptions | None = None,
     device: str | torch.device | None = None,
+    cameras: Sequence | None = None,
     previous: np.ndarray | None = None,
     candidates: Candidates | None = None,
 ) -> PseudoLabels:
@@ -77,38 +82,40 @@ def pseudo_labels(
 
     Args:
         features: (N, d), N >= 2; see `jaccard_distance`, as for k1, k2, variant, knn and device.
-        eps, rho, pairs_per_image: exactly one of them: eps itself, or how to estimate it (see `estimate_eps`); none for
-            a method that has no radius.
+        eps, rho, pairs_per_image, sweep: exactly one of them: eps itself, how to estimate it (see `estimate_eps`), or how
+            to choose it from several; none for a method that has no radius.
         eps_min, eps_max: bounds that an estimated eps is moved into, 0: none. An eps that is given is not touched.
         min_samples: neighbours within eps, itself included, that make an image a core; for other methods, see there.
         method: name in `CLUSTERING_METHODS`.
         num_clusters: for kmeans. seed: for methods that draw, >= 0.
         approximate: options of the k-NN "reduced" and "ivf".
+        cameras: (N,) names, whose mean and deviation are taken out of the features that are clustered; the centroids
+            are those of the features as they come. See `UnitRows.without_camera_statistics`.
         previous: (N,) labels of the last refresh, for the report's changed share.
         candidates: of a k-NN search that was shared out: `merge_shares` of each process's `search_neighbors`, of the
             same features and options; the labels are those of a search made here.
 
     Raises:
-        ValueError: not exactly one of eps, rho and pairs_per_image; bad features, names or bounds.
+        ValueError: not exactly one of eps, rho, pairs_per_image and sweep; bad features, names or bounds.
 
     All-noise labels are returned as they are: `check_usable` is what refuses them.
     """
     clustering = find_method(method)
-    given = sum(value is not None for value in (eps, rho, pairs_per_image))
+    given = sum(value is not None for value in (eps, rho, pairs_per_image, sweep))
     if given != (clustering.uses == "radius"):
         wanted = "exactly one" if clustering.uses == "radius" else "none"
         raise ValueError(
-            f"give {wanted} of eps, rho and pairs_per_image for {method}, got eps={eps}, rho={rho}, "
-            f"pairs_per_image={pairs_per_image}: see SSKD.CLUSTER.EPS, SSKD.CLUSTER.RHO, SSKD.CLUSTER.PAIRS_PER_IMAGE"
+            f"give {wanted} of eps, rho, pairs_per_image and sweep for {method}, got eps={eps}, rho={rho}, "
+            f"pairs_per_image={pairs_per_image}, sweep={sweep}: see SSKD.CLUSTER.EPS, SSKD.CLUSTER.RHO, "
+            "SSKD.CLUSTER.PAIRS_PER_IMAGE, SSKD.CLUSTER.EPS_RULE"
         )
     check_bounds(eps_min, eps_max)
-    clock, pairs, recall = _Clock(), None, None
-    if clustering.uses == "features":
-        with clock.stage(method):
-            rows = UnitRows.from_features(features, device)
-    else:
+    clock, pairs, recall, radii = _Clock(), None, None, ()
+    with clock.stage(method if clustering.uses == "features" else "knn"):
+        given_rows = UnitRows.from_features(features, device)
+        rows = given_rows if cameras is None else given_rows.without_camera_statistics(cameras)
+    if clustering.uses != "features":
         with clock.stage("knn"):
-            rows = UnitRows.from_features(features, device)
             sizes = list_sizes(len(rows), k1, k2, variant)
             if candidates is None:
                 candidates = search_share(rows, sizes, variant, knn=knn, approximate=approximate)
@@ -116,7 +123,7 @@ def pseudo_labels(
             recall = neighbors.recall
             del candidates
         keep_smallest = None
-        if clustering.uses == "radius" and eps is None:
+        if clustering.uses == "radius" and eps is None and sweep is None:
             rho = _share(rho, pairs_per_image, len(rows))
             keep_smallest = most_pairs_averaged(len(rows), rho)
         with clock.stage("jaccard"):
@@ -124,19 +131,24 @@ def pseudo_labels(
                 rows, neighbors, sizes, variant, max_distance=eps, keep_smallest=keep_smallest, keep_within=eps_min
             )
             del neighbors
-        if clustering.uses == "radius":
-            with clock.stage("eps"):
-                if eps is None:
-                    eps = bounded_eps(eps_of_pairs(pairs, rho), eps_min, eps_max)
+    problem = ClusterProblem(rows, pairs, None, min_samples, num_clusters, seed)
+    if clustering.uses == "radius":
+        with clock.stage("eps"):
+            if sweep is not None:
+                radii = sweep.cluster(pairs, lambda radius: clustering.label(replace(problem, eps=radius)))
+                eps = bounded_eps(sweep.choose(radii), eps_min, eps_max)
+                logger.info("the radius by the rule %s: %.4f of\n%s", sweep.rule, eps, sweep_table(radii))
+            elif eps is None:
+                eps = bounded_eps(eps_of_pairs(pairs, rho), eps_min, eps_max)
     with clock.stage(method):
-        labels = clustering.label(ClusterProblem(rows, pairs, eps, min_samples, num_clusters, seed))
+        labels = clustering.label(replace(problem, eps=eps))
     with clock.stage("centroids"):
-        centroids = centroids_of_rows(rows, labels)
+        centroids = centroids_of_rows(given_rows, labels)
         if isinstance(features, torch.Tensor):
             centroids = torch.from_numpy(centroids).to(features.device)
     eps = None if eps is None else float(eps)
     report = ClusterReport.from_labels(labels, eps, previous)
-    return PseudoLabels(labels, centroids, eps, report, clock.seconds, clock.cpu_seconds, recall)
+    return PseudoLabels(labels, centroids, eps, report, clock.seconds, clock.cpu_seconds, recall, radii)
 
 
 def labels_again(
@@ -165,6 +177,7 @@ def search_neighbors(
     knn: str = "auto",
     approximate: ApproximateOptions | None = None,
     device: str | torch.device | None = None,
+    cameras: Sequence | None = None,
 ) -> Candidates:
     """One process's share of the k-NN search of `pseudo_labels`, for `merge_shares`.
 
@@ -174,7 +187,7 @@ def search_neighbors(
 
     Methods that use "features" only need no search.
     """
-    rows = UnitRows.from_features(features, device)
+    rows = UnitRows.from_features(features, device, cameras)
     sizes = list_sizes(len(rows), k1, k2, variant)
     return search_share(rows, sizes, variant, share=share, knn=knn, approximate=approximate)
 

@@ -15,7 +15,7 @@ from ..data.samplers import check_batch
 from ..data.seeding import derive_seed
 from ..data.transforms import build_view_transforms
 from ..evaluation.peers import evaluate_peers
-from ..modeling import load_source_weights
+from ..modeling import ema_momentum, load_source_weights
 from ..modeling.weights import is_sskd_state, load_exactly, read_state_dict
 from ..processes import Stopped, broadcast_buffers, on_main
 from .check_config import check_clustering
@@ -26,11 +26,15 @@ from .refresh import PseudoLabelRefresh
 from .selection import LabelFreeSelection
 from .setup import starts_from_backbone, without_pretraining
 from .shares import check_shares
+from .soft_labels import estimate_necks
 from .trainer import Trainer
 
 __all__ = ["AdaptationTrainer"]
 
 logger = logging.getLogger("fastreid.sskd.adaptation")
+
+#: share of a run's steps that a teacher had better not average over: it lags behind by as much
+LONG_WINDOW = 0.25
 
 
 class AdaptationTrainer(Trainer):
@@ -39,7 +43,10 @@ class AdaptationTrainer(Trainer):
     Attributes:
         items: (path, identity, camera) of the target's training images; identities are for diagnostics only.
         record: every evaluation so far and the best teacher.
+        absent: tensors that the weights which a run starts from lacked, of each peer; () for a run that is gone on with.
     """
+
+    absent: Sequence[Sequence[str]] = ()
 
     def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
         check_shares(cfg)
@@ -77,10 +84,24 @@ class AdaptationTrainer(Trainer):
         self.record = Record(self.cfg.DATASETS.TESTS, self.cfg.SSKD.SELECT_BY)
         self.checkpointer.checkpointables.update(refresh=self.refresh, record=self.record)
         selection = [LabelFreeSelection(self.refresh, self.record)] if self.record.label_free else []
-        return [self.refresh, PeerEMA(self.model, self.cfg.SSKD.EMA.MOMENTUM), *selection, *super().build_hooks()]
+        return [self.refresh, PeerEMA(self.model, self._momentum()), *selection, *super().build_hooks()]
+
+    def _momentum(self) -> float:
+        """The upper bound of the teachers' alpha."""
+        momentum = ema_momentum(self.cfg.SSKD.EMA.MOMENTUM, self.cfg.SSKD.EMA.WINDOW, self.max_iter)
+        window = 1 / (1 - momentum) if momentum < 1 else float("inf")
+        if momentum and window > self.max_iter * LONG_WINDOW * (1 + 1e-9):
+            logger.warning(
+                "the teachers average over %.0f steps, more than a quarter of the run's %d, and lag behind the students: set "
+                "SSKD.EMA.WINDOW, a share of the run (the method's is 0.125)", window, self.max_iter,
+            )  # fmt: skip
+        return momentum
 
     def before_epoch(self) -> None:
         """Begin with a refresh; if its labels cannot be trained on, or a signal ends it, keep what the epochs so far have learned."""
+        if self.absent:
+            on_main(lambda: estimate_necks(self.cfg, self.model, self.items, self.absent, self._loader.cache))
+            self.absent = ()
         try:
             super().before_epoch()
         except (PseudoLabelError, Stopped):
@@ -116,12 +137,18 @@ class AdaptationTrainer(Trainer):
         """Start from ``MODEL.WEIGHTS``: a whole SSKD checkpoint, or one source model for all peers."""
         path = self.cfg.MODEL.WEIGHTS
         if not path:
+            if starts_from_backbone(self.cfg):
+                self.absent = [[name for name in student.state_dict() if not name.startswith("backbone.")] for student in self.model.students]
             return
         state = read_state_dict(path)
         if is_sskd_state(state):
             load_exactly(self.model, state, path)
         else:
-            load_source_weights(self.model, [path])
+            self.start_from([path])
+
+    def start_from(self, paths: Sequence[str]) -> None:
+        """Start the peers from source weights, see :func:`..modeling.load_source_weights`."""
+        self.absent = load_source_weights(self.model, paths)
 
     @property
     def metric_name(self) -> str:

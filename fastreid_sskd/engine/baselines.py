@@ -24,7 +24,7 @@ def one_network_config(cfg: CfgNode) -> CfgNode:
     cfg.SSKD.NUM_PEERS = 1
     cfg.SSKD.PEERS = cfg.SSKD.PEERS[:1]
     cfg.SSKD.EVAL_WITH = "best"  # the only one
-    cfg.SSKD.EMA.MOMENTUM = 0.0
+    cfg.SSKD.EMA.MOMENTUM = cfg.SSKD.EMA.WINDOW = 0.0
     cfg.SSKD.LOSSES.LabelSmoothCE.WEIGHT += cfg.SSKD.LOSSES.SoftCE.WEIGHT
     cfg.SSKD.LOSSES.SoftCE.WEIGHT = 0.0
     cfg.SSKD.LOSSES.PeerSoftTriplet.WEIGHT = 0.0

@@ -22,6 +22,7 @@ from ..clustering import (
     VARIANTS,
     ApproximateOptions,
     Limits,
+    RadiusSweep,
     check_bounds,
     find_method,
 )
@@ -31,9 +32,11 @@ from ..clustering.features import UnitRows
 from ..clustering.infomap import import_infomap
 from ..clustering.jaccard import list_sizes
 from ..clustering.kmeans import check_num_clusters
+from ..clustering.sweep import RULES
 from ..data.transforms import PLACES
 from ..evaluation.distances import METRICS_IN_BLOCKS
 from ..modeling import peer_config
+from ..modeling.sskd import LABEL_STATISTICS
 from ..refusals import nearest
 from .freeze import FreezeLayers
 from .optimizer import build_optimizer
@@ -81,7 +84,9 @@ _NAMES: dict[str, Callable[[CfgNode], Collection[str]]] = {
     "TEST.METRIC": lambda cfg: (*METRICS_IN_BLOCKS, "jaccard"),  # the host's third, of all distances at once
     "SSKD.SELECT_BY": lambda cfg: ("mAP", *LABEL_FREE),
     "SSKD.AUGMENT_ON": lambda cfg: PLACES,
+    "SSKD.SOFT_LABELS.BN": lambda cfg: LABEL_STATISTICS,
     "SSKD.CLUSTER.METHOD": lambda cfg: CLUSTERING_METHODS,
+    "SSKD.CLUSTER.EPS_RULE": lambda cfg: ("pairs", *RULES),
     "SSKD.CLUSTER.VARIANT": lambda cfg: VARIANTS,
     "SSKD.CLUSTER.KNN": lambda cfg: ("auto", *KNN_BACKENDS),
     "SSKD.CLUSTER.ON_LIMIT": lambda cfg: ("warn", "collapse"),
@@ -119,6 +124,9 @@ _RANGES: dict[str, tuple[Callable[..., bool], str]] = {
     "TEST.EVAL_PERIOD": (lambda v: v >= 0, "a number of epochs >= 0, 0 for never"),
     "DATALOADER.NUM_WORKERS": (lambda v: v >= 0, "a number of processes >= 0"),
     "DATALOADER.NUM_INSTANCE": (lambda v: v >= 1, "a number of images >= 1"),
+    "SSKD.EMA.WINDOW": (lambda v: 0 <= v <= 1, "a share of the run's steps in (0, 1], or 0 for SSKD.EMA.MOMENTUM"),
+    "SSKD.SOFT_LABELS.TEMPERATURE": (lambda v: 0 <= v < float("inf"), "a number > 0, or 0 to find it at every refresh"),
+    "SSKD.SOFT_LABELS.CONFIDENCE": (lambda v: 0 < v < 1, "a probability in (0, 1)"),
     "SSKD.LOG_PERIOD": (lambda v: v >= 1, "a number of iterations >= 1"),
     "SSKD.KEEP_CHECKPOINTS": (lambda v: v >= 1, "a number of files >= 1"),
     "SSKD.CHECKPOINT_SECONDS": (lambda v: v >= 0, "a number of seconds >= 0, 0 for not by time"),
@@ -188,6 +196,8 @@ def _check_clustering_settings(cluster: CfgNode) -> None:
     uses = find_method(cluster.METHOD).uses
     if uses == "radius":
         check_bounds(cluster.EPS_MIN, cluster.EPS_MAX)
+        if cluster.EPS_RULE != "pairs":
+            RadiusSweep(cluster.EPS_RULE, tuple(cluster.EPS_RADII), cluster.EPS_LARGEST_SHARE)
     if uses != "features":
         ApproximateOptions(cluster.REDUCED_DIM, cluster.IVF_LISTS, cluster.IVF_PROBES, cluster.MIN_RECALL)
     if cluster.METHOD == "infomap":
@@ -313,7 +323,7 @@ def check_clustering(cfg: CfgNode, num_images: int) -> None:
     uses = find_method(cluster.METHOD).uses
     if uses != "features":
         list_sizes(num_images, cluster.K1, cluster.K2, cluster.VARIANT)
-    if uses == "radius" and not cluster.EPS:
+    if uses == "radius" and not cluster.EPS and cluster.EPS_RULE == "pairs":
         pairs = cluster.PAIRS_PER_IMAGE
         # what no two images being at distance 0 would give: the largest share there can be
         mean_of_smallest(np.empty(0), num_images, rho_from_pairs_per_image(pairs, num_images) if pairs else cluster.RHO)

@@ -7,6 +7,7 @@ from fastreid.engine.train_loop import HookBase
 from fastreid.evaluation.testing import flatten_results_dict
 from fastreid.utils import comm
 
+from ..processes import broadcast_buffers
 from .checkpoint import Checkpointer
 from .storage import restore_storage, storage_state
 
@@ -18,7 +19,8 @@ logger = logging.getLogger("fastreid.sskd.hooks")
 class PeerEMA(HookBase):
     """Moves every mean teacher towards its student: after each optimiser step, before evaluation and checkpoints.
 
-    Logs ``ema_decay``, the alpha of the step.
+    Logs ``ema_decay``, the alpha of the step. Several processes' teachers get the main one's batch-norm statistics where their
+    labels depend on them.
 
     Args:
         model: a :class:`fastreid_sskd.modeling.SSKD`.
@@ -31,6 +33,8 @@ class PeerEMA(HookBase):
 
     def after_step(self):
         decay = self.model.update_teachers(self.trainer.iter, self.momentum)
+        if self.model.label_statistics != "batch":
+            broadcast_buffers(self.model.teachers)
         self.trainer.storage.put_scalar("ema_decay", decay, smoothing_hint=False)
 
 

@@ -13,7 +13,7 @@ from ..config_values import merge_overrides
 from ..data.items import test_items, training_items
 from ..data.seeding import derive_seed
 from ..evaluation.table import results_table
-from ..modeling import build_peer, ema_decay, load_source_weights, peer_config
+from ..modeling import build_peer, ema_decay, peer_config
 from ..modeling.weights import load_model, load_network, read_state_dict
 from ..processes import listen, on_main
 from ..refusals import checking, said_of
@@ -154,7 +154,7 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
         else:
             trainer.load_weights()
             if weights:
-                load_source_weights(trainer.model, weights)
+                trainer.start_from(weights)
     if not path:
         trainer.start()
         if cfg.TEST.EVAL_PERIOD:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import scipy.sparse
 import torch
 from fastreid.config import CfgNode
@@ -15,6 +16,7 @@ from ..clustering import (
     Limits,
     PseudoLabelError,
     PseudoLabels,
+    RadiusSweep,
     check_usable,
     cluster_agreement,
     find_method,
@@ -25,8 +27,10 @@ from ..clustering import (
 from ..data import CropCache, Item, extraction_loader
 from ..evaluation.features import extract_features
 from ..modeling import SSKD
-from ..processes import all_rows, in_all, on_main
+from ..processes import all_rows, broadcast_buffers, in_all, on_main
+from .baselines import reestimate_batch_norm
 from .shared_search import shared_candidates
+from .soft_labels import soft_labels
 
 __all__ = ["PseudoLabelRefresh"]
 
@@ -47,9 +51,12 @@ class PseudoLabelRefresh(HookBase):
     replaced by the last good ones: the classifiers become the centroids of the new features under the old labels, eps
     stays that of the last good refresh, and ``refresh/kept`` is 1.
 
+    With ``SSKD.SOFT_LABELS.TEMPERATURE`` 0 the model's temperature is found anew, and with its ``BN: refresh`` the teachers'
+    batch-norm statistics are estimated on the target before the features are extracted.
+
     Logs under ``refresh/``: clusters, noise share,
     eps, largest and median cluster, share of labels changed, seconds per stage; and, where the target carries
-    identities, NMI, AMI, ARI and BCubed F under ``diagnostics/``, which training never sees.
+    identities, NMI, AMI, ARI and BCubed precision, recall and F under ``diagnostics/``, which training never sees.
 
     Args:
         cfg: the run's config.
@@ -73,18 +80,32 @@ class PseudoLabelRefresh(HookBase):
         self.history: list[dict] = []
 
     def state_dict(self) -> dict:
-        return {"eps": self.eps, "labels": self.labels, "history": self.history}
+        return {"eps": self.eps, "labels": self.labels, "history": self.history, "temperature": self.model.temperature}
 
     def load_state_dict(self, state: dict) -> None:
         self.eps, self.labels, self.history = state["eps"], state["labels"], state["history"]
+        if not self.cfg.SSKD.SOFT_LABELS.TEMPERATURE:
+            self.model.temperature = state["temperature"]
 
     def before_epoch(self):
+        if self.model.label_statistics == "refresh":
+            self._estimate_batch_norm()
         result, kept, seconds = self._labels_together()
         self.eps = result.eps or self.eps  # kept labels come without one
         self.labels = torch.as_tensor(result.labels)
         self.model.reset_classifiers(torch.as_tensor(result.centroids))
+        sharpness = {}
+        if not self.cfg.SSKD.SOFT_LABELS.TEMPERATURE:
+            sharpness = on_main(lambda: soft_labels(self.cfg, self.model, self.items, result.labels, self.cache))
+            self.model.temperature = sharpness["temperature"]
         self.on_labels(result.labels)
-        self._report(result, seconds, kept)
+        self._report(result, seconds, kept, sharpness)
+
+    def _estimate_batch_norm(self) -> None:
+        """By the main process, on images in random order: their paths' may be that of the people, few of them in a batch."""
+        order = np.random.default_rng(max(self.cfg.SEED, 0)).permutation(len(self.items))
+        on_main(lambda: reestimate_batch_norm(self.cfg, self.model, [self.items[i] for i in order]))
+        broadcast_buffers(self.model)
 
     def _labels_together(self) -> tuple[PseudoLabels, bool, dict[str, float]]:
         """The labels of this epoch in every process, as of `_labels_of`, and seconds per stage."""
@@ -143,6 +164,8 @@ class PseudoLabelRefresh(HookBase):
             radius = {}
         elif cluster.EPS > 0 or (self.eps and not estimate_again):
             radius = {"eps": cluster.EPS if cluster.EPS > 0 else self.eps}
+        elif cluster.EPS_RULE != "pairs":
+            radius = {"sweep": RadiusSweep(cluster.EPS_RULE, tuple(cluster.EPS_RADII), cluster.EPS_LARGEST_SHARE)}
         elif cluster.PAIRS_PER_IMAGE > 0:
             radius = {"pairs_per_image": cluster.PAIRS_PER_IMAGE}
         else:
@@ -161,13 +184,15 @@ class PseudoLabelRefresh(HookBase):
         return {
             "k1": cluster.K1, "k2": cluster.K2, "variant": cluster.VARIANT, "knn": cluster.KNN,
             "approximate": approximate, "device": self.model.device,
+            "cameras": [item[2] for item in self.items] if cluster.CAMERA_STATISTICS else None,
         }  # fmt: skip
 
-    def _report(self, result, seconds: dict[str, float], kept: bool) -> None:
+    def _report(self, result, seconds: dict[str, float], kept: bool, sharpness: dict[str, float]) -> None:
         report = result.report
         scalars = {
             "clusters": report.num_clusters, "noise_share": report.noise_share, "eps": self.eps,
             "largest_cluster": report.largest, "median_cluster": report.median, "kept": float(kept),
+            **sharpness,
         }
         if result.recall is not None:
             scalars["recall"] = result.recall
@@ -177,7 +202,8 @@ class PseudoLabelRefresh(HookBase):
         known = [i for i, item in enumerate(self.items) if item[1] is not None]
         identities = [self.items[i][1] for i in known]
         agreement = cluster_agreement(result.labels[known], identities) if len(set(identities)) > 1 else {}
-        self.history.append({"epoch": self.trainer.epoch, **scalars, **agreement})
+        sweep = {"sweep": [dataclasses.asdict(radius) for radius in result.sweep]} if result.sweep else {}
+        self.history.append({"epoch": self.trainer.epoch, **scalars, **agreement, **sweep})
 
         storage = self.trainer.storage
         storage.put_scalars(smoothing_hint=False, **{f"refresh/{k}": float(v) for k, v in scalars.items()})
@@ -190,3 +216,5 @@ class PseudoLabelRefresh(HookBase):
             "".join(f", {k} {v:.3f}" for k, v in agreement.items()) and
             " (diagnostics, unseen by training:" + "".join(f" {k} {v:.3f}" for k, v in agreement.items()) + ")",
         )
+        if sharpness:
+            logger.info("soft labels: " + ", ".join(f"{name.replace('_', ' ')} {v:.4f}" for name, v in sharpness.items()))

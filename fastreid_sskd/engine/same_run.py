@@ -88,7 +88,7 @@ def check_same_run(checkpoint: dict[str, Any], given: dict[str, Any], what: str,
     """Check that a checkpoint was written under a config that means the same run.
 
     Keys without an effect on what is learned may differ, those that ``SSKD.MAY_DIFFER`` names too (and the keys below
-    them); ``SOLVER.MAX_EPOCH`` may if the learning rate does not depend on it. Keys that only act at the start of a run
+    them); ``SOLVER.MAX_EPOCH`` may if neither the learning rate nor the teachers' window depends on it. Keys that only act at the start of a run
     are warned of, where the run is gone on with.
 
     Args:
@@ -108,8 +108,8 @@ def check_same_run(checkpoint: dict[str, Any], given: dict[str, Any], what: str,
     at_start = [] if anew else [key for key in differing if _is_below(key, _AT_THE_START)]
     others = [key for key in differing if key not in at_start]
     epochs, done = "SOLVER.MAX_EPOCH", checkpoint.get("epoch", -1) + 1
-    if given["SOLVER.SCHED"] == "CosineAnnealingLR" and saved.get(epochs) != given[epochs]:
-        others.append(epochs)  # the rate anneals over all epochs
+    if (given["SOLVER.SCHED"] == "CosineAnnealingLR" or given["SSKD.EMA.WINDOW"]) and saved.get(epochs) != given[epochs]:
+        others.append(epochs)  # the rate anneals over all epochs, the window is a share of them
     elif given[epochs] < done:
         raise OtherConfigError(f"{what}: it has {done} epochs, which is more than {epochs} = {given[epochs]}")
 

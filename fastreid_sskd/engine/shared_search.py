@@ -14,7 +14,7 @@ __all__ = ["shared_candidates"]
 _ROWS = 65_536
 
 #: what `pseudo_labels` and `search_neighbors` are told alike
-_SEARCH_OPTIONS = ("k1", "k2", "variant", "knn", "approximate", "device")
+_SEARCH_OPTIONS = ("k1", "k2", "variant", "knn", "approximate", "device", "cameras")
 
 
 def shared_candidates(features: torch.Tensor, **options) -> Candidates | None:
@@ -38,7 +38,7 @@ def shared_candidates(features: torch.Tensor, **options) -> Candidates | None:
     if comm.get_world_size() == 1 or find_method(options["method"]).uses == "features":
         return None
     share = Share(comm.get_rank(), comm.get_world_size())
-    search = {name: options[name] for name in _SEARCH_OPTIONS}
+    search = {name: options[name] for name in _SEARCH_OPTIONS if name in options}
     own = in_all(lambda: search_neighbors(features, share, **search))
     bounds = on_every(own.error)  # of one search all or none
     return _merged(own if own.error is None else dataclasses.replace(own, error=max(bounds)))

@@ -1,5 +1,6 @@
 """One peer network: a backbone and a head of the host, with a classifier that follows the number of clusters."""
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from fastreid.config import CfgNode
@@ -64,6 +65,20 @@ class Peer(nn.Module):
         if self.architecture is not None:
             self.architecture.training = mode
         return super().train(mode)
+
+    @contextlib.contextmanager
+    def labelling(self) -> Iterator[None]:
+        """Within, every layer is in evaluation mode, and the outputs are those of training: logits by running statistics."""
+        outermost = [self, self.heads] if self.architecture is None else [self, self.heads, self.architecture]
+        modes = [(module, module.training) for module in (*self.modules(), *outermost)]
+        self.eval()
+        for module in outermost:  # these alone say what is returned
+            module.training = True
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     @property
     def num_classes(self) -> int:

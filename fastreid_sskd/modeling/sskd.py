@@ -16,7 +16,10 @@ from .peer import Peer, build_peer
 from .peer_config import peer_config
 from .pixels import PixelNormalisation
 
-__all__ = ["SSKD"]
+__all__ = ["LABEL_STATISTICS", "SSKD"]
+
+#: ``SSKD.SOFT_LABELS.BN``: what teachers normalise by when they label
+LABEL_STATISTICS = ("batch", "running", "student", "refresh")
 
 Each = Callable[[dict[str, torch.Tensor]], None]
 
@@ -27,7 +30,8 @@ class SSKD(nn.Module):
 
     Training: ``forward({"images": (B, K, 3, H, W), "targets": (B,) pseudo-labels})`` gives student k and teacher k
     view k, both in train mode, and returns ``{"loss_<name>_peer<k>": weighted scalar}``; the sum is the method's
-    total. With ``each``, see :meth:`training_losses`. Teachers get no gradient, but their batch-norm statistics follow their own passes.
+    total. With ``each``, see :meth:`training_losses`. Teachers get no gradient, but their batch-norm statistics follow their own
+    passes, unless ``label_statistics`` is "student" or "refresh".
 
     Evaluation: ``forward({"images": (B, 3, H, W)})`` returns the feature (B, d) that ``eval_with`` names.
 
@@ -39,9 +43,12 @@ class SSKD(nn.Module):
         combine: "features", the method's, for peers that share one space of features: the ensemble's feature is the mean
             and its centroids are every peer's classifier. "distances", for peers that share none: the ensemble's distance
             is the mean of the peers', and every peer gets the centroids in its own space. See ``SSKD.COMBINE``.
+        label_statistics: see ``SSKD.SOFT_LABELS.BN``; other than with "batch", teachers label in evaluation mode.
+        temperature: T, divides the logits of the teachers that a student learns from; not in the state dict.
 
     Raises:
-        ValueError: if there is no peer, ``eval_with`` names none, or the peers' features cannot be combined so.
+        ValueError: if there is no peer, ``eval_with`` or ``label_statistics`` names none, or the peers' features cannot be
+            combined so.
     """
 
     @configurable
@@ -54,6 +61,8 @@ class SSKD(nn.Module):
         pixel_std: Sequence[float],
         eval_with: str = "best",
         combine: str = "features",
+        label_statistics: str = "batch",
+        temperature: float = 1.0,
     ):
         super().__init__()
         if len(students) < 1:
@@ -69,6 +78,10 @@ class SSKD(nn.Module):
         self.combination = combine
         if combine not in COMBINATIONS:
             raise ValueError(f"SSKD.COMBINE must be auto or one of {', '.join(COMBINATIONS)}; got {combine!r}")
+        self.label_statistics = label_statistics
+        if label_statistics not in LABEL_STATISTICS:
+            raise ValueError(f"SSKD.SOFT_LABELS.BN must be one of {', '.join(LABEL_STATISTICS)}; got {label_statistics!r}")
+        self.temperature = temperature
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -94,6 +107,8 @@ class SSKD(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "eval_with": cfg.SSKD.EVAL_WITH,
             "combine": combine,
+            "label_statistics": cfg.SSKD.SOFT_LABELS.BN,
+            "temperature": cfg.SSKD.SOFT_LABELS.TEMPERATURE or 1.0,  # 0: until the first refresh has found it
         }
 
     @property
@@ -153,7 +168,7 @@ class SSKD(nn.Module):
             )
         views = [self.pixels(images[:, k]) for k in range(self.num_peers)]
         with torch.no_grad():
-            taught = [teacher(view, labels) for teacher, view in zip(self.teachers, views)]
+            taught = [self._taught(teacher, view, labels) for teacher, view in zip(self.teachers, views)]
 
         losses: dict[str, torch.Tensor] = {}
         for k, student in enumerate(self.students):
@@ -162,10 +177,8 @@ class SSKD(nn.Module):
                 features=learnt["features"],
                 logits=learnt["cls_outputs"],
                 labels=labels,
-                teacher_features=own["features"],
-                teacher_logits=own["pred_class_logits"],
-                peer_teacher_features=next_peer["features"],
-                peer_teacher_logits=next_peer["pred_class_logits"],
+                **{f"teacher_{name}": value for name, value in own.items()},
+                **{f"peer_teacher_{name}": value for name, value in next_peer.items()},
                 memory=student.heads.weight,
             )
             of_peer = self.losses(batch, peer=k)
@@ -175,11 +188,23 @@ class SSKD(nn.Module):
             losses.update(of_peer)
         return losses
 
+    def _taught(self, teacher: Peer, view: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A teacher's features and soft logits for its view; {} where nothing is learned from them and no pass is needed."""
+        outputs = {}
+        if self.label_statistics == "batch":
+            outputs = teacher(view, labels)
+        elif any("teacher" in field for field in self.losses.requires):
+            with teacher.labelling():
+                outputs = teacher(view, labels)
+        if self.label_statistics == "running":
+            teacher(view, labels)  # moves the statistics as with "batch"
+        return outputs and {"features": outputs["features"], "logits": outputs["pred_class_logits"] / self.temperature}
+
     def update_teachers(self, step: int, momentum: float) -> float:
         """One step of every teacher's moving average; returns alpha, see :func:`.ema.ema_decay`."""
         decay = ema_decay(step, momentum)
         for teacher, student in zip(self.teachers, self.students):
-            update_teacher(teacher, student, decay)
+            update_teacher(teacher, student, decay, statistics=self.label_statistics == "student")
         return decay
 
     def reset_classifiers(self, centroids: torch.Tensor) -> None:

@@ -386,7 +386,7 @@ def load_backbone(backbone: nn.Module, path: str) -> None:
 
 def load_network(
     network: nn.Module, state: State, path: str, k: int | None = None, *, evaluation: bool = False, classifier: bool = False
-) -> None:
+) -> list[str]:
     """Load a network that has a backbone and heads: a peer, or one of the host's architectures.
 
     The whole backbone must be in the file. Where the rest is not (a bare backbone), it keeps its initial values, with a
@@ -399,6 +399,9 @@ def load_network(
         evaluation: whether the network is used as it is: then a random layer outside of the backbone is refused too, and
             layers of the head that the network does not have.
         classifier: whether the classifier is loaded where it fits (to a :class:`.peer.Peer`, with any number of rows).
+
+    Returns:
+        The names of the tensors that the file lacks, the classifier apart: they keep their initial values.
 
     Raises:
         WeightsError: if the file is of another network, or not finite.
@@ -442,6 +445,7 @@ def load_network(
     if missing:
         logger.warning("%s has no weights for %s: they keep their initial values", path, ", ".join(missing[:8]))
     _log_loaded(path, match)
+    return missing
 
 
 def load_exactly(model: nn.Module, state: State, path: str) -> None:
@@ -491,13 +495,16 @@ def _log_loaded(path: str, match: _Match, what: str = "backbone") -> None:
     logger.info("loaded %d of %d %s tensors from %s (%s)", match.num_found, match.total, what, path, names)
 
 
-def load_source_weights(model: SSKD, paths: Sequence[str]) -> None:
+def load_source_weights(model: SSKD, paths: Sequence[str]) -> list[list[str]]:
     """Start every student, and as its copy its teacher, from source weights.
 
     Args:
         model: the peers to fill.
         paths: one file a peer ("" leaves a peer as it is), or one file for all of them (an SSKD checkpoint holds one
             network a peer; from any other file all peers start equal, which is warned of: only their views will differ).
+
+    Returns:
+        For each peer what :func:`load_network` returns; all but the backbone for one that is left as it is.
 
     Raises:
         WeightsError: if a file is of another network.
@@ -514,9 +521,11 @@ def load_source_weights(model: SSKD, paths: Sequence[str]) -> None:
             "all %d peers start from %s, so they start equal: pre-train one model a peer (different seeds) "
             "for peers that have something to teach each other", model.num_peers, paths[0],
         )
+    absent = [[name for name in student.state_dict() if not name.startswith("backbone.")] for student in model.students]
     for k, (student, teacher) in enumerate(zip(model.students, model.teachers)):
         path = paths[k if len(paths) > 1 else 0]
         if path:
-            load_network(student, states[path], path, k)
+            absent[k] = load_network(student, states[path], path, k)
             teacher.load_state_dict(student.state_dict())
             logger.info("peer %d starts from %s", k, path)
+    return absent

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from .. import __version__
 from ..benchmark.summary import write_table
+from ..clustering import sweep_table
 from ..data import training_items
 from ..data.items import test_items
 from ..engine.atomic import check_output, write_atomically
@@ -112,6 +113,7 @@ def _sections(run: RunFiles, options: Options) -> list[Section]:
             Section("Pseudo-labels", figures=curves.refresh_figures(run)),
             "This training has no pseudo-labels.",
         ),
+        *([Section("Radius", text=sweep_table(run.sweep), note="What eps was last chosen from.")] if run.sweep else []),
         _or_reason(Section("Time", figures=curves.time_figures(run)), "No step was timed."),
         _or_reason(
             Section("Cluster sizes", figures=curves.cluster_size_figures(run), note="At the last refresh."),

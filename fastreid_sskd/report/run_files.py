@@ -29,6 +29,7 @@ class RunFiles:
         results: rows of the table, last epoch and best.
         checkpoint: path of the last weights, "" if there are none.
         labels: (N,) pseudo-labels of the last refresh, None without.
+        sweep: the radii that eps was last chosen from, [] where it was not.
         environment: as the log has it; environment_of says whose it is.
     """
 
@@ -40,6 +41,7 @@ class RunFiles:
     results: list[Result] = field(default_factory=list)
     checkpoint: str = ""
     labels: np.ndarray | None = None
+    sweep: list[dict] = field(default_factory=list)
     environment: str = ""
     environment_of: str = "the run"
 
@@ -69,7 +71,9 @@ def read_run_files(folder: str) -> RunFiles:
             run.evaluations = json.load(file)["evaluations"]
     run.results = read_run(folder, ("last", "best"), named=False)
     run.checkpoint = _checkpoint(folder)
-    run.labels = _labels(run.checkpoint)
+    refresh = _refresh(run.checkpoint)
+    run.labels = None if refresh.get("labels") is None else np.asarray(refresh["labels"])
+    run.sweep = next((entry["sweep"] for entry in reversed(refresh.get("history", [])) if "sweep" in entry), [])
     run.environment = _environment(folder)
     if not run.environment:
         run.environment, run.environment_of = (
@@ -89,12 +93,11 @@ def _checkpoint(folder: str) -> str:
     return max((os.path.join(folder, name) for name in names), key=os.path.getmtime)
 
 
-def _labels(checkpoint: str) -> np.ndarray | None:
+def _refresh(checkpoint: str) -> dict[str, Any]:
+    """The state of a run's refresh, {} without."""
     if not checkpoint:
-        return None
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    labels = saved.get("refresh", {}).get("labels")
-    return None if labels is None else np.asarray(labels)
+        return {}
+    return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("refresh", {})
 
 
 def _environment(folder: str) -> str:

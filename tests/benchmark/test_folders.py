@@ -30,6 +30,10 @@ def test_a_run(finished):
     assert results[0].metrics["mAP"] == pytest.approx(first["ensemble"]["mAP"], abs=1e-4)
     assert results[2].metrics["Rank-1"] == pytest.approx(last["peer1"]["Rank-1"], abs=1e-4)
     direct, last = results[0], results[-1]
+    lines = [json.loads(line) for line in (finished / "metrics.json").read_text().splitlines()]
+    refresh = [line for line in lines if "refresh/noise_share" in line][-1]
+    found = [refresh[name] for name in ("diagnostics/BCubed precision", "diagnostics/BCubed recall", "refresh/noise_share")]
+    assert list(last.labels.values()) == pytest.approx(found, abs=1e-4) and direct.labels == {}
     assert (direct.epochs, direct.images_per_bn, direct.hours, direct.selection) == (
         0,
         None,

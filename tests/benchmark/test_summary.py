@@ -84,6 +84,18 @@ def test_published_rows_are_marked(make_result):
     assert "(as published)" not in next(line for line in text.split("\n") if line.startswith("| m "))
 
 
+def test_quality_of_labels(make_result):
+    """Means over seeds, where each has some; a column only where a row has."""
+    labels = [{"precision": 0.8, "recall": 0.5, "noise": 0.2}, {"precision": 0.6, "recall": 0.6, "noise": 0.1}]
+    good = [make_result(seed=seed, labels=found) for seed, found in enumerate(labels)]
+    text = write_table([make_result(method="n"), *good], "markdown", all_columns=True)
+    assert "0.70, 0.55, 0.15" in text and "0.70" not in write_table([*good, make_result(seed=5)])
+    assert "labels:" not in write_table([make_result()], "markdown")
+    (line,) = csv.DictReader(io.StringIO(write_table(good, "csv")))
+    assert [float(line[f"label {what}"]) for what in labels[0]] == pytest.approx([0.7, 0.55, 0.15])
+    assert json.loads(write_table(good, "json"))[0]["labels"]["noise"] == pytest.approx(0.15)
+
+
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_no_results(fmt):
     assert isinstance(write_table([], fmt), str)

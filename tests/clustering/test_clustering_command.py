@@ -50,6 +50,20 @@ def test_all_noise_is_saved_and_fails(tmp_path, caplog):
     assert "0 clusters at eps=1e-09" in caplog.text
 
 
+def test_cameras_and_a_chosen_radius(tmp_path, caplog):
+    features, cameras = crowd(seed=2, num_ids=20), np.arange(240) % 3
+    np.save(tmp_path / "features.npy", features)
+    np.save(tmp_path / "cameras.npy", cameras)
+    options = ["--k1", "12", "--k2", "4", "--cameras", str(tmp_path / "cameras.npy"), "--eps-rule", "largest"]
+    with caplog.at_level(logging.INFO, logger="fastreid"):
+        main([str(tmp_path / "features.npy"), "--out", str(tmp_path / "labels.npy"), *options, "--eps-radii", "0.3", "0.4",
+              "--eps-largest-share", "0.5"])  # fmt: skip
+    expected = pseudo_labels(features, k1=12, k2=4, eps=0.4, cameras=cameras)
+    assert np.array_equal(np.load(tmp_path / "labels.npy"), expected.labels) and "the radius by the rule largest" in caplog.text
+    assert not np.array_equal(expected.labels, pseudo_labels(features, k1=12, k2=4, eps=0.4).labels)
+    assert main([str(tmp_path / "features.npy"), "--out", str(tmp_path / "labels.npy"), *options, "--eps-radii", "0.3"]) == 2
+
+
 def test_options_reach_the_refresh(tmp_path):
     features = crowd(seed=2)
     np.save(tmp_path / "features.npy", features)

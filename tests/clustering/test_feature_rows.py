@@ -5,7 +5,17 @@ import pytest
 import torch
 from dense_reference import cosines, crowd
 
-from fastreid_sskd.clustering import candidates, centroids, features, nearest_neighbors, similarity
+from fastreid_sskd.clustering import (
+    candidates,
+    centroids,
+    cluster_agreement,
+    cluster_centroids,
+    features,
+    jaccard_distance,
+    nearest_neighbors,
+    pseudo_labels,
+    similarity,
+)
 from fastreid_sskd.clustering.features import UnitRows
 
 
@@ -168,3 +178,90 @@ def test_any_search_refuses_bad_rows_and_takes_any_layout(backend):
     given[3, 2] = np.nan
     with pytest.raises(ValueError, match="row 3 is not finite"):
         nearest_neighbors(given, 5, backend=backend)
+
+
+# ---- cameras -----------------------------------------------------------------------------------------------------
+
+
+def by_camera(unit, cameras, least=features.CAMERA_IMAGES):
+    """A loop over images: minus the camera's mean, over its deviation, of unit length; those of all for a small camera."""
+    out = []
+    for x, camera in zip(unit, cameras, strict=True):
+        mine = [other for other, name in zip(unit, cameras, strict=True) if name == camera]
+        group = np.array(mine if len(mine) >= least else unit)
+        centred = (x - group.mean(0)) / np.sqrt(((group - group.mean(0)) ** 2).mean(0))
+        out.append(centred / np.sqrt((centred**2).sum()))
+    return np.array(out)
+
+
+def seen_by(cameras, seed=5):
+    """Rows that every camera shifts and stretches in its own way, not of unit length."""
+    rng = np.random.default_rng(seed)
+    shift = {camera: rng.normal(size=8) for camera in dict.fromkeys(cameras)}
+    stretch = {camera: rng.uniform(0.5, 2, 8) for camera in shift}
+    return np.array([rng.normal(size=8) * stretch[c] + 3 * shift[c] for c in cameras], dtype=np.float32)
+
+
+def test_camera_statistics_against_a_loop():
+    cameras = ["a", "b", "c"] * 20 + ["few"] * 4
+    array = seen_by(cameras)
+    before = array.copy()
+    rows = UnitRows.from_features(array, cameras=cameras)
+    unit = array.astype(np.float64) / np.linalg.norm(array, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows.tensor.numpy(), by_camera(unit, cameras), rtol=0, atol=2e-6)
+    assert rows.is_unit and np.array_equal(array, before)
+    for camera in "abc":  # what a camera does to all its images is gone
+        own = rows.tensor.numpy()[np.array(cameras) == camera]
+        assert np.abs(own.mean(0)).max() < 0.1 < np.abs(unit[np.array(cameras) == camera].mean(0)).max()
+    names = [{"a": 0, "b": 1, "c": 2, "few": None}[camera] for camera in cameras]
+    assert torch.equal(UnitRows.from_features(array, cameras=names).tensor, rows.tensor)
+
+
+def test_one_camera_changes_nothing():
+    array = crowd(seed=6)
+    for cameras in ([""] * len(array), [None] * len(array)):
+        assert np.shares_memory(UnitRows.from_features(array, cameras=cameras).tensor.numpy(), array)
+
+
+def test_values_that_do_not_vary_are_not_blown_up():
+    cameras = [0, 1] * 20
+    array = seen_by(cameras)
+    array[:, 3] = 0
+    array *= np.sqrt(1 - 0.25**2) / np.linalg.norm(array, axis=1, keepdims=True)
+    array[:, 3] = 0.25 + 1e-8 * np.random.default_rng(0).normal(size=40)  # constant up to rounding
+    assert np.abs(UnitRows.from_features(array, cameras=cameras).tensor.numpy()[:, 3]).max() < 1e-3
+
+
+def test_camera_of_equal_images_takes_the_statistics_of_all():
+    cameras = [0] * 20 + [1] * 20
+    array = seen_by(cameras)
+    array[20:] = array[20]
+    rows = UnitRows.from_features(array, cameras=cameras).tensor
+    assert torch.isfinite(rows).all() and torch.equal(rows[20:], rows[20:21].expand(20, -1))
+    unit = array.astype(np.float64) / np.linalg.norm(array, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows[20:].numpy(), by_camera(unit, cameras, least=41)[20:], rtol=0, atol=2e-6)
+
+
+def test_as_many_cameras_as_images():
+    with pytest.raises(ValueError, match="got 3 for 6 images"):
+        UnitRows.from_features(crowd(seed=1)[:6], cameras=[0, 1, 0])
+
+
+def test_centroids_are_of_the_features_as_they_come():
+    """Only what is clustered is freed of the cameras: classifiers answer the network's own features."""
+    cameras = [0, 1, 2] * 40
+    people = np.random.default_rng(1).normal(size=(10, 16))[np.arange(120) // 12]
+    noise = np.random.default_rng(2).normal(size=(120, 16))
+    shift = np.random.default_rng(3).normal(size=(3, 16))[np.array(cameras)]
+    array = (people + 0.2 * noise + 1.5 * shift).astype(np.float32)
+    found = pseudo_labels(array, k1=8, k2=2, eps=0.5, cameras=cameras)
+    again = UnitRows.from_features(array, cameras=cameras).tensor.numpy()
+    assert np.array_equal(found.labels, pseudo_labels(again, k1=8, k2=2, eps=0.5).labels)
+    unit = array / np.linalg.norm(array, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.centroids, cluster_centroids(unit, found.labels), rtol=0, atol=1e-6)
+    plain = pseudo_labels(array, k1=8, k2=2, eps=0.5)
+    identities = np.arange(120) // 12
+    found, plain = (cluster_agreement(labels.labels, identities)["BCubed F"] for labels in (found, plain))
+    assert found > 0.9 and plain < 0.6
+    distance = jaccard_distance(array, 8, 2, cameras=cameras)
+    assert (distance != jaccard_distance(again, 8, 2)).nnz == 0

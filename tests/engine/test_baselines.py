@@ -24,6 +24,10 @@ def cfg(finished, tmp_path):
 def test_one_network_differs_in_what_sskd_adds(cfg):
     one = one_network_config(cfg)
     assert one.SSKD.NUM_PEERS == 1 and one.SSKD.EMA.MOMENTUM == 0
+    cfg.defrost()
+    cfg.SSKD.EMA.WINDOW = 0.5
+    assert one_network_config(cfg).SSKD.EMA.WINDOW == 0
+    cfg.SSKD.EMA.WINDOW = 0.0
     weights = {name: node.WEIGHT for name, node in one.SSKD.LOSSES.items()}
     assert weights == {
         "LabelSmoothCE": 1.0, "SoftCE": 0.0, "MultiSimilarity": 3.0, "NuclearNorm": 1.5, "SoftTriplet": 0.0,

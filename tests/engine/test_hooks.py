@@ -205,7 +205,7 @@ def test_no_writers_no_state():
 
 def test_peer_ema_uses_the_global_step():
     calls = []
-    model = types.SimpleNamespace(update_teachers=lambda step, momentum: calls.append((step, momentum)) or 0.25)
+    model = types.SimpleNamespace(label_statistics="batch", update_teachers=lambda step, momentum: calls.append((step, momentum)) or 0.25)
     hook = PeerEMA(model, 0.9)
     with EventStorage(0) as storage:
         hook.trainer = types.SimpleNamespace(storage=storage, iter=41)

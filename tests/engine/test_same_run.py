@@ -97,8 +97,10 @@ def test_keys_that_act_at_the_start(caplog):
 
 def test_epochs_that_the_rate_depends_on():
     cosine = ("SOLVER.SCHED", "CosineAnnealingLR")
-    with pytest.raises(OtherConfigError, match="SOLVER.MAX_EPOCH"):
-        check(config(*cosine), config(*cosine, "SOLVER.MAX_EPOCH", "200"))
+    window = ("SSKD.EMA.WINDOW", "0.125")
+    for key in (cosine, window):
+        with pytest.raises(OtherConfigError, match="SOLVER.MAX_EPOCH"):
+            check(config(*key), config(*key, "SOLVER.MAX_EPOCH", "200"))
     check(config(*cosine), config(*cosine))
 
 

@@ -38,9 +38,9 @@ def labels_of_all_searches():
     rank, world = comm.get_rank(), comm.get_world_size()
     features, shares, search = crowd(), [], shared_search.search_neighbors
     shared_search.search_neighbors = lambda rows, share, **rest: shares.append(share) or search(rows, share, **rest)
-    cases = list(itertools.product(SEARCHES, ("sskd", "faiss")))
-    for knn, variant in cases:
-        given = options(knn=knn, variant=variant)
+    cases = [(*case, None) for case in itertools.product(SEARCHES, ("sskd", "faiss"))] + [("torch", "sskd", [0, 1, 2] * 200)]
+    for knn, variant, cameras in cases:
+        given = options(knn=knn, variant=variant, cameras=cameras)
         candidates = shared_candidates(features, **given)
         assert (candidates is None) == (rank != 0)
         if rank == 0:

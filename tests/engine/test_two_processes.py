@@ -91,6 +91,26 @@ def test_adaptation(pair):
         assert [entry["epoch"] for entry in json.load(file)["evaluations"]] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("statistics", ["running", "student"])
+def test_labels_that_are_not_the_releases(finished, adaptation, tmp_path, statistics):
+    """A neck without statistics, cameras, a radius that is chosen, a temperature that is found."""
+    state = {name: v for name, v in load_checkpoint(finished.sources[0])["model"].items() if name.startswith("backbone.")}
+    torch.save(state, tmp_path / "backbone.pth")
+    opts = (
+        "SSKD.SOURCE.WEIGHTS", f"['{tmp_path / 'backbone.pth'}']", "SSKD.SOFT_LABELS.BN", statistics, "SSKD.SOFT_LABELS.TEMPERATURE",
+        "0.0", "SSKD.CLUSTER.CAMERA_STATISTICS", "True", "SSKD.CLUSTER.EPS_RULE", "plateau", "SSKD.CLUSTER.EPS_LARGEST_SHARE", "0.3",
+        "TEST.EVAL_PERIOD", "0",
+    )  # fmt: skip
+    one, two = (adaptation(*opts, *more, output=tmp_path / name) for name, more in (("one", HALVES), ("two", ())))
+    run(one)
+    assert together(run, two) == [0, 0]
+    a, b = final(two), final(one)
+    assert torch.equal(a["refresh"]["labels"], b["refresh"]["labels"]) and a["refresh"]["eps"] == b["refresh"]["eps"]
+    assert a["refresh"]["temperature"] == pytest.approx(b["refresh"]["temperature"], rel=1e-3)
+    assert b["refresh"]["temperature"] != 1 and len(b["refresh"]["history"][0]["sweep"]) == 12
+    close(a["model"], b["model"], 1e-3)
+
+
 def test_other_halves_would_differ(pair, adaptation, tmp_path):
     """The comparison is a sharp one: batch norm over the whole batch is another run."""
     whole = adaptation(output=tmp_path / "whole")

@@ -94,6 +94,20 @@ def test_its_own_layers_learn_and_its_teacher_follows(config, files):
     assert teacher.mix.running_mean.abs().max() > 0
 
 
+def test_its_teacher_labels_in_evaluation_mode(config):
+    """By the running statistics of its own layers too; what it returns is still what losses take."""
+    torch.manual_seed(0)
+    teacher = build_model(config(opts=["SSKD.PEER_ARCHITECTURE", "GatedForTests"])).train().teachers[0]
+    images, before = torch.rand(4, 3, 32, 16), teacher.mix.running_mean.clone()
+    with torch.no_grad():
+        with teacher.labelling():
+            outputs = teacher(images, torch.zeros(4, dtype=torch.long))
+        assert teacher.training and teacher.mix.training and teacher.architecture.training
+        features = teacher.eval()(images)
+    torch.testing.assert_close(outputs["pred_class_logits"], features @ teacher.heads.weight.T)
+    assert torch.equal(teacher.mix.running_mean, before)
+
+
 def test_states_have_the_architectures_names(config):
     cfg = config("GatedForTests", "Baseline")
     model = build_model(cfg)

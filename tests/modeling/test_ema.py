@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastreid_sskd.modeling import ema_decay, update_teacher
+from fastreid_sskd.modeling import ema_decay, ema_momentum, update_teacher
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ema.npz"
 
@@ -64,6 +64,23 @@ def test_every_parameter_moves_and_no_buffer_does(make_peer, copy_state):
         if name.endswith("running_mean"):
             assert not torch.allclose(value, of_student[name])
     assert all(torch.equal(value, of_student[name]) for name, value in student.state_dict().items())
+
+
+def test_statistics_can_move_along(make_peer, copy_state):
+    teacher, student = make_peer(0), make_peer(1)
+    before, of_student = copy_state(teacher), copy_state(student)
+    update_teacher(teacher, student, 0.75, statistics=True)
+    for name, value in teacher.state_dict().items():
+        moves = not name.endswith("num_batches_tracked")
+        expected = 0.75 * before[name] + 0.25 * of_student[name] if moves else before[name]
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_window_of_a_run():
+    assert ema_momentum(0.999, 0.0, 180) == 0.999
+    assert ema_momentum(0.999, 0.125, 8000) == pytest.approx(0.999, abs=1e-12)  # the method's
+    assert ema_momentum(0.999, 0.125, 400) == pytest.approx(1 - 1 / 50)
+    assert ema_momentum(0.999, 0.5, 1) == ema_momentum(0.999, 1.0, 1) == 0.0  # a window of a step or less: the student itself
 
 
 def test_no_graph_and_no_gradient(make_peer):

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_reid import TINY_SOURCE, tiny_adaptation, tiny_baseline
 
@@ -192,6 +193,16 @@ def test_source_and_stock_models(finished, tmp_path):
     run(tiny_baseline(tmp_path / "stock"))
     sections = page(write_report(str(tmp_path / "stock"))).sections
     assert "supervised, Baseline" in " ".join(sections["Results"]) and "img" in sections["Ranked lists"]
+
+
+def test_radii_that_eps_was_chosen_from(copy):
+    assert "Radius" not in page(write_report(str(copy), options=Options(features=False))).sections
+    saved = torch.load(copy / "model_final.pth", weights_only=True)
+    row = {"eps": 0.4, "clusters": 7, "noise_share": 0.1, "largest_share": 0.2, "silhouette": 0.3, "agreement": 0.9}
+    saved["refresh"]["history"][0]["sweep"] = [row]
+    torch.save(saved, copy / "model_final.pth")
+    shown = " ".join(page(write_report(str(copy), options=Options(features=False))).sections["Radius"])
+    assert "silhouette" in shown and "0.400" in shown and "20.0%" in shown
 
 
 def test_folders_that_are_no_run(finished, tmp_path):

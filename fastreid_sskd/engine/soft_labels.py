@@ -1,0 +1,130 @@
+"""What soft labels need of the target: statistics of a neck that has none, and a temperature for their sharpness."""
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from fastreid.config import CfgNode
+from fastreid.evaluation.evaluator import inference_context
+from torch import nn
+
+from ..data import CropCache, Item, extraction_loader
+from ..modeling import SSKD
+
+__all__ = ["estimate_necks", "find_temperature", "soft_labels"]
+
+logger = logging.getLogger("fastreid.sskd.soft_labels")
+
+#: labelled images that the sharpness of soft labels is measured on, at most
+SAMPLE = 1024
+#: halvings of the range of log T, and that range: temperatures relative to the logits' spread
+_HALVINGS, _RANGE = 40, (1e-4, 1e4)
+
+
+class _Moments:
+    """Mean and variance of every channel of what a layer is given, over all calls (a forward pre-hook)."""
+
+    def __init__(self):
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+
+    def __call__(self, layer: nn.Module, args: tuple[torch.Tensor]) -> None:
+        x = args[0].detach().double().transpose(0, 1).flatten(1)  # (channels, values)
+        mean, count = x.mean(1), self.count + x.shape[1]
+        step = mean - self.mean
+        self.squares = self.squares + (x - mean[:, None]).square().sum(1) + step.square() * (self.count * x.shape[1] / count)
+        self.mean, self.count = self.mean + step * (x.shape[1] / count), count
+
+
+@torch.no_grad()
+def estimate_necks(
+    cfg: CfgNode, model: SSKD, items: Sequence[Item], absent: Sequence[Sequence[str]], cache: CropCache | None = None
+) -> None:
+    """Give batch norms whose statistics the source weights did not bring those of the target's images.
+
+    Such a neck is the identity at first, so the length of what it gives, and with it the sharpness of the soft labels, is
+    the backbone's. Exact mean and variance over all images of the pooled features, in evaluation mode; student and teacher
+    get the same.
+
+    Args:
+        items: (path, identity, camera) of the target's images; identities are not used.
+        absent: for each peer the tensors that its weights lacked, as :func:`..modeling.load_source_weights` returns them.
+        cache: of the images, where the run has one.
+    """
+    layers = [[name.removesuffix(".running_mean") for name in names if name.endswith(".running_mean")] for names in absent]
+    if not any(layers):
+        return
+    found, hooks = {}, []
+    for k, names in enumerate(layers):
+        for name in names:
+            found[k, name] = _Moments()
+            hooks.append(model.teachers[k].get_submodule(name).register_forward_pre_hook(found[k, name]))
+    try:
+        with inference_context(model):
+            for batch in extraction_loader(cfg, items, cache=cache):
+                model.teacher_features(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for (k, name), moments in found.items():
+        for peer in (model.students[k], model.teachers[k]):
+            layer = peer.get_submodule(name)
+            layer.running_mean.copy_(moments.mean)
+            layer.running_var.copy_(moments.squares / moments.count)
+        logger.info("peer %d: the weights bring no statistics of %s: those of %d target images are taken", k, name, len(items))
+
+
+def find_temperature(logits: Sequence[torch.Tensor], confidence: float) -> float:
+    """The T at which softmax(logits / T) has this mean highest probability, by bisection: it falls as T grows.
+
+    Args:
+        logits: (n, C) of each peer. confidence: in (0, 1); of up to 1 / C or so only a uniform label is as unsure.
+    """
+    gaps = [values.float() - values.float().amax(1, keepdim=True) for values in logits]
+    spread = float(torch.stack([-gap.mean() for gap in gaps]).mean())
+    if not spread > 0:  # nothing to sharpen
+        return 1.0
+    low, high = (np.log(end * spread) for end in _RANGE)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        highest = torch.cat([1 / (gap / np.exp(middle)).exp().sum(1) for gap in gaps]).mean()
+        low, high = (middle, high) if highest > confidence else (low, middle)
+    return float(np.exp((low + high) / 2))
+
+
+@torch.no_grad()
+def soft_labels(
+    cfg: CfgNode, model: SSKD, items: Sequence[Item], labels: np.ndarray, cache: CropCache | None = None
+) -> dict[str, float]:
+    """The temperature for ``SSKD.SOFT_LABELS.CONFIDENCE``, and what the teachers' labels of the target look like with it.
+
+    Measured in evaluation mode on at most :data:`SAMPLE` labelled images without augmentation, evenly taken from all. Call it
+    when the classifiers are those of these labels.
+
+    Args:
+        labels: (N,) pseudo-labels of the items, -1 for none.
+
+    Returns:
+        {"temperature"}, and means over images and teachers: "label_probability" of the pseudo-label, "label_agreement", the
+        share of images whose likeliest label it is, "label_entropy" [nats].
+    """
+    labelled = np.flatnonzero(labels >= 0)
+    chosen = labelled[np.linspace(0, len(labelled) - 1, min(len(labelled), SAMPLE)).round().astype(int)]
+    targets = torch.as_tensor(labels[chosen], device=model.device)
+    logits: list[list[torch.Tensor]] = [[] for _ in model.teachers]
+    done = 0
+    for batch in extraction_loader(cfg, [items[i] for i in chosen], cache=cache):
+        images = model.pixels(batch["images"])
+        for teacher, found in zip(model.teachers, logits):
+            with teacher.labelling():
+                found.append(teacher(images, targets[done : done + len(images)])["pred_class_logits"])
+        done += len(images)
+    every = [torch.cat(found) for found in logits]
+    temperature = find_temperature(every, cfg.SSKD.SOFT_LABELS.CONFIDENCE)
+    whole, targets = torch.cat(every), targets.repeat(len(every))
+    log_p = (whole.float() / temperature).log_softmax(1)
+    return {
+        "temperature": temperature,
+        "label_probability": float(log_p.gather(1, targets[:, None]).exp().mean()),
+        "label_agreement": float((whole.argmax(1) == targets).float().mean()),
+        "label_entropy": float(-(log_p.exp() * log_p).sum(1).mean()),
+    }
