@@ -66,7 +66,7 @@ def test_input_is_unchanged(options):
 
 @pytest.mark.parametrize("method", ["hdbscan", "kmeans"])
 def test_methods_without_a_radius_refuse_one(method):
-    with pytest.raises(ValueError, match=f"give none of eps, rho and pairs_per_image for {method}"):
+    with pytest.raises(ValueError, match=f"give none of eps, rho, pairs_per_image and sweep for {method}"):
         pseudo_labels(crowd(seed=3), method=method, num_clusters=3, eps=0.5)
 
 

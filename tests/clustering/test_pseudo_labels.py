@@ -78,7 +78,7 @@ def test_changes_since_the_last_refresh_are_reported():
 
 @pytest.mark.parametrize("given", [{}, {"eps": 0.5, "rho": 0.1}, {"rho": 0.1, "pairs_per_image": 3}], ids=str)
 def test_exactly_one_way_to_set_eps(given):
-    with pytest.raises(ValueError, match="exactly one of eps, rho and pairs_per_image"):
+    with pytest.raises(ValueError, match="exactly one of eps, rho, pairs_per_image and sweep"):
         pseudo_labels(crowd(seed=5), **given)
 
 
