@@ -1,13 +1,16 @@
 """Values of a config, from files and from overrides: what is written becomes what the key's default is."""
 import ast
+import functools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
+from fastreid.config import get_cfg
 from yacs.config import CfgNode
 
+from .config import add_sskd_config
 from .refusals import UnknownNameError, nearest, said_of
 
 __all__ = ["merge_file", "merge_overrides"]
@@ -111,11 +114,11 @@ def _merge(cfg: CfgNode, given: Mapping[str, Any], folder: str, node: CfgNode | 
             node[name] = type(node)({kept: own[kept] for kept in own if kept in before or kept in value})
         elif name not in node:
             meant = f"{key}.{below}" if below else key
-            raise UnknownNameError(f"there is no key {meant}{nearest(meant, [*_keys(cfg), *(above + other for other in node)])}")
+            raise UnknownNameError(f"there is no key {meant}{nearest(meant, [*dict(_keys(cfg)), *(above + other for other in node)])}")
         elif not isinstance(node[name], CfgNode):
             if is_section:
                 raise ValueError(f"{key} is a value, not a section: there is nothing below it")
-            value = _as_type_of(node[name], value, key)
+            value = _as_type_of(_defaults().get(key, node[name]), value, key)
             node[name] = _absolute(value, folder) if key in _BESIDE else value
         elif is_section:
             _merge(cfg, value, folder, node[name], f"{key}.")
@@ -123,11 +126,19 @@ def _merge(cfg: CfgNode, given: Mapping[str, Any], folder: str, node: CfgNode | 
             raise ValueError(f"{key} is a section, not a value: it has {', '.join(node[name])}")
 
 
-def _keys(node: CfgNode, above: str = "") -> Iterator[str]:
+def _keys(node: CfgNode, above: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in node.items():
-        yield above + name
+        yield above + name, value
         if isinstance(value, CfgNode):
             yield from _keys(value, f"{above}{name}.")
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """Every key's default: a list that is empty by now says nothing of its elements."""
+    cfg = get_cfg()
+    add_sskd_config(cfg)
+    return dict(_keys(cfg))
 
 
 def _absolute(value: str | list, folder: str) -> str | list:

@@ -52,7 +52,7 @@ def said_of(what: str) -> Iterator[None]:
     """Errors of input that the body raises say first what they are about, and keep their type."""
     try:
         yield
-    except UnicodeError:
+    except UnicodeError:  # cannot be made of a message alone
         raise
     except _OF_INPUT as error:
         raise type(error)(f"{what}: {error}") from error

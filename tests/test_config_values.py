@@ -182,6 +182,16 @@ def test_a_base_in_another_folder(tmp_path):
     assert cfg.SSKD.PEERS == [str(tmp_path / "a.yml"), str(tmp_path / "b.yml")] and cfg.SSKD.NUM_PEERS == 2
 
 
+def test_a_list_that_a_base_has_emptied_keeps_the_type_of_its_elements(tmp_path):
+    """Numbers of the host, text of ours; and a message tells the default, not what the base says."""
+    (tmp_path / "own.yml").write_text("SOLVER: {STEPS: []}\nMODEL: {PIXEL_MEAN: []}\nDATASETS: {NAMES: ()}\n")
+    opts = ["SOLVER.STEPS", "[1]", "MODEL.PIXEL_MEAN", "[1, 2, 3]", "DATASETS.NAMES", "2024"]
+    cfg = load_config(str(tmp_path / "own.yml"), ["SOLVER.STEPS", "[]", *opts])
+    assert (cfg.SOLVER.STEPS, cfg.MODEL.PIXEL_MEAN, cfg.DATASETS.NAMES) == ([1], [1.0, 2.0, 3.0], ("2024",))
+    with pytest.raises(ValueError, match=r"SOLVER.STEPS takes a list, each a whole number, and its default is \[30, 55\]"):
+        load_config(str(tmp_path / "own.yml"), ["SOLVER.STEPS", "[soon]"])
+
+
 def test_anchors_and_dotted_keys(tmp_path):
     (tmp_path / "own.yml").write_text("SOLVER: &rates {BASE_LR: 0.5}\nSSKD.CLUSTER.EPS: 0.25\nINPUT.FLIP: {PROB: 1}\n")
     cfg = load_config(str(tmp_path / "own.yml"))

@@ -92,7 +92,7 @@ def test_a_run_that_stopped_ends_with_3_behind_the_table_of_the_others(tool, mon
 
 def test_unknown_test_set(tool, finished):
     code, _, err = tool("table", finished, "--tests", "Marked1501", "--records", "")
-    assert code == 2 and "no data set is named 'Marked1501': there are" in err
+    assert code == 2 and "no data set is named 'Marked1501'; the nearest that there is: Market1501" in err
 
 
 def test_folder_of_the_table_is_made(tool, finished, tmp_path):

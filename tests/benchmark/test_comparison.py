@@ -302,7 +302,7 @@ def test_tool_prints_and_writes_the_table_without_a_row_that_stopped(compared, r
         (("SOLVER.BASE_LR", "0.1"), "holds a run of other settings (1: SOLVER.BASE_LR"),
         (("SSKD.NUMPEERS", "1"), "SSKD.NUMPEERS; the nearest that there is: SSKD.NUM_PEERS"),
         (("DATASETS.TESTS", "()"), "DATASETS.TESTS is empty"),
-        (("--seeds", "7", "DATASETS.TESTS", "('Marked1501',)"), "no data set is named 'Marked1501': there are"),
+        (("--seeds", "7", "DATASETS.TESTS", "('Marked1501',)"), "no data set is named 'Marked1501'; the nearest that there is: Market1501"),
         (("--seeds", "7", "MODEL.DEVICE", "gpu"), "MODEL.DEVICE must be a device of torch"),
     ],
 )
