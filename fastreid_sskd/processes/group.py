@@ -11,6 +11,7 @@ from fastreid.utils import comm
 
 from ..refusals import checking
 from .control import control_group
+from .stop import Stopped
 
 __all__ = ["LAUNCHER", "join", "joined_from_outside"]
 
@@ -54,12 +55,14 @@ def join(device: str) -> Iterator[None]:
         yield
     except Exception:
         raise  # the process ends with it: taking leave of processes that may be gone could wait for ever
+    except Stopped:
+        _leave_together()
+        raise
     except BaseException:
         _leave()
         raise
     else:
-        dist.barrier(group=control_group())  # one left early, and torch 2.1 was once seen to hang in leaving: all leave together
-        _leave()
+        _leave_together()
 
 
 @checking()
@@ -69,6 +72,11 @@ def _choose_device(device: str, local_rank: int, local_size: int) -> None:
     if local_size > torch.cuda.device_count():
         raise ValueError(f"{local_size} processes on this machine, but {torch.cuda.device_count()} CUDA devices")
     torch.cuda.set_device(local_rank)
+
+
+def _leave_together() -> None:
+    dist.barrier(group=control_group())  # where one left early torch 2.1 was once seen to hang in leaving
+    _leave()
 
 
 def _leave() -> None:

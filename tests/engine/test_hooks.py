@@ -217,10 +217,13 @@ def test_peer_ema_uses_the_global_step():
 
 
 def test_hooks_of_an_adaptation_run_in_this_order(trainer):
-    """Refresh before anything looks at the epoch; EMA before evaluation, all before checkpoints, which hold the rest."""
+    """Refresh before anything looks at the epoch; EMA before evaluation, all before checkpoints, which hold the rest.
+
+    The next epoch's rate comes after the evaluation, which may be left for a signal and begun again.
+    """
     names = [type(hook).__name__ for hook in trainer()._hooks]
     assert names == [
-        "PseudoLabelRefresh", "PeerEMA", "IterationTimer", "LRScheduler", "PeriodicEvaluation",
+        "PseudoLabelRefresh", "PeerEMA", "IterationTimer", "PeriodicEvaluation", "LRScheduler",
         "ScalarWriters", "Checkpoints",
     ]  # fmt: skip
 
