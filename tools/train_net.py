@@ -51,7 +51,7 @@ def prepare(args) -> tuple[str, int | None]:
     return device, None
 
 
-@checking()
+@checking(FloatingPointError)
 def write_predicted(cfg, args) -> None:
     begin(cfg, args)
     paths, features = predict(cfg, args.predict)
@@ -77,7 +77,8 @@ def one_process(args) -> int:
     elif args.eval_only:
         check_evaluation(cfg)
         begin(cfg, args)
-        evaluate(cfg)
+        with checking(FloatingPointError):
+            evaluate(cfg)
     else:
         check_run(cfg, args.resume)
         try:
