@@ -162,7 +162,7 @@ def test_without_a_source_the_weights_of_a_peers_file_count(peer_files, tmp_path
 
 def test_a_peers_file_is_tried_before_the_others_are_trained(peer_files, bad_file, tmp_path, monkeypatch):
     path, said = bad_file
-    monkeypatch.setattr("fastreid_sskd.engine.pipeline.pretrain_peers", lambda cfg: pytest.fail("hours go by"))
+    monkeypatch.setattr("fastreid_sskd.engine.pipeline._pretrain", lambda cfg, k: pytest.fail("hours go by"))
     with pytest.raises(ValueError, match=said):
         run(tiny_adaptation(tmp_path / "out", "SSKD.PEERS", peer_files(path)))
 
