@@ -310,12 +310,12 @@ def test_finished_source_model_of_other_images_is_not_reused(one_peer, own_world
     """Those it was trained on; of a source that is not there any more nothing can be asked."""
     root = own_world("other")
     rename_an_image(root / MARKET)
-    pipeline.pretrain_peers(one_peer())
+    pipeline.source_weights(one_peer())
     named = rename_an_image(root / DUKE)
     with pytest.raises(OtherConfigError, match=f"cannot reuse the finished source model .*other images of DATASETS.NAMES.*{named}"):
-        pipeline.pretrain_peers(one_peer())
+        pipeline.source_weights(one_peer())
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "nowhere"))
-    pipeline.pretrain_peers(one_peer())
+    pipeline.source_weights(one_peer())
 
 
 def test_checkpoint_of_an_earlier_version(adaptation, world, caplog):
