@@ -356,8 +356,8 @@ def _check_finite(path: str, found: State) -> None:
     for name, value in found.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise WeightsError(
-                f"{path!r} is of a training that has diverged: its tensor {name} has values that are not finite. "
-                "Take an earlier checkpoint"
+                f"{path!r} has values that are not finite in its tensor {name}: it is damaged, or of a training that has "
+                "diverged. Take another checkpoint"
             )
 
 

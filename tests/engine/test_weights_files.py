@@ -34,7 +34,7 @@ FILES = {
     "text": (lambda cfg: None, "w.pth' is a text file"),
     "other names": (lambda cfg: {"a": torch.zeros(2)}, r"w.pth' holds weights of another network.* 0 of \d+ "),
     "another width": (lambda cfg: {"model": network(cfg, 24)}, r"w.pth' holds weights of another network.* \d+ of \d+ "),
-    "nan": (lambda cfg: {"state_dict": nan(cfg)}, "w.pth' is of a training that has diverged: its tensor backbone.3.weight"),
+    "nan": (lambda cfg: {"state_dict": nan(cfg)}, "w.pth' has values that are not finite in its tensor backbone.3.weight"),
 }
 
 
