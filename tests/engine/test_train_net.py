@@ -167,8 +167,9 @@ def test_what_is_refused_exits_with_2_in_one_message(main, tmp_path, capsys, opt
     assert said in shown and shown.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flags", [{}, {"eval_only": True}, {"predict": "."}], ids=["train", "evaluate", "predict"])
-def test_output_folders_that_cannot_be(main, finished, tmp_path, host_logging, capsys, flags):
+@pytest.mark.parametrize("flags", [{}, {"eval_only": True}, {"predict": "query"}], ids=["train", "evaluate", "predict"])
+def test_output_folders_that_cannot_be(main, finished, data_sets, tmp_path, monkeypatch, host_logging, capsys, flags):
+    monkeypatch.chdir(data_sets / MARKET)
     (tmp_path / "file").touch()
     weights = ["MODEL.WEIGHTS", str(finished.output / "model_final.pth")]
     for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/1/task/none"):
