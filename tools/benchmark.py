@@ -6,6 +6,8 @@
     tools/benchmark.py table runs/sskd_m2d --published --format latex
     tools/benchmark.py run --config-file configs/demo.yml --runs 3 --output runs/demo3
     tools/benchmark.py grid configs/ablation/grid.yml --output runs/ablation
+    tools/benchmark.py grid configs/rivals.yml --config-file configs/sskd_cuhk2m_mobilenet.yml --output runs/rivals \
+        --against "SSKD as released"
     tools/benchmark.py zoo                                              # writes MODEL_ZOO.md
 
 What is given to `table` is [NAME=]FOLDER (a run, or a folder of runs) or [NAME=]CONFIG:WEIGHTS. With --tests the
@@ -69,7 +71,7 @@ def show(results: list, args) -> None:
         entries = benchmark.load_published(PUBLISHED)
         published, unverified = benchmark.published_results(entries, args.published or pairs)
         results = results + published
-    text = benchmark.write_table(results, args.format, all_columns=args.all_columns)
+    text = benchmark.write_table(results, args.format, all_columns=args.all_columns, against=args.against)
     if args.output_file:
         write_atomically(args.output_file, lambda file: file.write((text.rstrip("\n") + "\n").encode()))
     print(text)
@@ -90,6 +92,9 @@ def main() -> int:
     shown.add_argument("--format", choices=benchmark.FORMATS, default="terminal")
     shown.add_argument("--output-file", help="write the table there too")
     shown.add_argument("--all-columns", action="store_true", help="also those in which all rows agree")
+    shown.add_argument(
+        "--against", default="", metavar="METHOD", help="a column of every row's gain in mAP over this one, seed by seed"
+    )
     shown.add_argument(
         "--published",
         nargs="*",
@@ -117,6 +122,7 @@ def main() -> int:
     grid.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="a cell; may be given again"
     )
+    grid.add_argument("--config-file", help="in place of the grid's config")
     grid.add_argument("--seeds", type=benchmark.parse_seeds, default=(), help="in place of the grid's, comma-separated")
     for training in (repeated, grid):
         training.add_argument("--output", required=True, help="folder of the runs")
@@ -156,7 +162,7 @@ def main() -> int:
                 grid, only = benchmark.repeat(args.config_file, args.runs, args.name), ()
             else:
                 grid, only = benchmark.load_grid(args.grid), args.only
-                grid = replace(grid, seeds=args.seeds or grid.seeds)
+                grid = replace(grid, config=args.config_file or grid.config, seeds=args.seeds or grid.seeds)
             results, missing = benchmark.run_grid(grid, args.output, only, args.opts)
         show(results, args)
     for run, reason in missing.items():

@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from fastreid.config import CfgNode
 from tabulate import tabulate
 
-from ..data import training_items
-from ..engine import AdaptationTrainer, run, seed_everything
-from ..engine.baselines import one_network_config, reestimate_batch_norm, supervised_config
-from ..engine.pipeline import check_inputs
+from ..engine import run
+from ..engine.baselines import one_network_config, supervised_config
+from ..engine.pipeline import check_inputs, evaluate_start
 from ..engine.setup import starts_from_backbone
-from ..evaluation.peers import evaluate_peers
 from ..evaluation.table import METRICS
-from ..modeling import load_source_weights
 from .run_folder import Job, Rows, check_evaluated, check_jobs, run_jobs
 
 __all__ = ["check_comparison", "compare", "comparison_table"]
@@ -96,15 +93,11 @@ def _part(cfg: CfgNode, name: str, weights: Sequence[str] = ()) -> CfgNode:
 
 def _transfer(cfg: CfgNode, weights: Sequence[str]) -> Rows:
     part, test = _part(cfg, "transfer"), cfg.DATASETS.TESTS[0]
-    seed_everything(cfg.SEED)
-    model = AdaptationTrainer.build_model(part)
-    load_source_weights(model, weights)
-    before = evaluate_peers(part, model)[test]
-    reestimate_batch_norm(part, model, training_items(part.DATASETS.NAMES, part.SSKD.FOLDERS))
-    after = evaluate_peers(part, model)[test]
     return {
-        "direct transfer": _metrics(_ensemble(before)),
-        "direct transfer, target BN statistics": _metrics(_ensemble(after)),
+        f"direct transfer{', target BN statistics' * batch_norm}": _metrics(
+            _ensemble(evaluate_start(part, weights, batch_norm=batch_norm)[test])
+        )
+        for batch_norm in (False, True)
     }
 
 

@@ -20,7 +20,7 @@ from ..engine.same_run import HARMLESS, OtherConfigError, plain_config, same_val
 from ..processes import listen, stop_if_asked
 from ..refusals import UnknownNameError
 
-__all__ = ["Job", "Rows", "check_evaluated", "check_jobs", "check_same_settings", "read_rows", "run_jobs", "write_rows"]
+__all__ = ["Job", "Rows", "check_evaluated", "check_jobs", "check_same_settings", "keep_settings", "read_rows", "run_jobs", "write_rows"]
 
 Rows = dict[str, dict[str, float]]  # {row of the table: {"mAP": percent, ...}}
 
@@ -111,7 +111,7 @@ def run_jobs(jobs: Sequence[Job]) -> None:
             with output_folder(job.cfg.OUTPUT_DIR), _log_file(job.cfg.OUTPUT_DIR):
                 check_same_settings(job)  # another process may have finished it meanwhile
                 if "" not in job.parts:
-                    _keep_settings(job.cfg)
+                    keep_settings(job.cfg)
                 if job.needs_source() and job.source.OUTPUT_DIR not in weights:
                     weights[job.source.OUTPUT_DIR] = source_weights(job.source)
                 for part in job.left():
@@ -168,7 +168,7 @@ def check_same_settings(job: Job) -> None:
         )
 
 
-def _keep_settings(cfg: CfgNode) -> None:
+def keep_settings(cfg: CfgNode) -> None:
     """Write ``config.yaml``, which :func:`check_same_settings` reads, to ``OUTPUT_DIR``."""
     write_atomically(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), lambda file: file.write(cfg.dump().encode()))
 

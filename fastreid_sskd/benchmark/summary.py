@@ -52,6 +52,13 @@ class Summary:
             return {}
         return {what: statistics.mean(r.labels[what] for r in self.results) for what in self.results[0].labels}
 
+    def gains(self, other: "Summary", metric: str = "mAP") -> list[float]:
+        """Differences to another row on the same test set, seed by seed; [] without seeds in common."""
+        if self is other or self.target != other.target:
+            return []
+        values = {r.seed: r.metrics[metric] for r in other.results if r.seed is not None and metric in r.metrics}
+        return [r.metrics[metric] - values[r.seed] for r in self.results if r.seed in values and metric in r.metrics]
+
     @property
     def seeds(self) -> int | None:
         """How many results the mean is of; None of a published figure, whose number of runs is not known."""
@@ -95,7 +102,9 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
     return list(rows.values())
 
 
-def write_table(results: Sequence[Result], fmt: str = "terminal", *, all_columns: bool = False) -> str:
+def write_table(
+    results: Sequence[Result], fmt: str = "terminal", *, all_columns: bool = False, against: str = ""
+) -> str:
     """The table of all results.
 
     Args:
@@ -103,17 +112,22 @@ def write_table(results: Sequence[Result], fmt: str = "terminal", *, all_columns
         fmt: one of ``FORMATS``. "csv" and "json" give every column in plain numbers.
         all_columns: keep the columns in which all rows agree; else they are said once, below the table.
 
+        against: a method of the table: a column of all formats but "csv" and "json" gives each row's gain in mAP over it,
+            seed by seed, as mean and standard deviation. A gain within its deviation says nothing.
+
     Raises:
-        ValueError: if the format is not known, or as :func:`summarise`.
+        ValueError: if the format is not known, no row is of ``against``, or as :func:`summarise`.
     """
     if fmt not in FORMATS:
         raise ValueError(f"the format is one of {', '.join(FORMATS)}, got {fmt!r}")
     rows = summarise(results)
+    if against and against not in {row.method for row in rows}:
+        raise ValueError(f"no row is of {against!r}: there are {'; '.join(dict.fromkeys(row.method for row in rows))}")
     if fmt == "json":
         return json.dumps([_record(row) for row in rows], indent=1)
     if fmt == "csv":
         return _csv(rows)
-    columns = {name: cells for name, cells in _columns(rows).items() if all_columns or set(cells) - {"-"}}
+    columns = {name: cells for name, cells in _columns(rows, against).items() if all_columns or set(cells) - {"-"}}
     shared: dict[str, str] = {}
     if not all_columns and len(rows) > 1:
         shared = {
@@ -137,7 +151,7 @@ def write_table(results: Sequence[Result], fmt: str = "terminal", *, all_columns
     )
 
 
-def _columns(rows: Sequence[Summary]) -> dict[str, list[str]]:
+def _columns(rows: Sequence[Summary], against: str) -> dict[str, list[str]]:
     columns: dict[str, list[str]] = {
         "method": [row.method + (" (as published)" if row.published else "") for row in rows],
         "backbone": [row.backbone or "-" for row in rows],
@@ -145,6 +159,10 @@ def _columns(rows: Sequence[Summary]) -> dict[str, list[str]]:
     }
     for metric in METRICS:
         columns[metric] = [_cell(row.mean(metric), row.deviation(metric)) for row in rows]
+    if against:
+        others = [row for row in rows if row.method == against]
+        gains = [[gain for other in others for gain in row.gains(other)] for row in rows]
+        columns[f"mAP - {against}, by seed"] = [_gain(gain) for gain in gains]
     columns |= {
         "labels: precision, recall, noise": [", ".join(f"{v:.2f}" for v in row.mean_labels.values()) or "-" for row in rows],
         "seeds": ["-" if row.seeds is None else str(row.seeds) for row in rows],
@@ -155,6 +173,13 @@ def _columns(rows: Sequence[Summary]) -> dict[str, list[str]]:
         "device": [row.devices or "-" for row in rows],
     }
     return columns
+
+
+def _gain(gains: Sequence[float]) -> str:
+    if not gains:
+        return "-"
+    mean = f"{statistics.mean(gains):+.1f}"
+    return f"{mean} ± {statistics.stdev(gains):.1f} ({len(gains)})" if len(gains) > 1 else f"{mean} (1)"
 
 
 def _cell(mean: float | None, deviation: float | None) -> str:

@@ -3,7 +3,7 @@ import contextlib
 import gc
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from fastreid.config import CfgNode
@@ -12,13 +12,15 @@ from torch import nn
 from ..config_values import merge_overrides
 from ..data.items import test_items, training_items
 from ..data.seeding import derive_seed
+from ..evaluation.peers import evaluate_peers
 from ..evaluation.table import results_table
-from ..modeling import build_peer, ema_decay, peer_config
+from ..modeling import build_peer, ema_decay, load_source_weights, peer_config
 from ..modeling.weights import load_model, load_network, read_state_dict
 from ..processes import listen, on_main
 from ..refusals import checking, said_of
 from .adaptation import AdaptationTrainer
 from .amp import Precision
+from .baselines import reestimate_batch_norm
 from .check_config import check_network, check_optimizer, check_settings
 from .checkpoint import damage, last_checkpoint
 from .lock import output_folder
@@ -36,7 +38,7 @@ from .source import SourceTrainer
 from .trainer import Trainer
 
 __all__ = [
-    "check_evaluation", "check_inputs", "check_run", "check_source", "check_trained", "evaluate", "load_trained", "pretrains", "run",
+    "check_evaluation", "check_inputs", "check_run", "check_source", "check_trained", "evaluate", "evaluate_start", "load_trained", "pretrains", "run",
     "source_config", "source_weights", "train", "trainer_class",
 ]
 
@@ -91,6 +93,24 @@ def evaluate(cfg: CfgNode) -> dict:
         rows = [((test, row), metrics) for test in results for row, metrics in results[test].items()]
         logger.info("%s:\n%s", cfg.MODEL.WEIGHTS, results_table(rows, ("test set", "teacher")))
     return results
+
+
+def evaluate_start(cfg: CfgNode, weights: Sequence[str], *, batch_norm: bool = False) -> dict[str, dict]:
+    """Evaluate the peers of an SSKD config as they start from their source models: direct transfer.
+
+    Args:
+        weights: files, see :func:`..modeling.load_source_weights`.
+        batch_norm: with the batch-norm statistics of the target's training images.
+
+    Returns:
+        {data set: {row: metrics}}, as :func:`..evaluation.peers.evaluate_peers`.
+    """
+    seed_everything(cfg.SEED)
+    model = AdaptationTrainer.build_model(cfg)
+    load_source_weights(model, weights)
+    if batch_norm:
+        reestimate_batch_norm(cfg, model, training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS))
+    return evaluate_peers(cfg, model)
 
 
 def run(cfg: CfgNode, resume: bool = False) -> dict:

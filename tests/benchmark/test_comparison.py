@@ -222,7 +222,7 @@ def test_a_signal_ends_the_comparison(compared, started, tmp_path, monkeypatch, 
     folder, rows = compared
     sources = [str(folder / "sskd" / "source" / f"peer{k}" / "model_best.pth") for k in range(2)]
     cfg = tiny_adaptation(tmp_path, *SHORT, "SSKD.SOURCE.WEIGHTS", str(sources))
-    function = "evaluate_peers" if part == "transfer" else "run"
+    function = "evaluate_start" if part == "transfer" else "run"
     true = getattr(comparison, function)
 
     def signalled(*args, **kwargs):

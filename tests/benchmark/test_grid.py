@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_reid import CONFIGS, TINY_SOURCE, TINY_TARGET
+from tiny_reid import CONFIGS, MARKET, TINY_SOURCE, TINY_TARGET
 
 from fastreid_sskd.benchmark import (
     Grid,
@@ -44,7 +44,7 @@ def started(monkeypatch):
 
 
 def test_cells_and_seeds_from_shared_source_models(tmp_path, started, monkeypatch):
-    cells = Grid(BASE, (Cell("the whole of SSKD"), ONE_PEER), (1, 2), share_source=True)
+    cells = Grid(BASE, (Cell("the whole of SSKD"), ONE_PEER), (1, 2), share_source="all")
     results, missing = run_grid(cells, str(tmp_path), opts=OPTS)
     assert not missing
     assert [(r.method, r.seed) for r in results] == [
@@ -174,14 +174,14 @@ def test_missing_source_models_are_found_before_anything_is_trained(tmp_path, tr
 )
 def test_source_models_that_cannot_be_shared(tmp_path, trained, opts, cell, problem):
     with pytest.raises(ValueError, match=problem):
-        run_grid(Grid(BASE, (ONE_PEER, Cell("three", cell)), (1,), True), str(tmp_path / "grid"), (), [*OPTS, *opts])
+        run_grid(Grid(BASE, (ONE_PEER, Cell("three", cell)), (1,), "all"), str(tmp_path / "grid"), (), [*OPTS, *opts])
     assert not trained and not (tmp_path / "grid").exists()
 
 
 def test_two_paths_of_one_folder(tmp_path, started, monkeypatch):
     """Relative, then absolute: the shared source models, which the cells' settings name, are the same."""
     monkeypatch.chdir(tmp_path)
-    cells = Grid(BASE, (ONE_PEER,), (1,), share_source=True)
+    cells = Grid(BASE, (ONE_PEER,), (1,), share_source="all")
     opts = [*OPTS, "SSKD.NUM_PEERS", "1"]
     results, _ = run_grid(cells, "./runs/x", opts=opts)
     assert len(started) == 1 and started[0].SSKD.SOURCE.WEIGHTS[0].startswith("./runs/x")
@@ -200,7 +200,7 @@ def test_a_signal_ends_the_whole_grid(tmp_path, started, monkeypatch, in_run):
         os.kill(os.getpid(), signal.SIGTERM)
         return found
 
-    cells = Grid(BASE, (ONE_PEER,), (1, 2), share_source=True)
+    cells = Grid(BASE, (ONE_PEER,), (1, 2), share_source="all")
     with monkeypatch.context() as patch:
         patch.setattr(module, function, and_a_signal)
         with pytest.raises(Stopped):
@@ -209,6 +209,57 @@ def test_a_signal_ends_the_whole_grid(tmp_path, started, monkeypatch, in_run):
     assert done == [True, False]
     results, _ = run_grid(cells, str(tmp_path), opts=OPTS)
     assert [r.seed for r in results] == [1, 2] and [cfg.SEED for cfg in started] == [1, 2]
+
+
+def test_baselines_beside_runs_from_source_models_of_each_seed(tmp_path, started):
+    """Rows of a seed start from its own source models: nothing trained, another statistics, three times the steps, the bound."""
+    opts = ("SSKD.LOSSES.LabelSmoothCE.WEIGHT", 1.0, "SSKD.LOSSES.SoftCE.WEIGHT", 0.0, "SSKD.SOURCE.BN_DATASETS", [])
+    cells = (
+        Cell("start", run="start"), Cell("statistics", run="batch_norm"), Cell("longer", steps=3),
+        Cell("bound", ("MODEL.META_ARCHITECTURE", "SSKDSource", *opts)),
+    )  # fmt: skip
+    results, missing = run_grid(Grid(BASE, cells, (1, 2), "seed"), str(tmp_path), opts=OPTS)
+    assert not missing and len(started) == 4
+    by_name = {(r.method, r.seed): r.metrics["mAP"] for r in results}
+    metrics = {(r.method, r.seed): r.metrics for r in results}
+    for seed in (1, 2):
+        longer = json.loads((tmp_path / "longer" / f"seed{seed}" / "results.json").read_text())["evaluations"]
+        assert by_name["start", seed] == pytest.approx(longer[0]["results"]["Market1501"]["ensemble"]["mAP"], abs=1e-4)
+        (cfg,) = (cfg for cfg in started if cfg.SEED == seed and cfg.MODEL.META_ARCHITECTURE == "SSKD")
+        assert cfg.SSKD.ITERS_PER_EPOCH == 3 * load_config(BASE, OPTS).SSKD.ITERS_PER_EPOCH
+        (bound,) = (cfg for cfg in started if cfg.SEED == seed and cfg.MODEL.META_ARCHITECTURE == "SSKDSource")
+        assert bound.MODEL.WEIGHTS == cfg.SSKD.SOURCE.WEIGHTS[0]
+        assert os.path.join("source-models", f"seed{seed}") in bound.MODEL.WEIGHTS
+    assert by_name["start", 1] != by_name["start", 2]
+    assert any(metrics["statistics", seed] != metrics["start", seed] for seed in (1, 2))
+    assert {r.method for r in collect(str(tmp_path))} == {cell.name for cell in cells}  # not the source models
+
+
+def test_a_bound_without_identities_is_left_out(tmp_path, started, world):
+    crops = ("DATASETS.NAMES", "('CropFolder',)", "SSKD.FOLDERS.CropFolder.TRAIN", str(world / MARKET / "bounding_box_train"))
+    cells = (Cell("start", run="start"), Cell("bound", ("MODEL.META_ARCHITECTURE", "SSKDSource", "SSKD.SOURCE.BN_DATASETS", [])))
+    results, missing = run_grid(Grid(BASE, cells, (1,), "seed"), str(tmp_path), opts=[*OPTS, *crops])
+    assert [r.method for r in results] == ["start"] and not started
+    assert list(missing) == ["bound, seed 1"] and "a source needs identities" in missing["bound, seed 1"]
+
+
+def test_rivals():
+    cells = load_grid(str(CONFIGS / "rivals.yml"))
+    assert cells.share_source == "seed" and len(cells.cells) >= 11
+    for cell in cells.cells:  # every key is one of the config, for each pair
+        for base in (cells.config, str(CONFIGS / "sskd_cuhk2m_mobilenet.yml")):
+            load_config(base, cell.opts)
+
+
+@pytest.mark.parametrize(
+    "entry, problem",
+    [({"run": "stop"}, "run of 'a' .* is one of train, start, batch_norm"), ({"steps": 0}, "steps of 'a' .* >= 1; got 0")],
+)
+def test_wrong_cells(tmp_path, entry, problem):
+    path = tmp_path / "grid.yml"
+    path.write_text(yaml.safe_dump({"config": BASE, "cells": [{"name": "a", **entry}]}))
+    with pytest.raises(ValueError, match=problem):
+        load_grid(str(path))
 
 
 def test_a_run_whose_clusters_are_useless_is_left_out(tmp_path, monkeypatch, caplog):
@@ -259,7 +310,7 @@ def test_a_bad_grid(tmp_path, data, problem):
 def test_the_ablation_of_the_project():
     """Every cell is a config that differs from the base, in keys that there are, and the full method is among them."""
     cells = load_grid(str(CONFIGS / "ablation" / "grid.yml"))
-    assert cells.share_source and tuple(cells.seeds) == (1, 2, 3) and len(cells.cells) >= 10
+    assert cells.share_source == "all" and tuple(cells.seeds) == (1, 2, 3) and len(cells.cells) >= 10
     base = load_config(cells.config)
     same = [cell.name for cell in cells.cells if load_config(cells.config, cell.opts) == base]
     assert same == ["+ nuclear norm = SSKD, 3 peers"]
@@ -278,7 +329,7 @@ def test_the_ablation_of_the_project():
 
 @pytest.mark.parametrize("opts", [("SSKD.EPS", 0.5), ("SSKD.CLUSTER.K1", 0), ("DATASETS.TESTS", "()")])
 def test_a_bad_cell_is_found_before_the_others_are_trained(tmp_path, started, opts):
-    cells = Grid(BASE, (ONE_PEER, Cell("bad", opts)), (1,), share_source=True)
+    cells = Grid(BASE, (ONE_PEER, Cell("bad", opts)), (1,), share_source="all")
     with pytest.raises((ValueError, KeyError)):
         run_grid(cells, str(tmp_path), opts=OPTS)
     assert not started and not (tmp_path / "source").exists()

@@ -127,3 +127,19 @@ def test_csv_quotes_names(make_result):
 def test_unknown_format(make_result):
     with pytest.raises(ValueError, match="terminal, markdown, latex, csv, json"):
         write_table([make_result()], "html")
+
+
+def test_gains_over_a_row_are_paired_by_seed(make_result):
+    ours = [make_result(v, method="ours", seed=k, run=f"o{k}") for k, v in ((1, 50.0), (2, 56.0), (3, 65.0))]
+    theirs = [make_result(v, method="theirs", seed=k, run=f"t{k}") for k, v in ((1, 49.0), (2, 52.0))]
+    table = write_table([*ours, *theirs], "markdown", against="theirs")
+    cells = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
+    assert "mAP - theirs, by seed" in table
+    assert "+2.5 ± 2.1 (2)" in cells["ours"]  # 1 and 4; the third seed has no partner
+    assert "+" not in cells["theirs"]
+    single = write_table([ours[0], theirs[0]], "markdown", against="theirs")
+    assert "+1.0 (1)" in single
+    other = write_table([ours[0], make_result(method="theirs", target="another")], "markdown", against="theirs")
+    assert "+" not in other.split("All rows")[0]
+    with pytest.raises(ValueError, match="no row is of 'nobody': there are ours; theirs"):
+        write_table([*ours, *theirs], against="nobody")
