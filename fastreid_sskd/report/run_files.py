@@ -1,19 +1,19 @@
 """What a run folder holds, read once and without running anything."""
 
-import json
 import os
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from fastreid.utils.collect_env import collect_env_info
 
 from ..benchmark.description import read_config
 from ..benchmark.folders import read_run
 from ..benchmark.result import Result
 from ..benchmark.scalars import Series, read_scalars
+from ..engine.records import read_record
+from ..modeling.weights import read_file
 
 __all__ = ["RunFiles", "read_run_files"]
 
@@ -65,10 +65,9 @@ def read_run_files(folder: str) -> RunFiles:
         raise ValueError(f"{folder!r} has no metrics.json with scalars: nothing has been trained there yet")
     with open(path, encoding="utf-8") as file:
         run = RunFiles(folder, read_config(path), file.read(), scalars)
-    results = os.path.join(folder, "results.json")
-    if os.path.isfile(results):
-        with open(results, encoding="utf-8") as file:
-            run.evaluations = json.load(file)["evaluations"]
+    record = read_record(os.path.join(folder, "results.json"))
+    if record:
+        run.evaluations = record["evaluations"]
     run.results = read_run(folder, ("last", "best"), named=False)
     run.checkpoint = _checkpoint(folder)
     refresh = _refresh(run.checkpoint)
@@ -97,7 +96,7 @@ def _refresh(checkpoint: str) -> dict[str, Any]:
     """The state of a run's refresh, {} without."""
     if not checkpoint:
         return {}
-    return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("refresh", {})
+    return read_file(checkpoint, mmap=True).get("refresh", {})
 
 
 def _environment(folder: str) -> str:
