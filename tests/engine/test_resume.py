@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -329,7 +330,7 @@ def test_run_from_scratch_leaves_the_earlier_one_alone(adaptation, monkeypatch):
 def test_checkpoints_by_time(adaptation, monkeypatch):
     """As soon as the seconds since the last one are over, at the end of a step."""
     clock = itertools.count(0, 10)
-    monkeypatch.setattr(hooks.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(hooks, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     saved = []
     monkeypatch.setattr(Checkpointer, "save", lambda self, name, **position: saved.append((name, position.get("step"))))
     opts = ("SOLVER.MAX_EPOCH", "1", "SSKD.ITERS_PER_EPOCH", "5", "TEST.EVAL_PERIOD", "0", "SSKD.CHECKPOINT_SECONDS", "25")
