@@ -76,9 +76,9 @@ def test_weights_that_would_be_moved_away(folder, tmp_path_factory, monkeypatch,
         peer.write_text(f"MODEL: {{WEIGHTS: {value}}}\n")
         value = str(peer)
     before = contents(folder)
-    with pytest.raises(ValueError, match=r"start from './model_final\.pth', a file of the earlier run in OUTPUT_DIR.*another OUTPUT_DIR"):
+    with pytest.raises(ValueError, match=r"start from './model_final\.pth', a file of the earlier run in OUTPUT_DIR.*another OUTPUT_DIR") as refused:
         start_run(config(folder, key, value if key.startswith("MODEL") else f"['{value}']"), from_scratch=True)
-    assert contents(folder) == before
+    assert contents(folder) == before and refused.value.exit_status == 2  # of the command: no traceback
 
 
 def test_source_models_of_the_folder_may_be_started_from(folder):
