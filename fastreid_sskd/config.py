@@ -102,7 +102,8 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.LOSSES.MultiSimilarity.MARGIN = 0.1
     # L_nn, negative batch nuclear norm of the predictions; weight w_nn
     _C.LOSSES.NuclearNorm = node({"WEIGHT": 1.5})
-    # Cluster-Contrast's InfoNCE against one vector a cluster (arXiv 2103.11568); off in the method
+    # Cluster-Contrast's InfoNCE against one vector a cluster (arXiv 2103.11568), kept in the classifier, so that no loss of the
+    # logits goes with it (LabelSmoothCE, SoftCE, NuclearNorm); off in the method
     _C.LOSSES.ClusterContrast = node({"WEIGHT": 0.0})
     # tau, what the cosines are divided by [> 0]; m, the old vector's weight when an image moves it [0, 1]
     _C.LOSSES.ClusterContrast.TEMPERATURE = 0.05

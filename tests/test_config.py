@@ -5,6 +5,9 @@ import inspect
 import types
 from pathlib import Path
 
+import fastreid_sskd  # first of all: it mends the host before anything else imports it
+
+# isort: split
 import pytest
 import torch
 from fastreid.config import get_cfg
@@ -13,7 +16,6 @@ from fastreid.utils.events import EventStorage
 from tiny_reid import CONFIGS
 from yacs.config import CfgNode
 
-import fastreid_sskd
 from fastreid_sskd import add_sskd_config
 from fastreid_sskd.engine import Trainer, load_config, source_config
 from fastreid_sskd.losses import SSKD_LOSS_REGISTRY
@@ -116,6 +118,17 @@ def test_a_loss_on_features_after_the_neck_needs_them():
     cfg.SSKD.LOSSES.ClusterContrast.WEIGHT = 1.0
     with pytest.raises(ValueError, match="ClusterContrast takes features from behind .*NECK_FEAT is 'before'"):
         build_losses(cfg)
+
+
+def test_a_classifier_is_trained_or_moved_not_both():
+    cfg = new_config()
+    cfg.MODEL.HEADS.NECK_FEAT = "after"
+    cfg.SSKD.LOSSES.ClusterContrast.WEIGHT = 1.0
+    with pytest.raises(ValueError, match="ClusterContrast moves the classifier, which LabelSmoothCE, SoftCE, NuclearNorm would train"):
+        build_losses(cfg)
+    for name in ("LabelSmoothCE", "SoftCE", "NuclearNorm"):
+        cfg.SSKD.LOSSES[name].WEIGHT = 0.0
+    assert [type(loss).__name__ for _, loss in build_losses(cfg).active] == ["MultiSimilarity", "ClusterContrast"]
 
 
 def test_defaults_are_the_methods():

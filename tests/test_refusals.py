@@ -1,11 +1,11 @@
 """A refusal is told in one message with its status, a failure with its traceback."""
 
 import pytest
-from fastreid_sskd.engine.stop import Stopped
 
 from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine.lock import FolderInUseError
 from fastreid_sskd.engine.same_run import OtherConfigError
+from fastreid_sskd.processes import Stopped
 from fastreid_sskd.refusals import UnknownNameError, checking, exit_status, is_refusal, nearest
 
 

@@ -42,7 +42,7 @@ def collect(folder: str, selections: Collection[str] = ("last",), name: str = ""
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no finished run, or a selection is not known.
+        ValueError: if it holds no finished run with figures, or a selection is not known.
     """
     unknown = sorted(set(selections) - set(SELECTIONS))
     if unknown or not selections:
@@ -53,7 +53,10 @@ def collect(folder: str, selections: Collection[str] = ("last",), name: str = ""
         raise FileNotFoundError(f"run folder {folder!r} not found")
     results = [result for run in find_runs(folder) for result in read_run(run, selections)]
     if not results:
-        raise ValueError(f"no finished run in {folder!r}: looked for {', '.join(_RESULTS)} there and below")
+        raise ValueError(
+            f"no finished run with figures in {folder!r}: looked for {', '.join(_RESULTS)} there and below; --tests evaluates "
+            "the model of a run that had no test set"
+        )
     if name:
         return _untrained_first([replace(result, method=_renamed(result.method, name)) for result in results])
     record = os.path.join(folder, RECORD)

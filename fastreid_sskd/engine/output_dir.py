@@ -9,6 +9,7 @@ from fastreid.utils import comm
 
 from ..modeling import peer_config
 from ..processes import on_main
+from ..refusals import checking
 from .atomic import write_atomically
 
 __all__ = ["EARLIER", "keep_config", "start_run"]
@@ -25,6 +26,7 @@ _OF_A_RUN = re.compile(
 )
 
 
+@checking()
 def start_run(cfg: CfgNode, *, from_scratch: bool) -> None:
     """Make ``OUTPUT_DIR`` this run's, at the moment that nothing can refuse it any more; to be called by every process.
 

@@ -7,6 +7,7 @@ from ..data import SourceLoader, training_items
 from ..data.loaders import source_items
 from ..data.samplers import check_batch
 from ..data.transforms import build_view_transforms
+from ..modeling.losses_config import build_losses
 from ..modeling.weights import load_network, read_state_dict
 from .shares import check_shares
 from .trainer import Trainer
@@ -27,16 +28,23 @@ class SourceTrainer(Trainer):
         """``model_best`` is chosen by mAP on the first test set, as in the released code."""
         tests = self.cfg.DATASETS.TESTS
         return f"{tests[0]}/mAP" if len(tests) > 1 else "mAP"
+
     def training_images(self) -> dict[str, list[str]]:
         loader = self._loader
         return {
             "DATASETS.NAMES": [item[0] for item in loader.items],
             "SSKD.SOURCE.BN_DATASETS": [item[0] for item in loader.bn_items],
         }
+
     @classmethod
     def check_data(cls, cfg: CfgNode) -> tuple[int, int]:
         check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
         check_shares(cfg)
+        for _, loss in build_losses(cfg).active:
+            if loss.requires:
+                raise ValueError(
+                    f"{type(loss).__name__} needs {', '.join(loss.requires)}, which stage 1 has not: set its WEIGHT in SSKD.LOSSES to 0"
+                )
         _, labels = source_items(cfg)
         if cfg.SSKD.SOURCE.BN_DATASETS:
             training_items(cfg.SSKD.SOURCE.BN_DATASETS, cfg.SSKD.FOLDERS)

@@ -124,6 +124,7 @@ class Trainer(DefaultTrainer):
     def training_images(self) -> dict[str, list[str]]:
         """{key that names the data sets: paths} of what is trained on: a checkpoint is of these and goes on with no others."""
         return {"DATASETS.NAMES": [item[0] for item in getattr(self._epochs.loader.dataset, "img_items", ())]}
+
     @classmethod
     def check_data(cls, cfg: CfgNode) -> tuple[int, int]:
         """What :meth:`prepare_data` will find, before anything is made.

@@ -82,12 +82,13 @@ class ClusterContrast(PeerLoss):
     """cluster_contrast of the student's features after the BN-neck; then the memory moves.
 
     The memory is the student's classifier, which a refresh fills with centroids. The loss gives it no gradient, so
-    the optimiser leaves it alone as long as no other loss reads the logits.
+    the optimiser leaves it alone: `build_losses` refuses other losses that read the logits.
     """
 
     short_name = "cc"
     requires = ("memory",)
     features_after_neck = True
+    reads_logits = False
 
     def __init__(self, *, temperature: float = 0.05, momentum: float = 0.1) -> None:
         _check_settings(temperature, momentum)

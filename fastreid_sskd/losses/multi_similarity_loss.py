@@ -101,6 +101,7 @@ class MultiSimilarity(PeerLoss):
     """multi_similarity of the student's features and the labels."""
 
     short_name = "ms"
+    reads_logits = False
 
     def __init__(
         self, *, alpha: float = 2.0, beta: float = 40.0, base: float = 0.5, margin: float = 0.1

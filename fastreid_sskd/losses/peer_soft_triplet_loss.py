@@ -56,6 +56,7 @@ class PeerSoftTriplet(PeerLoss):
 
     short_name = "ptri"
     requires = ("peer_teacher_features",)
+    reads_logits = False
 
     def __call__(self, batch: PeerBatch) -> Tensor:
         return peer_soft_triplet(batch.features, batch.peer_teacher_features, batch.labels)

@@ -33,11 +33,13 @@ class PeerLoss(ABC):
         short_name: names the loss in the log, as in `loss_<short_name>_peer0`.
         requires: the optional fields of PeerBatch that the loss reads.
         features_after_neck: the loss needs PeerBatch.features from behind the BN-neck (MODEL.HEADS.NECK_FEAT after).
+        reads_logits: the loss trains the classifier by PeerBatch.logits; no such loss goes with one that moves it (`memory`).
     """
 
     short_name: str
     requires: tuple[str, ...] = ()
     features_after_neck: bool = False
+    reads_logits: bool = True
 
     @abstractmethod
     def __call__(self, batch: PeerBatch) -> Tensor:

@@ -54,6 +54,7 @@ class SoftTriplet(PeerLoss):
     """soft_triplet of the student's features and the labels."""
 
     short_name = "tri"
+    reads_logits = False
 
     def __init__(self, *, margin: float = 0.0) -> None:
         _check_margin(margin)

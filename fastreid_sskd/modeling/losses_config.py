@@ -12,7 +12,8 @@ def build_losses(cfg: CfgNode) -> LossSet:
     """Every node of ``SSKD.LOSSES`` is a registered loss: its ``WEIGHT`` and, in lower case, its parameters.
 
     Raises:
-        ValueError: if a node has no ``WEIGHT``, a loss needs another ``MODEL.HEADS.NECK_FEAT``, or see :func:`..losses.build_loss_set`.
+        ValueError: if a node has no ``WEIGHT``, a loss needs another ``MODEL.HEADS.NECK_FEAT``, one trains the classifier
+            that another moves, or see :func:`..losses.build_loss_set`.
     """
     specs = []
     for name, node in cfg.SSKD.LOSSES.items():
@@ -27,4 +28,12 @@ def build_losses(cfg: CfgNode) -> LossSet:
                 f"{type(loss).__name__} takes features from behind the BN-neck, and MODEL.HEADS.NECK_FEAT is "
                 f"{cfg.MODEL.HEADS.NECK_FEAT!r}: set it to after, or the loss's weight to 0"
             )
+    active = [loss for _, loss in losses.active]
+    moving = [type(loss).__name__ for loss in active if "memory" in loss.requires]
+    training = [type(loss).__name__ for loss in active if loss.reads_logits]
+    if moving and training:
+        raise ValueError(
+            f"{', '.join(moving)} moves the classifier, which {', '.join(training)} would train: set the WEIGHT of one side in "
+            "SSKD.LOSSES to 0"
+        )
     return losses

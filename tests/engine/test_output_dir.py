@@ -76,9 +76,9 @@ def test_weights_that_would_be_moved_away(folder, tmp_path_factory, monkeypatch,
         peer.write_text(f"MODEL: {{WEIGHTS: {value}}}\n")
         value = str(peer)
     before = contents(folder)
-    with pytest.raises(ValueError, match=r"start from './model_final\.pth', a file of the earlier run in OUTPUT_DIR.*another OUTPUT_DIR"):
+    with pytest.raises(ValueError, match=r"start from './model_final\.pth', a file of the earlier run in OUTPUT_DIR.*another OUTPUT_DIR") as refused:
         start_run(config(folder, key, value if key.startswith("MODEL") else f"['{value}']"), from_scratch=True)
-    assert contents(folder) == before
+    assert contents(folder) == before and refused.value.exit_status == 2  # of the command: no traceback
 
 
 def test_source_models_of_the_folder_may_be_started_from(folder):
@@ -94,7 +94,7 @@ def test_results_of_an_earlier_run_are_not_shown_as_the_new_ones(adaptation):
     run(cfg)
     first = collect(cfg.OUTPUT_DIR)
     run(adaptation("SOLVER.MAX_EPOCH", "1", "DATASETS.TESTS", "()", "SEED", "7"))  # without figures of its own
-    with pytest.raises(ValueError, match="no finished run"):
+    with pytest.raises(ValueError, match="no finished run with figures in .*--tests"):  # a finished one, without a test set
         collect(cfg.OUTPUT_DIR)
     assert not {"model_best.pth", "results.json"} & set(os.listdir(cfg.OUTPUT_DIR))
     assert [result.metrics for result in collect(os.path.join(cfg.OUTPUT_DIR, "earlier-1"))] == [r.metrics for r in first]

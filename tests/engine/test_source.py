@@ -66,6 +66,13 @@ def test_start_from_weights_of_other_identities(tmp_path, finished):
     assert made.model.num_classes == 12 and made.start_epoch == 0
 
 
+@pytest.mark.parametrize("name", ["SoftCE", "PeerSoftTriplet"])
+def test_a_loss_that_needs_what_stage_2_has_is_refused_before_the_run(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"{name} needs peer_teacher_\w+, which stage 1 has not"):
+        run(tiny_source(tmp_path / "out", f"SSKD.LOSSES.{name}.WEIGHT", "1"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_batch_that_cannot_hold_p_by_k(tmp_path):
     made = SourceTrainer(tiny_source(tmp_path, "SOLVER.IMS_PER_BATCH", "6"))
     with pytest.raises(ValueError, match="SOLVER.IMS_PER_BATCH = 6"):
