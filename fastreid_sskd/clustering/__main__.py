@@ -96,8 +96,8 @@ def _read(path: Path, name: str) -> np.ndarray:
     """The array of a .npy file, or the one of that name in a .npz."""
     try:
         file = np.load(path, mmap_mode="r")
-    except (EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a whole .npy or .npz file: {error}") from error
+    except (EOFError, ValueError, zipfile.BadZipFile):  # numpy's own message may advise to load the file unsafely
+        raise ValueError(f"{path} is not a whole .npy or .npz file of numbers: make it with numpy.save or --predict") from None
     if isinstance(file, np.ndarray):
         return file
     with file:
@@ -108,8 +108,9 @@ def _read(path: Path, name: str) -> np.ndarray:
 
 def _cluster(options: argparse.Namespace) -> int:
     outputs = [path for path in (options.out, options.centroids) if path is not None]
+    inputs = [path for path in (options.features, options.identities, options.cameras) if path is not None]
     for path in outputs:
-        check_output(path, (".npy",), [path for path in (options.features, options.identities) if path is not None])
+        check_output(path, (".npy",), inputs)
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise ValueError(f"--out and --centroids are both {options.out}: give two files")
     features = _read(options.features, "features")

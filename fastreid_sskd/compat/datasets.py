@@ -35,7 +35,7 @@ class Names:
     numbers: bool = False
 
 
-_MARKET = Names("0002_c1s1_000451_03.jpg", r"(?P<who>-1|\d+)_c(?P<camera>\d+)", numbers=True)
+_MARKET = Names("0002_c1s1_000451_03.jpg", r"(?<![-\d])(?P<who>-1|\d+)_c(?P<camera>\d+)", numbers=True)
 _FOLDER_A_PERSON = r"^(?P<who>[^/]+)/"
 _ID_CAMERA = r"^(?P<who>[^_]+)_(?P<camera>[^_]+)"
 

@@ -157,7 +157,7 @@ class CropFolder(ImageDataset):
             return []
         matches = self._found(setting, paths)
         groups = [match.groups() or (match[0],) if match else () for match in matches]
-        names = [next((name for name in found if name is not None), None) for found in groups]
+        names = [next((name for name in found if name), None) for found in groups]
         if needed and None in names:
             raise ValueError(self._nothing_found(setting, paths, names))
         return names

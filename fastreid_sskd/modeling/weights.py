@@ -115,7 +115,7 @@ def read_state_dict(path: str) -> dict[str, torch.Tensor]:
 def _named_tensors(content: Any, path: str) -> dict[str, torch.Tensor]:
     state = dict(_walk(content, "", 6))
     if not state:
-        keys = f" of {', '.join(map(repr, list(content)[:3]))}" if isinstance(content, Mapping) else ""
+        keys = f" of {', '.join(map(repr, list(content)[:3]))}" if isinstance(content, Mapping) and content else ""
         raise WeightsError(f"{path!r} holds no named tensors, but a {type(content).__name__}{keys}: give a state dict")
     return state
 
@@ -335,6 +335,8 @@ def _cause(match: _Match, state: State) -> str:
             return ("one network, and no SSKD model: evaluate it with the config that it was trained with, or let the peers "
                     "start from it (SSKD.SOURCE.WEIGHTS)")
         return f"an SSKD model of {peers[0]} peers: set SSKD.NUM_PEERS, here {peers[1]}, or SSKD.PEERS"
+    if match.misshapen and all(name.startswith("heads.") for name in match.misshapen):
+        return "another head: compare MODEL.HEADS and MODEL.BACKBONE.FEAT_DIM"
     if match.num_found < 0.1 * match.total:
         return "another architecture: compare MODEL.BACKBONE.NAME and MODEL.META_ARCHITECTURE"
     for part, key in ((".IN.", "WITH_IBN"), (".se.", "WITH_SE"), ("NL_", "WITH_NL")):
@@ -342,9 +344,7 @@ def _cause(match: _Match, state: State) -> str:
         if theirs != own:
             return f"MODEL.BACKBONE.{key}, which would have to be {theirs}"
     if match.misshapen:
-        heads = all(name.startswith("heads.") for name in match.misshapen)
-        return ("another head: compare MODEL.HEADS and MODEL.BACKBONE.FEAT_DIM" if heads else
-                "another depth or width: compare MODEL.BACKBONE.DEPTH and MODEL.BACKBONE.NAME")
+        return "another depth or width: compare MODEL.BACKBONE.DEPTH and MODEL.BACKBONE.NAME"
     if not match.missing:
         return "a larger network: compare MODEL.BACKBONE.DEPTH and MODEL.HEADS"
     if len({name.split(".")[0] for name in match.missing}) == 1:

@@ -122,6 +122,7 @@ def test_a_radius_for_a_method_without_one(capsys):
         (SOME, ("--centroids", "features.npy/c.npy"), "'features.npy/c.npy' cannot be written"),
         (SOME, ("--centroids", "labels.npy"), "--out and --centroids are both labels.npy"),
         (SOME, ("--out", "features.npy"), "'features.npy' is read by this command"),
+        (np.array([{}]), (), "features.npy is not a whole .npy or .npz file of numbers"),
         (SOME, ("--out", "."), "has to end in .npy; got '.'"),
         (SOME, ("--out", "labels"), "has to end in .npy; got 'labels'"),
         (np.float32(1), (), "features must be (N, d)"),
@@ -136,14 +137,23 @@ def test_mistakes_are_said_in_a_line_with_the_options_names(tmp_path, monkeypatc
     said = caplog.records[-1].getMessage()
     assert message in said and "SSKD." not in said
     assert os.listdir() == ([] if array is None else ["features.npy"])
-    assert array is None or np.array_equal(np.load("features.npy"), array)
+    assert array is None or np.array_equal(np.load("features.npy", allow_pickle=True), array)
 
 
-@pytest.mark.parametrize("name, content", [("f.npy", b""), ("f.npz", b"PK\x03\x04 and no more")])
+@pytest.mark.parametrize("given", ["--identities", "--cameras"])
+def test_no_other_input_is_overwritten(tmp_path, caplog, given):
+    features, other = str(tmp_path / "features.npy"), str(tmp_path / "other.npy")
+    np.save(features, SOME)
+    np.save(other, np.arange(len(SOME)) % 2)
+    assert main([features, "--out", other, given, other]) == 2
+    assert "is read by this command" in caplog.text and np.array_equal(np.load(other), np.arange(len(SOME)) % 2)
+
+
+@pytest.mark.parametrize("name, content", [("f.npy", b""), ("f.npy", b"text"), ("f.npz", b"PK\x03\x04 and no more")])
 def test_files_that_are_not_whole(tmp_path, caplog, name, content):
     (tmp_path / name).write_bytes(content)
     assert main([str(tmp_path / name), "--out", str(tmp_path / "l.npy")]) == 2
-    assert f"{name} is not a whole .npy or .npz file" in caplog.text
+    assert f"{name} is not a whole .npy or .npz file" in caplog.text and "unsafe" not in caplog.text
 
 
 def test_warnings_name_the_options_too(tmp_path, caplog):

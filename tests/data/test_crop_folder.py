@@ -95,7 +95,7 @@ def test_the_group_that_takes_part(tree):
     assert [item[2] for item in train] == ["site_2", "site_1"]
 
 
-@pytest.mark.parametrize("rule", [r"_c(\d)", r"_c(\d)?x"])
+@pytest.mark.parametrize("rule", [r"_c(\d)", r"_c(\d)?x", r"_c(\d*)x"])
 def test_path_without_a_camera_is_named(tree, rule):
     root = tree("crops/a_c1x.jpg", "crops/b_cx.jpg", "crops/d_cx.jpg")
     with pytest.raises(ValueError, match=r"SSKD.FOLDERS.site.CAMERA .*2 of 3 paths \(first: 'b_cx.jpg'\)"):

@@ -291,6 +291,13 @@ def test_a_smaller_a_bigger_and_another_backbone(model, make_peer, save):
             load_source_weights(model, [save(content)])
 
 
+def test_another_neck_that_shares_nothing_of_the_head(model, make_peer, save):
+    state = {k: v for k, v in make_peer(10).state_dict().items() if not k.startswith("heads.")}
+    state["heads.bottleneck.0.weight"] = torch.ones(9)
+    with pytest.raises(ValueError, match="(?s)0 of .*another head: compare MODEL.HEADS"):
+        load_source_weights(model, [save(state)])
+
+
 def test_another_neck(model, make_peer, save):
     state = {**make_peer(10).state_dict(), "heads.bottleneck.0.weight": torch.ones(9)}
     with pytest.raises(ValueError, match="(?s)1 of another shape: heads.bottleneck.0.weight\n.*another head: compare MODEL.HEADS"):
@@ -375,7 +382,7 @@ def test_nothing_but_tensors_is_unpickled(make_peer, save, tmp_path, at):
     ids=["list", "tensor", "empty", "numbered", "no tensors", "no tensors in the model"],
 )
 def test_files_without_a_state_dict(save, content):
-    with pytest.raises(ValueError, match="holds no named tensors, but a (list|Tensor|dict)"):
+    with pytest.raises(ValueError, match="holds no named tensors, but a (list|Tensor|dict)( of [^ :].*)?: give a state dict"):
         read_state_dict(save(content))
 
 
