@@ -6,7 +6,7 @@
     tools/benchmark.py table runs/sskd_m2d --published --format latex
     tools/benchmark.py run --config-file configs/demo.yml --runs 3 --output runs/demo3
     tools/benchmark.py grid configs/ablation/grid.yml --output runs/ablation
-    tools/benchmark.py grid configs/rivals.yml --config-file configs/sskd_cuhk2m_mobilenet.yml --output runs/rivals \
+    tools/benchmark.py grid configs/rivals/grid.yml --config-file configs/sskd_cuhk2m_mobilenet.yml --output runs/rivals \
         --against "SSKD as released"
     tools/benchmark.py zoo                                              # writes MODEL_ZOO.md
 

@@ -225,8 +225,9 @@ def build_network(cfg: CfgNode) -> nn.Module:
             "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it to a file on "
             "disk, or install gdown so that fast-reid can download them, or set MODEL.BACKBONE.PRETRAIN to False"
         ) from error
-    except (AssertionError, KeyError, NotImplementedError) as error:
-        raise ValueError(f"the network that MODEL describes cannot be built, {type(error).__name__}: {error}") from error
+    except (AssertionError, KeyError, RuntimeError) as error:  # RuntimeError: also what is not implemented, and MGN's fixed sizes
+        said = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"the network that MODEL describes cannot be built, {type(error).__name__}: {said}") from error
 
 
 def _networks(cfg: CfgNode) -> list[CfgNode]:

@@ -244,7 +244,7 @@ def test_a_bound_without_identities_is_left_out(tmp_path, started, world):
 
 
 def test_rivals():
-    cells = load_grid(str(CONFIGS / "rivals.yml"))
+    cells = load_grid(str(CONFIGS / "rivals" / "grid.yml"))
     assert cells.share_source == "seed" and len(cells.cells) >= 11
     for cell in cells.cells:  # every key is one of the config, for each pair
         for base in (cells.config, str(CONFIGS / "sskd_cuhk2m_mobilenet.yml")):

@@ -319,7 +319,7 @@ def test_pretrain_path_that_is_not_finite_or_not_there(sources, pretrained, cfg)
     from fastreid.modeling import build_backbone
 
     bad = {**sources("resnet"), "layer2.0.bn1.bias": torch.full((128,), float("nan"))}
-    with pytest.raises(ValueError, match="tensor layer2.0.bn1.bias has values that are not finite"):
+    with pytest.raises(ValueError, match="has values that are not finite in its tensor layer2.0.bn1.bias"):
         pretrained("resnet", {"state_dict": bad})
     cfg.MODEL.BACKBONE.PRETRAIN_PATH = "nowhere.pth"
     with pytest.raises(FileNotFoundError, match="'nowhere.pth' not found"):

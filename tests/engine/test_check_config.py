@@ -268,6 +268,14 @@ def test_abilities_are_asked_of_the_device_that_is_used(data_sets, tmp_path, mon
 # ---- one kind of run --------------------------------------------------------------------------------------------
 
 
+def test_an_architecture_that_its_backbone_does_not_fit():
+    """The host's MGN is made for the channels of ResNet-50."""
+    opts = ["MODEL.META_ARCHITECTURE", "MGN", "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", "False"]
+    with pytest.raises(ValueError, match="cannot be built, RuntimeError: Error.* in loading state_dict") as refused:
+        check_config.build_network(load_config(str(CONFIGS / "base_demo.yml"), opts))
+    assert len(str(refused.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("key", ["MODEL.LOSSES.NAME", "DATALOADER.SAMPLER_TRAIN"])
 def test_what_only_the_host_reads_is_checked_for_the_host_only(tmp_path, key):
     with pytest.raises(ValueError, match=f"{key} must be one of"):
