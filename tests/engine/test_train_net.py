@@ -159,6 +159,7 @@ def test_evaluation_of_nothing(finished):
         (("MODEL.WEIGHTS", "missing.pth"), "MODEL.WEIGHTS 'missing.pth' not found"),
         (("SSKD.PEERS", "missing.yml"), "missing.yml' not found"),
         (("DATASETS.NAMES", "MSMT17"), "data set MSMT17"),
+        (("OUTPUT_DIR", ""), "OUTPUT_DIR is empty"),
     ],
 )  # fmt: skip
 def test_what_is_refused_exits_with_2_in_one_message(main, tmp_path, capsys, opts, said):
@@ -168,7 +169,8 @@ def test_what_is_refused_exits_with_2_in_one_message(main, tmp_path, capsys, opt
 
 
 @pytest.mark.parametrize("flags", [{}, {"eval_only": True}, {"predict": "."}], ids=["train", "evaluate", "predict"])
-def test_output_folders_that_cannot_be(main, finished, tmp_path, host_logging, capsys, flags):
+def test_output_folders_that_cannot_be(main, finished, world, tmp_path, monkeypatch, host_logging, capsys, flags):
+    monkeypatch.chdir(world)  # images for --predict
     (tmp_path / "file").touch()
     weights = ["MODEL.WEIGHTS", str(finished.output / "model_final.pth")]
     for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/1/task/none"):
