@@ -26,6 +26,16 @@ class _AsWritten(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012 - as yaml has it
 
+    def compose_mapping_node(self, anchor):
+        """YAML itself would drop the first of two keys, with all that is below it, without a word."""
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(problem=f"the key {key.value} is there twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return node
+
 
 def merge_file(cfg: CfgNode, path: str, loaded_by: Sequence[str] = ()) -> None:
     """Change a config to what a YAML file says, after the file that its ``_BASE_`` names.

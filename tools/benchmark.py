@@ -28,6 +28,7 @@ from fastreid.utils.logger import setup_logger
 
 from fastreid_sskd import benchmark
 from fastreid_sskd.engine.atomic import check_output, write_atomically
+from fastreid_sskd.engine.lock import make_folder
 from fastreid_sskd.refusals import checking, exit_status, nearest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -157,6 +158,7 @@ def main() -> int:
         if args.command == "table":
             results = [result for given in args.models for result in results_of(given, args)]
         else:
+            make_folder(args.output, "--output")
             setup_logger(args.output)
             if args.command == "run":
                 grid, only = benchmark.repeat(args.config_file, args.runs, args.name), ()

@@ -10,6 +10,8 @@ import os
 import sys
 
 from fastreid_sskd.data.image import find_images
+from fastreid_sskd.engine.lock import make_folder
+from fastreid_sskd.refusals import exit_status
 
 SPLITS = ("bounding_box_train", "query", "bounding_box_test")
 
@@ -22,6 +24,7 @@ def identity(name: str) -> str:
     return name.split("_")[0]
 
 
+@exit_status
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="folder with " + ", ".join(SPLITS))
@@ -41,7 +44,7 @@ def main() -> int:
     names["bounding_box_train"] = [name for name in names["bounding_box_train"] if identity(name) in kept]
     for split in SPLITS:
         folder = os.path.join(args.output, split)
-        os.makedirs(folder)
+        make_folder(folder, "--output")
         for name in names[split]:
             os.symlink(os.path.abspath(os.path.join(args.source, split, name)), os.path.join(folder, name))
         print(f"{split}: {len(names[split])} images")

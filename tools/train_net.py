@@ -43,6 +43,8 @@ def prepare(args) -> tuple[str, int | None]:
     check_device(device)
     if args.predict:
         check_feature_file(args.features, image_paths(args.predict), [args.config_file, cfg.MODEL.WEIGHTS])
+        if args.eval_only or args.resume:
+            raise ValueError("--predict neither trains nor evaluates: leave out --eval-only and --resume")
     several = args.num_gpus * args.num_machines > 1
     if args.predict and (several or joined_from_outside()):
         raise ValueError("--predict runs in one process: leave --num-gpus and --num-machines at 1")

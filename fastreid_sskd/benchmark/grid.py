@@ -63,8 +63,11 @@ def load_grid(path: str) -> Grid:
     Raises:
         ValueError: if a key or value is not known, or two cells have one name.
     """
-    with open(path, encoding="utf-8") as file:
-        data = yaml.safe_load(file)
+    try:
+        with open(path, encoding="utf-8") as file:
+            data = yaml.safe_load(file)
+    except yaml.YAMLError as error:
+        raise ValueError(f"grid {path!r} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict) or not {"config", "cells"} <= set(data) <= {
         "config",
         "cells",

@@ -112,6 +112,10 @@ _RANGES: dict[str, tuple[Callable[..., bool], str]] = {
     "SOLVER.FREEZE_ITERS": (lambda v: v >= 0, "a number of iterations >= 0"),
     "SOLVER.CHECKPOINT_PERIOD": (lambda v: v >= 1, "a number of epochs >= 1"),
     "SOLVER.MAX_EPOCH": (lambda v: v >= 1, "a number of epochs >= 1"),
+    "TEST.RERANK.K1": (lambda v: v >= 1, "a number of neighbours >= 1"),
+    "TEST.RERANK.K2": (lambda v: v >= 1, "a number of neighbours >= 1"),
+    "TEST.RERANK.LAMBDA": _IS_SHARE,
+    "SSKD.NUM_PEERS": (lambda v: v >= 1, "a number of networks >= 1"),
     "SSKD.ITERS_PER_EPOCH": (lambda v: v >= 1, "a number of iterations >= 1"),
     "SSKD.CACHE_IMAGES": (lambda v: v >= 0, "a size in MB >= 0, 0 for no cache"),
     "SOLVER.BASE_LR": (lambda v: v >= 0, "a learning rate >= 0"),
@@ -225,7 +229,8 @@ def build_network(cfg: CfgNode) -> nn.Module:
             "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it to a file on "
             "disk, or install gdown so that fast-reid can download them, or set MODEL.BACKBONE.PRETRAIN to False"
         ) from error
-    except (AssertionError, KeyError, RuntimeError) as error:  # RuntimeError: also what is not implemented, and MGN's fixed sizes
+    # RuntimeError: also what is not implemented, and MGN's fixed sizes
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
         said = next(iter(str(error).splitlines()), "")
         raise ValueError(f"the network that MODEL describes cannot be built, {type(error).__name__}: {said}") from error
 

@@ -63,16 +63,16 @@ def output_folder(folder: str) -> Iterator[None]:
 
 
 @checking()
-def make_folder(folder: str) -> None:
-    """Make a folder that can be written into, those above it too; Raises as :func:`output_folder`."""
+def make_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
+    """Make a folder that can be written into, those above it too; ``key`` names it. Raises as :func:`output_folder`."""
     try:
         os.makedirs(folder, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"{folder!r} cannot be an output folder, a file is in its place: give another OUTPUT_DIR") from None
+        raise NotADirectoryError(f"{folder!r} cannot be an output folder, a file is in its place: give another {key}") from None
     except OSError as error:
-        raise PermissionError(f"{folder!r} cannot be made ({error.strerror}): give another OUTPUT_DIR") from None
+        raise PermissionError(f"{folder!r} cannot be made ({error.strerror}): give another {key}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder!r} cannot be written into: give another OUTPUT_DIR, or change its permissions")
+        raise PermissionError(f"{folder!r} cannot be written into: give another {key}, or change its permissions")
 
 
 def _take(folder: str) -> bool:

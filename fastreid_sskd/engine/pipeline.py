@@ -297,7 +297,10 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
     source.SEED = derive_seed(cfg.SEED, k) >> 1
     source.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "source", f"peer{k}")
     with said_of("SSKD.SOURCE.OPTS"):
+        own_folder = source.OUTPUT_DIR
         merge_overrides(source, cfg.SSKD.SOURCE.OPTS)
+        if source.OUTPUT_DIR != own_folder:
+            raise ValueError("OUTPUT_DIR would be one folder for all peers, and each has its own below the run's: leave it out")
     if not source.DATASETS.TESTS:
         source.TEST.EVAL_PERIOD = 0
     source.freeze()

@@ -135,8 +135,9 @@ def begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     The config of an earlier run in the folder stays until this one starts to train (see :func:`.output_dir.start_run`),
     which it never does with ``--eval-only`` and ``--predict``.
     """
-    if cfg.OUTPUT_DIR:
-        on_main(lambda: make_folder(cfg.OUTPUT_DIR))
+    if not cfg.OUTPUT_DIR:
+        raise ValueError("OUTPUT_DIR is empty: name a folder, the log and config.yaml are written there")
+    on_main(lambda: make_folder(cfg.OUTPUT_DIR))
     put_back = keep_config(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     put_back()

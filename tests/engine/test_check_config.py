@@ -56,6 +56,7 @@ WRONG = [
     ("MAX_LARGEST_SHARE", "SSKD.CLUSTER.MAX_LARGEST_SHARE", "-0.5"),
     ("MIN_RECALL", "SSKD.CLUSTER.MIN_RECALL", "0.0"),
     ("REDUCED_DIM", "SSKD.CLUSTER.REDUCED_DIM", "-1"),
+    ("NUM_PEERS must be .*got -1", "SSKD.NUM_PEERS", "-1"),
     ("ON_LIMIT", "SSKD.CLUSTER.ON_LIMIT", "stop"),
     ("ON_COLLAPSE", "SSKD.CLUSTER.ON_COLLAPSE", "go"),
     ("ITERS_PER_EPOCH", "SSKD.ITERS_PER_EPOCH", "0"),
@@ -93,6 +94,7 @@ EVERYWHERE = [
     ("MAX_EPOCH", "SOLVER.MAX_EPOCH", "0"),
     ("CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "0"),
     ("LOG_PERIOD", "SSKD.LOG_PERIOD", "0"),
+    ("RERANK.K1 must be", "TEST.RERANK.K1", "0"),
     ("18x, 34x, 50x, 101x; got '19x'", *RESNET, "MODEL.BACKBONE.DEPTH", "19x"),
     ("FEAT_DIM is 2048, and the maps of build_resnet_backbone 18x have 512 .*set it to 512", *RESNET, "MODEL.BACKBONE.FEAT_DIM", "2048"),
     ("nearest that there is: build_resnet_backbone", "MODEL.BACKBONE.NAME", "resnet_backbone"),
@@ -169,6 +171,11 @@ def test_what_no_run_can_do_is_refused_before_anything_is_written(tmp_path, kind
         run(RUNS[kind](tmp_path / "out", *overrides))
     assert raised.value.exit_status == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_an_architecture_that_does_not_fit_the_backbone(tmp_path):
+    with pytest.raises(ValueError, match="cannot be built, AttributeError: .*conv1"):
+        pipeline.check_run(tiny_baseline(tmp_path / "out", "MODEL.META_ARCHITECTURE", "MGN"))
 
 
 def test_a_network_that_cannot_take_the_test_images(tmp_path):
@@ -323,6 +330,7 @@ def test_query_and_gallery_of_a_source_are_trained_on_where_they_are_asked_for(t
     "key, value, named",
     [("SOLVER.OPT", "SparseAdam", "cannot train"), ("SOLVER.MAX_EPOCH", "0", "MAX_EPOCH"), ("DATASETS.NAMES", "MSMT17", "MSMT17"),
      ("SOLVER.IMS_PER_BATCH", "6", "SOLVER.IMS_PER_BATCH = 6"), ("MODEL.WEIGHTS", "no.pth", "stage 1, .*'no.pth' not found"),
+     ("OUTPUT_DIR", "elsewhere", "SSKD.SOURCE.OPTS: OUTPUT_DIR would be one folder"),
      ("SOLVER.MAX_EPOHC", "3", "SSKD.SOURCE.OPTS: there is no key SOLVER.MAX_EPOHC")],
 )  # fmt: skip
 def test_stage_1_is_checked_before_it_begins(tmp_path, key, value, named):

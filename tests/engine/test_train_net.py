@@ -159,6 +159,7 @@ def test_evaluation_of_nothing(finished):
         (("MODEL.WEIGHTS", "missing.pth"), "MODEL.WEIGHTS 'missing.pth' not found"),
         (("SSKD.PEERS", "missing.yml"), "missing.yml' not found"),
         (("DATASETS.NAMES", "MSMT17"), "data set MSMT17"),
+        (("OUTPUT_DIR", ""), "OUTPUT_DIR is empty"),
     ],
 )  # fmt: skip
 def test_what_is_refused_exits_with_2_in_one_message(main, tmp_path, capsys, opts, said):

@@ -36,6 +36,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "empty.yml").touch()
     (tmp_path / "model.pth").write_bytes(b"PK\x03\x04\x80\xff")
     (tmp_path / "person.jpg").touch()
+    (tmp_path / "broken.yml").write_text("cells: [1\n")
     return tmp_path
 
 
@@ -61,6 +62,9 @@ def test_config_files(run_tool, folder, tool, name, said):
     [
         (("benchmark", "zoo", "--notes", "missing.md"), "no file of notes 'missing.md'"),
         (("benchmark", "table", "--published", "Market1501 -> DukeMTCM"), "nearest that there is: Market1501 -> DukeMTMC"),
+        (("benchmark", "grid", "broken.yml", "--output", "out"), "grid 'broken.yml' is no YAML"),
+        (("benchmark", "run", "--config-file", CONFIG, "--output", "person.jpg"), "give another --output"),
+        (("train_net", "--config-file", CONFIG, "--predict", ".", "--eval-only"), "neither trains nor evaluates"),
         (("report", "missing_run"), "missing_run"),
         (("report", "."), "config.yaml"),
         (("train_net", "--config-file", CONFIG, "--resume", "runs/a/model_final.pth"), "--resume takes no file"),
