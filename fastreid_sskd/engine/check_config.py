@@ -73,7 +73,7 @@ _NAMES: dict[str, Callable[[CfgNode], Collection[str]]] = {
     "MODEL.HEADS.CLS_LAYER": lambda cfg: any_softmax.__all__,
     "MODEL.LOSSES.NAME": lambda cfg: ("CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface"),
     "DATALOADER.SAMPLER_TRAIN": lambda cfg: (
-        "TrainingSampler", "NaiveIdentitySampler", "BalancedIdentitySampler", "SetReWeightSampler", "ImbalancedDatasetSampler",
+        "TrainingSampler", "NaiveIdentitySampler", "BalancedIdentitySampler", "ImbalancedDatasetSampler",  # the host's fifth cannot work
     ),
     "SOLVER.OPT": lambda cfg: [
         name for name, value in vars(torch.optim).items() if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)

@@ -7,8 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from tiny_reid import CONFIGS, MARKET, TINY_SOURCE, TINY_TARGET
+from tiny_reid import CONFIGS, MARKET, TINY, TINY_SOURCE, TINY_TARGET, load_checkpoint
 
 from fastreid_sskd.benchmark import (
     Grid,
@@ -218,7 +219,8 @@ def test_baselines_beside_runs_from_source_models_of_each_seed(tmp_path, started
         Cell("start", run="start"), Cell("statistics", run="batch_norm"), Cell("longer", steps=3),
         Cell("bound", ("MODEL.META_ARCHITECTURE", "SSKDSource", *opts)),
     )  # fmt: skip
-    results, missing = run_grid(Grid(BASE, cells, (1, 2), "seed"), str(tmp_path), opts=OPTS)
+    own_seeds = [*OPTS, "SSKD.SOURCE.OPTS", str(TINY_SOURCE[len(TINY):])]  # of each run, not the one that TINY gives to all
+    results, missing = run_grid(Grid(BASE, cells, (1, 2), "seed"), str(tmp_path), opts=own_seeds)
     assert not missing and len(started) == 4
     by_name = {(r.method, r.seed): r.metrics["mAP"] for r in results}
     metrics = {(r.method, r.seed): r.metrics for r in results}
@@ -230,14 +232,17 @@ def test_baselines_beside_runs_from_source_models_of_each_seed(tmp_path, started
         (bound,) = (cfg for cfg in started if cfg.SEED == seed and cfg.MODEL.META_ARCHITECTURE == "SSKDSource")
         assert bound.MODEL.WEIGHTS == cfg.SSKD.SOURCE.WEIGHTS[0]
         assert os.path.join("source-models", f"seed{seed}") in bound.MODEL.WEIGHTS
-    assert by_name["start", 1] != by_name["start", 2]
+    first, second = (
+        load_checkpoint(tmp_path / "source-models" / f"seed{seed}" / "source" / "peer0" / "model_best.pth")["model"] for seed in (1, 2)
+    )
+    assert not torch.equal(first["backbone.0.weight"], second["backbone.0.weight"])
     assert any(metrics["statistics", seed] != metrics["start", seed] for seed in (1, 2))
     assert {r.method for r in collect(str(tmp_path))} == {cell.name for cell in cells}  # not the source models
 
 
 def test_a_bound_without_identities_is_left_out(tmp_path, started, world):
     crops = ("DATASETS.NAMES", "('CropFolder',)", "SSKD.FOLDERS.CropFolder.TRAIN", str(world / MARKET / "bounding_box_train"))
-    cells = (Cell("start", run="start"), Cell("bound", ("MODEL.META_ARCHITECTURE", "SSKDSource", "SSKD.SOURCE.BN_DATASETS", [])))
+    cells = (Cell("start", run="start"), Cell("bound", ("MODEL.META_ARCHITECTURE", "SSKDSource", "SSKD.LOSSES.SoftCE.WEIGHT", 0.0)))
     results, missing = run_grid(Grid(BASE, cells, (1,), "seed"), str(tmp_path), opts=[*OPTS, *crops])
     assert [r.method for r in results] == ["start"] and not started
     assert list(missing) == ["bound, seed 1"] and "a source needs identities" in missing["bound, seed 1"]
