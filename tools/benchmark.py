@@ -139,6 +139,10 @@ def main() -> int:
     args = parser.parse_args()
     if args.command == "table" and not args.models and not args.published:
         table.error("name run folders or CONFIG:WEIGHTS, or pairs of data sets behind --published")
+    if args.command in ("run", "grid"):
+        given_elsewhere = {"SEED", "OUTPUT_DIR"} & set(args.opts[::2])
+        if given_elsewhere:
+            parser.error(f"--opts {' and '.join(sorted(given_elsewhere))}: give --runs or --seeds, and --output, instead")
     if args.output_file:
         try:
             check_table_file(args.output_file, [args.notes] if args.command == "zoo" else [])

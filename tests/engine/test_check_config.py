@@ -105,6 +105,10 @@ EVERYWHERE = [
     ("NECK_FEAT", "MODEL.HEADS.NECK_FEAT", "behind"),
     ("SIZE_TRAIN", "INPUT.SIZE_TRAIN", "32"),
     ("PIXEL_STD", "MODEL.PIXEL_STD", "[0, 1, 1]"),
+    ("INPUT.CJ.PROB must be a share", "INPUT.CJ.PROB", "-1"),
+    ("SOLVER.MOMENTUM must be a share", "SOLVER.MOMENTUM", "2"),
+    ("SOLVER.GAMMA must be a factor > 0", "SOLVER.GAMMA", "0"),
+    ("SOLVER.WARMUP_FACTOR must be a share", "SOLVER.WARMUP_FACTOR", "-1"),
     ("FREEZE_ITERS is 0: set", "MODEL.FREEZE_LAYERS", "backbone"),
     ("'bacbone', but the network has", "MODEL.FREEZE_LAYERS", "bacbone", "SOLVER.FREEZE_ITERS", "2"),
     ("METRIC", "TEST.METRIC", "cosinus"),
@@ -289,6 +293,11 @@ def test_what_only_the_host_reads_is_checked_for_the_host_only(tmp_path, key):
         check_settings(tiny_baseline(tmp_path, key, "nothing"))
     check_settings(tiny_source(tmp_path, key, "nothing"))
     check_settings(tiny_adaptation(tmp_path, key, "nothing"))
+
+
+def test_the_hosts_sampler_that_cannot_work(tmp_path):
+    with pytest.raises(ValueError, match="SAMPLER_TRAIN must be one of .*; got 'SetReWeightSampler'"):
+        check_settings(tiny_baseline(tmp_path, "DATALOADER.SAMPLER_TRAIN", "SetReWeightSampler"))
 
 
 @pytest.mark.parametrize("make", [tiny_source, tiny_baseline])
