@@ -30,8 +30,8 @@ def test_one_network_differs_in_what_sskd_adds(cfg):
     cfg.SSKD.EMA.WINDOW = 0.0
     weights = {name: node.WEIGHT for name, node in one.SSKD.LOSSES.items()}
     assert weights == {
-        "LabelSmoothCE": 1.0, "SoftCE": 0.0, "MultiSimilarity": 3.0, "NuclearNorm": 1.5, "SoftTriplet": 0.0,
-        "PeerSoftTriplet": 0.0,
+        "LabelSmoothCE": 1.0, "SoftCE": 0.0, "MultiSimilarity": 3.0, "NuclearNorm": 1.5, "ClusterContrast": 0.0,
+        "SoftTriplet": 0.0, "PeerSoftTriplet": 0.0,
     }  # fmt: skip
     one.SSKD.NUM_PEERS, one.SSKD.EMA.MOMENTUM = cfg.SSKD.NUM_PEERS, cfg.SSKD.EMA.MOMENTUM
     one.SSKD.LOSSES = cfg.SSKD.LOSSES.clone()

@@ -151,6 +151,6 @@ def test_missing_weights_of_a_peer_are_found_before_the_others_are_trained(mixed
     last = tmp_path / "peer2.yml"
     last.write_text(f"_BASE_: {files[2]}\nMODEL: {{WEIGHTS: {tmp_path / 'nowhere.pth'}}}\n")
     cfg = mixed("SSKD.PEERS", str([*files[:2], str(last)]), output=tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match=r"peer 2 .*nowhere\.pth.*peer2\.yml"):
+    with pytest.raises(FileNotFoundError, match=r"peer 2 .*peer2\.yml.*nowhere\.pth"):
         run(cfg)
     assert not (tmp_path / "out" / "source").exists()
