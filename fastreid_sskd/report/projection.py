@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 
 import numpy as np
+import torch
 
 __all__ = ["project"]
 
@@ -18,7 +19,11 @@ def project(features: np.ndarray) -> tuple[np.ndarray, str]:
     features = np.asarray(features, dtype=np.float64)
     if len(features) > _FEW and importlib.util.find_spec("umap"):
         umap = importlib.import_module("umap")  # the extra "umap"
-        return umap.UMAP(n_components=2, random_state=0).fit_transform(features), "UMAP"
+        threads = torch.get_num_threads()
+        try:
+            return umap.UMAP(n_components=2, random_state=0).fit_transform(features), "UMAP"
+        finally:
+            torch.set_num_threads(threads)  # numba sets the number that torch shares with it
     centred = features - features.mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     axes = np.vstack([axes, np.zeros((2, features.shape[1]))])[:2]

@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+import torch
 
 from fastreid_sskd.report.projection import project
 
@@ -39,5 +40,11 @@ def test_few_points_and_few_dimensions(without_umap, features):
 
 def test_umap_where_it_is_installed():
     pytest.importorskip("umap", reason="umap-learn is not installed")
-    found, method = project(np.random.default_rng(0).random((30, 5)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found, method = project(np.random.default_rng(0).random((30, 5)))
+        assert torch.get_num_threads() == 1  # which the bits of a later training depend on
+    finally:
+        torch.set_num_threads(threads)
     assert method == "UMAP" and found.shape == (30, 2)
