@@ -294,13 +294,15 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
     if source.SSKD.SOURCE.BN_DATASETS and tuple(source.SSKD.SOURCE.BN_DATASETS) != target:
         logger.info("the source models' batch norm sees %s, the target of this run", ", ".join(target))
         source.SSKD.SOURCE.BN_DATASETS = target
-    source.SEED = derive_seed(cfg.SEED, k) >> 1
+    source.SEED = cfg.SEED
     source.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "source", f"peer{k}")
     with said_of("SSKD.SOURCE.OPTS"):
         own_folder = source.OUTPUT_DIR
         merge_overrides(source, cfg.SSKD.SOURCE.OPTS)
         if source.OUTPUT_DIR != own_folder:
             raise ValueError("OUTPUT_DIR would be one folder for all peers, and each has its own below the run's: leave it out")
+    # a seed in OPTS is the peers' common one too: with the same seed they would be the same model
+    source.SEED = derive_seed(source.SEED if source.SEED >= 0 else cfg.SEED, k) >> 1
     if not source.DATASETS.TESTS:
         source.TEST.EVAL_PERIOD = 0
     source.freeze()

@@ -69,6 +69,19 @@ def test_source_seeds_follow_the_runs_seed(finished):
     assert source_config(other, 0).SEED == source_config(other, 0).SEED
 
 
+def test_a_seed_in_the_options_of_stage_1_leaves_the_peers_different(finished):
+    cfg = tiny_adaptation(finished.output)
+    cfg.defrost()
+
+    def seeds(*opts):
+        cfg.SSKD.SOURCE.OPTS = list(opts)
+        return [source_config(cfg, k).SEED for k in range(2)]
+
+    plain, one, two = seeds(), seeds("SEED", "1"), seeds("SEED", "2")
+    assert len({*one, *two}) == 4, "every peer of every seed trains a network of its own"
+    assert seeds("SEED", str(cfg.SEED)) == plain == seeds("SEED", "-1"), "the run's seed, or none"
+
+
 def test_source_models_see_this_runs_target(finished, caplog):
     """The shipped stage 1 names the shipped target; another target on the command line is the one that batch norm has to see."""
     caplog.set_level("INFO")
