@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 from fastreid_sskd import add_sskd_config
 from fastreid_sskd.engine import Trainer, load_config, source_config
 from fastreid_sskd.losses import SSKD_LOSS_REGISTRY
-from fastreid_sskd.modeling.losses_config import build_losses
+from fastreid_sskd.losses.loss_set import build_losses
 
 ALL = sorted(path.name for path in CONFIGS.glob("*.yml"))
 FULL = [

@@ -7,7 +7,7 @@ from ..data import SourceLoader, training_items
 from ..data.loaders import source_items
 from ..data.samplers import check_batch
 from ..data.transforms import build_view_transforms
-from ..modeling.losses_config import build_losses
+from ..losses.loss_set import build_losses
 from ..modeling.weights import load_network, read_state_dict
 from .shares import check_shares
 from .trainer import Trainer

@@ -9,7 +9,7 @@ from fastreid.utils.events import EventStorage
 from torch import nn
 
 from ..losses import LossSet
-from ..losses.precision import without_autocast
+from ..losses.loss_set import without_autocast
 from ..modeling import SSKD
 from ..processes import average_gradients
 from .amp import Precision

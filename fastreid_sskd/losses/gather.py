@@ -1,12 +1,17 @@
 """Losses of the whole batch although every process has a share: features and logits are gathered with their gradient."""
+
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from fastreid.utils import comm
 
-from .peer_batch import PeerBatch
+if TYPE_CHECKING:  # which imports this module
+    from .loss_set import PeerBatch
 
 __all__ = ["gather_batch"]
 

@@ -1,16 +1,108 @@
-"""A weighted set of losses, as a config names it."""
+"""What a loss sees, what a loss is, the registry of losses, and the weighted set of them that a config names.
+
+fast-reid has no loss registry. A project adds its own loss to this one:
+
+    @SSKD_LOSS_REGISTRY.register()
+    class Entropy(PeerLoss):
+        short_name = "ent"
+
+        def __call__(self, batch):
+            return torch.distributions.Categorical(logits=batch.logits).entropy().mean()
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import torch
+from fastreid.config import CfgNode
+from fastreid.utils.registry import Registry
 from torch import Tensor
 
 from .gather import gather_batch
-from .peer_batch import PeerBatch
-from .registry import PeerLoss, build_loss
+
+SSKD_LOSS_REGISTRY = Registry("SSKD_LOSS")
+SSKD_LOSS_REGISTRY.__doc__ = """Losses by name: classes of PeerLoss, constructed with keyword parameters."""
+
+
+@dataclass
+class PeerBatch:
+    """One student's view of a step: its outputs, the labels, and the teachers' outputs to learn from.
+
+    B images, D feature channels, C classes. The teachers' fields are None in source pre-training, which has
+    no teachers; a loss that needs one of them then says so.
+
+    Attributes:
+        features: (B, D) the student's pooled features before the BN-neck.
+        logits: (B, C) the student's logits.
+        labels: (B,) integer identities or pseudo-labels in 0..C-1.
+        teacher_features: (B, D) features of the student's own mean teacher on the same view.
+        teacher_logits: (B, C) logits of the student's own mean teacher on the same view.
+        peer_teacher_features: (B, D) features of the next peer's mean teacher on the next peer's view
+            (k + 1, cyclic).
+        peer_teacher_logits: (B, C) logits of the next peer's mean teacher on the next peer's view.
+        memory: (C, D) the student's classifier, for losses that keep a vector a cluster in it.
+    """
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+    teacher_features: Tensor | None = None
+    teacher_logits: Tensor | None = None
+    peer_teacher_features: Tensor | None = None
+    peer_teacher_logits: Tensor | None = None
+    memory: Tensor | None = None
+
+
+class PeerLoss(ABC):
+    """A loss of one student, constructed with its parameters and called with a PeerBatch.
+
+    Attributes:
+        short_name: names the loss in the log, as in `loss_<short_name>_peer0`.
+        requires: the optional fields of PeerBatch that the loss reads.
+        features_after_neck: the loss needs PeerBatch.features from behind the BN-neck (MODEL.HEADS.NECK_FEAT after).
+        reads_logits: the loss trains the classifier by PeerBatch.logits; no such loss goes with one that moves it (`memory`).
+    """
+
+    short_name: str
+    requires: tuple[str, ...] = ()
+    features_after_neck: bool = False
+    reads_logits: bool = True
+
+    @abstractmethod
+    def __call__(self, batch: PeerBatch) -> Tensor:
+        """Return the loss of one student as a scalar tensor."""
+
+
+def known_losses() -> list[str]:
+    """Return the registered names, sorted."""
+    # fast-reid 1.4.0's Registry can be asked for a name but not for its names.
+    return sorted(SSKD_LOSS_REGISTRY._obj_map)
+
+
+def build_loss(name: str, params: Mapping[str, Any] | None = None) -> PeerLoss:
+    """Construct the loss registered as `name` with its keyword parameters.
+
+    Raises:
+        ValueError: the name is not registered (the known ones are listed), or the loss does not take one of
+            the parameters or refuses its value.
+    """
+    if name not in known_losses():
+        raise ValueError(f"no loss is registered as {name!r}: known are {', '.join(known_losses())}")
+    loss_class = SSKD_LOSS_REGISTRY.get(name)
+    signature = inspect.signature(loss_class)
+    try:
+        signature.bind(**(params or {}))
+    except TypeError as error:
+        raise ValueError(f"parameters of the loss {name} must fit {signature}: {error}") from error
+    return loss_class(**(params or {}))
 
 
 class LossSet:
@@ -89,3 +181,131 @@ def build_loss_set(specs: Iterable[tuple[str, float, Mapping[str, Any] | None]],
         ValueError: see build_loss and LossSet.
     """
     return LossSet([(weight, build_loss(name, params)) for name, weight, params in specs], gather)
+
+
+def build_losses(cfg: CfgNode) -> LossSet:
+    """Every node of ``SSKD.LOSSES`` is a registered loss: its ``WEIGHT`` and, in lower case, its parameters.
+
+    Raises:
+        ValueError: if a node has no ``WEIGHT``, a loss needs another ``MODEL.HEADS.NECK_FEAT``, one trains the classifier
+            that another moves, or see :func:`..losses.build_loss_set`.
+    """
+    specs = []
+    for name, node in cfg.SSKD.LOSSES.items():
+        if not isinstance(node, Mapping) or "WEIGHT" not in node:
+            raise ValueError(f"SSKD.LOSSES.{name} must be a node with a WEIGHT (0: not computed), got {node!r}")
+        parameters = {key.lower(): value for key, value in node.items() if key != "WEIGHT"}
+        specs.append((name, node.WEIGHT, parameters))
+    losses = build_loss_set(specs, gather=cfg.SSKD.GATHER_LOSSES)
+    for _, loss in losses.active:
+        if loss.features_after_neck and cfg.MODEL.HEADS.NECK_FEAT != "after":
+            raise ValueError(
+                f"{type(loss).__name__} takes features from behind the BN-neck, and MODEL.HEADS.NECK_FEAT is "
+                f"{cfg.MODEL.HEADS.NECK_FEAT!r}: set it to after, or the loss's weight to 0"
+            )
+    active = [loss for _, loss in losses.active]
+    moving = [type(loss).__name__ for loss in active if "memory" in loss.requires]
+    training = [type(loss).__name__ for loss in active if loss.reads_logits]
+    if moving and training:
+        raise ValueError(
+            f"{', '.join(moving)} moves the classifier, which {', '.join(training)} would train: set the WEIGHT of one side in "
+            "SSKD.LOSSES to 0"
+        )
+    return losses
+
+
+def check_rows(name: str, rows: torch.Tensor) -> None:
+    """Check that features or logits are a floating-point (B, D) matrix, D >= 1.
+
+    Raises:
+        ValueError: naming the tensor and what it is instead.
+    """
+    if rows.dim() != 2 or rows.shape[1] == 0:
+        raise ValueError(
+            f"{name} must be (batch, columns) with at least one column, got shape {tuple(rows.shape)}"
+        )
+    if not rows.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {rows.dtype}: cast it with .float()")
+
+
+def check_same_shape(name: str, rows: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """Check that two (B, D) matrices agree in shape.
+
+    Raises:
+        ValueError: naming both shapes.
+    """
+    if rows.shape != other.shape:
+        raise ValueError(
+            f"{name} and {other_name} must have one shape, got {tuple(rows.shape)} and {tuple(other.shape)}: "
+            "pass outputs of the same batch and number of classes"
+        )
+
+
+def check_labels(labels: torch.Tensor, batch_size: int, num_classes: int | None = None) -> None:
+    """Check that labels are (B,) integers, not negative and, if `num_classes` is given, below it.
+
+    The range is looked at only where the labels are in host memory: on an accelerator the comparison would
+    stall the stream at every step. There the cross entropy's own kernel asserts the range.
+
+    Raises:
+        ValueError: naming the rule and the value that breaks it.
+    """
+    if labels.dim() != 1 or labels.shape[0] != batch_size:
+        raise ValueError(f"labels must have shape ({batch_size},), one a row, got {tuple(labels.shape)}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be integers, got {labels.dtype}: cast them with .long()")
+    if not labels.is_cpu or batch_size == 0:
+        return
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0:
+        raise ValueError(f"labels must be >= 0, got {lowest}: leave unlabelled images (-1) out of the batch")
+    if num_classes is not None and highest >= num_classes:
+        raise ValueError(
+            f"labels must be below the number of classes {num_classes}, got {highest}: "
+            "give the classifier as many active rows as there are identities"
+        )
+
+
+def zero_on_graph(rows: torch.Tensor) -> torch.Tensor:
+    """Return a scalar 0 that is connected to `rows`, so that backward() works and gives zero gradients.
+
+    A NaN or an infinity in `rows` gives NaN, so that masking cannot hide a diverged network.
+    """
+    return (rows * 0).sum()
+
+
+Function = TypeVar("Function", bound=Callable[..., torch.Tensor])
+
+
+def full_precision(function: Function) -> Function:
+    """Run a loss with autocast off and its half-precision tensors cast to float32; float64 stays float64.
+
+    Casting alone is not enough: inside an autocast region a matrix product of float32 tensors runs in half
+    precision again, which moves cosine similarities by more than the mining margin's resolution.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        with without_autocast(tensors[0].device.type) if tensors else nullcontext():
+            return function(
+                *(_at_least_float32(value) for value in args),
+                **{name: _at_least_float32(value) for name, value in kwargs.items()},
+            )
+
+    return wrapper
+
+
+def _at_least_float32(value):
+    if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+        return value.float()
+    return value
+
+
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """Autocast off inside an autocast region."""
+    try:
+        return torch.autocast(device_type, enabled=False)
+    except RuntimeError:
+        # A device type without autocast (which ones depends on the torch version): nothing to switch off.
+        return nullcontext()

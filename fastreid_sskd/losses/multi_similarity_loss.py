@@ -6,10 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_labels, check_rows, zero_on_graph
-from .peer_batch import PeerBatch
-from .precision import full_precision
-from .registry import SSKD_LOSS_REGISTRY, PeerLoss
+from .loss_set import (
+    SSKD_LOSS_REGISTRY,
+    PeerBatch,
+    PeerLoss,
+    check_labels,
+    check_rows,
+    full_precision,
+    zero_on_graph,
+)
 
 # A positive this close to the anchor (in cosine) is taken for the anchor itself or its exact copy.
 _SELF_SIMILARITY_TOLERANCE = 1e-5

@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_rows, check_same_shape, zero_on_graph
-from .peer_batch import PeerBatch
-from .precision import full_precision
-from .registry import SSKD_LOSS_REGISTRY, PeerLoss
+from .loss_set import (
+    SSKD_LOSS_REGISTRY,
+    PeerBatch,
+    PeerLoss,
+    check_rows,
+    check_same_shape,
+    full_precision,
+    zero_on_graph,
+)
 
 
 @full_precision

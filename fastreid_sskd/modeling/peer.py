@@ -1,18 +1,30 @@
-"""One peer network: a backbone and a head of the host, with a classifier that follows the number of clusters."""
+"""One peer network: a backbone and a head of the host, with a classifier that follows the number of clusters.
+
+Also its config where peers differ, the meta-architectures that can be a peer, and the normalisation of pixels.
+"""
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from fastreid.config import CfgNode
+from fastreid.config import CfgNode, get_cfg
 from fastreid.modeling.backbones import build_backbone
 from fastreid.modeling.heads import ClasHead, EmbeddingHead, build_heads
+from fastreid.modeling.meta_arch import Baseline
+from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 from torch import nn
 
-from .architecture import architecture_forward, build_architecture
+from ..config import add_sskd_config
+from ..config_values import merge_file
+from ..refusals import said_of
 from .bn_chunk import chunk_batch_norm
-from .pixels import renormalisation
 
-__all__ = ["Peer", "build_peer"]
+__all__ = ["Peer", "PixelNormalisation", "build_peer", "peer_config"]
+
+# What a peer's own file decides; everything else, the size of the images included, is the run's.
+_OWN = ("BACKBONE", "HEADS", "PIXEL_MEAN", "PIXEL_STD", "WEIGHTS")
+# what the losses need of a network in training, under the names that the host's heads give it
+_NEEDED = ("features", "cls_outputs", "pred_class_logits")
 
 
 class Peer(nn.Module):
@@ -149,3 +161,144 @@ def build_peer(cfg: CfgNode, normalisation: tuple[Sequence[float], Sequence[floa
         peer = Peer(architecture.backbone, architecture.heads, pixels, architecture)
     chunk_batch_norm(peer, cfg.SSKD.BN_CHUNK)
     return peer
+
+
+def peer_config(cfg: CfgNode, k: int) -> CfgNode:
+    """The run's config with the network of peer k: its file's in ``SSKD.PEERS``, or the same for all without any.
+
+    Of the file (any fast-reid yml, ``_BASE_`` included) ``MODEL.BACKBONE``, ``MODEL.HEADS``, ``MODEL.PIXEL_MEAN``,
+    ``MODEL.PIXEL_STD`` and ``MODEL.WEIGHTS``, where this peer starts, are taken, and its ``MODEL.META_ARCHITECTURE``
+    becomes ``SSKD.PEER_ARCHITECTURE``. ``MODEL.HEADS.NECK_FEAT``, the feature
+    that the losses see, stays the run's: it is the method's, not the network's.
+
+    Returns:
+        A config of its own, not frozen.
+
+    Raises:
+        FileNotFoundError: if a peer's file is missing.
+        ValueError: if there is no peer k.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if not cfg.SSKD.PEERS:
+        return cfg
+    if not 0 <= k < len(cfg.SSKD.PEERS):
+        raise ValueError(f"SSKD.PEERS describes {len(cfg.SSKD.PEERS)} peers, there is no peer {k}")
+    theirs = read_peer_file(cfg.SSKD.PEERS[k])
+    neck_feat = cfg.MODEL.HEADS.NECK_FEAT
+    for key in _OWN:
+        cfg.MODEL[key] = theirs.MODEL[key]
+    cfg.MODEL.HEADS.NECK_FEAT = neck_feat
+    if theirs.MODEL.META_ARCHITECTURE not in ("SSKD", "SSKDSource"):  # of such a run the networks are meant
+        theirs.SSKD.PEER_ARCHITECTURE = theirs.MODEL.META_ARCHITECTURE
+    cfg.SSKD.PEER_ARCHITECTURE = theirs.SSKD.PEER_ARCHITECTURE
+    return cfg
+
+
+def read_peer_file(path: str) -> CfgNode:
+    """A fast-reid yml over the host's defaults; it may have an SSKD section."""
+    cfg = get_cfg()
+    add_sskd_config(cfg)
+    with said_of("SSKD.PEERS"):
+        merge_file(cfg, path)
+    return cfg
+
+
+def build_architecture(cfg: CfgNode) -> nn.Module | None:
+    """The model that ``SSKD.PEER_ARCHITECTURE`` names, made to give outputs instead of losses; None for a ``Baseline``.
+
+    The model has the protocol of the host's ``Baseline``: a ``backbone``, a ``heads``, and a ``forward`` that calls
+    ``self.preprocess_image(batch)`` first and in training ends with ``self.losses(outputs, ...)``. Both methods are
+    replaced in this one object: the images come normalised, and the losses are SSKD's.
+
+    Raises:
+        ValueError: if there is no such architecture, or it has not one head (as MGN).
+    """
+    name = cfg.SSKD.PEER_ARCHITECTURE
+    if name == "Baseline":
+        return None
+    if name in ("SSKD", "SSKDSource"):
+        raise ValueError(f"SSKD.PEER_ARCHITECTURE must name one network, got {name}: give its own, or Baseline")
+    try:
+        architecture = META_ARCH_REGISTRY.get(name)
+    except KeyError as error:
+        message = f"SSKD.PEER_ARCHITECTURE {name!r} is not registered: import the module that registers it first"
+        raise ValueError(message) from error
+    model = architecture(cfg)
+    if not (isinstance(getattr(model, "backbone", None), nn.Module) and hasattr(getattr(model, "heads", None), "cls_layer")):
+        raise ValueError(
+            f"SSKD.PEER_ARCHITECTURE {name} cannot be a peer: it needs a backbone and one head of the host, heads, whose "
+            "feature is clustered and whose classifier follows the clusters"
+        )
+    if type(model.heads) is ClasHead:
+        model.heads.__class__ = EmbeddingHead  # a ClasHead returns logits in evaluation
+    if type(model).forward is Baseline.forward:
+        return None  # backbone and head are all of it
+    model.preprocess_image, model.losses = _images, _as_losses
+    return model
+
+
+def _images(batched_inputs: dict) -> torch.Tensor:
+    return batched_inputs["images"]
+
+
+def _as_losses(outputs: dict, *_: Any, **__: Any) -> dict:
+    return outputs
+
+
+def architecture_forward(
+    model: nn.Module, images: torch.Tensor, targets: torch.Tensor | None
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Outputs of a model from :func:`build_architecture`, as those of a :class:`.peer.Peer`.
+
+    Raises:
+        TypeError: if it gives something else than the host's heads do.
+    """
+    outputs = model({"images": images} if targets is None else {"images": images, "targets": targets})
+    fits = isinstance(outputs, dict) and set(_NEEDED) <= set(outputs) if model.training else torch.is_tensor(outputs)
+    if not fits:
+        raise TypeError(
+            f"{type(model).__name__} is no peer: in training its forward has to end with self.losses(outputs, ...), where outputs "
+            f"has {', '.join(_NEEDED)}, and in evaluation to return a tensor of features; got "
+            f"{', '.join(outputs) if isinstance(outputs, dict) else type(outputs).__name__}"
+        )
+    return outputs
+
+
+class PixelNormalisation(nn.Module):
+    """(x - mean) / std per channel, out of place and on the module's device.
+
+    Args:
+        mean, std: 3 values each, in units of 0..255 (``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD``).
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W), float or uint8 in 0..255 -> float32 of the same shape."""
+        return (images.to(self.mean.device, non_blocking=True) - self.mean) / self.std
+
+
+class _Affine(nn.Module):
+    def __init__(self, scale: torch.Tensor, shift: torch.Tensor):
+        super().__init__()
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images * self.scale + self.shift
+
+
+def renormalisation(
+    given: tuple[Sequence[float], Sequence[float]], wanted: tuple[Sequence[float], Sequence[float]]
+) -> nn.Module | None:
+    """From images that are normalised with one (mean, std) to images that are with another; None if they agree."""
+    (mean, std), (own_mean, own_std) = (
+        [torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in pair] for pair in (given, wanted)
+    )
+    if torch.equal(mean, own_mean) and torch.equal(std, own_std):
+        return None
+    return _Affine((std / own_std).float(), ((mean - own_mean) / own_std).float())

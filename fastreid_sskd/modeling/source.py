@@ -7,10 +7,8 @@ from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 from torch import nn
 
-from ..losses import LossSet, PeerBatch
-from .losses_config import build_losses
-from .peer import Peer, build_peer
-from .pixels import PixelNormalisation
+from ..losses import LossSet, PeerBatch, build_losses
+from .peer import Peer, PixelNormalisation, build_peer
 
 __all__ = ["SSKDSource"]
 

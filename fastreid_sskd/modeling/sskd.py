@@ -1,5 +1,6 @@
 """SSKD: K students that learn from pseudo-labels and from the mean teachers of each other (arXiv 2009.05972)."""
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -7,21 +8,21 @@ import torch.nn.functional as F
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..losses import LossSet, PeerBatch
-from .ema import ema_decay, update_teacher
-from .ensemble import COMBINATIONS
-from .losses_config import build_losses
-from .peer import Peer, build_peer
-from .peer_config import peer_config
-from .pixels import PixelNormalisation
+from ..losses import LossSet, PeerBatch, build_losses
+from .peer import Peer, PixelNormalisation, build_peer, peer_config
 
-__all__ = ["LABEL_STATISTICS", "SSKD"]
+__all__ = [
+    "COMBINATIONS", "LABEL_STATISTICS", "SSKD", "concatenated_feature", "ema_decay", "ema_momentum", "ensemble_feature",
+    "update_teacher",
+]
 
 #: ``SSKD.SOFT_LABELS.BN``: what teachers normalise by when they label
 LABEL_STATISTICS = ("batch", "running", "student", "refresh")
 
 Each = Callable[[dict[str, torch.Tensor]], None]
+_STATISTICS = ("running_mean", "running_var")
 
 
 @META_ARCH_REGISTRY.register()
@@ -240,3 +241,81 @@ class SSKD(nn.Module):
         if k is None:
             return self.combine(self.teacher_features(batched_inputs))
         return self.teachers[k](self.pixels(batched_inputs["images"]))
+
+
+def ema_decay(step: int, momentum: float) -> float:
+    """alpha = min(1 - 1/(t+1), momentum): at t = 0 the teacher becomes the student, later it hardly moves.
+
+    Args:
+        step: t, the global step counted from 0, refreshes do not restart it.
+        momentum: the upper bound of alpha, in [0, 1].
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    if step < 0:
+        raise ValueError(f"the step of the teachers' decay must be >= 0, got {step}")
+    if not 0.0 <= momentum <= 1.0:
+        raise ValueError(f"SSKD.EMA.MOMENTUM must be in [0, 1], got {momentum}")
+    return min(1.0 - 1.0 / (step + 1), momentum)
+
+
+def ema_momentum(momentum: float, window: float, steps: int) -> float:
+    """The upper bound of alpha: ``momentum``, or that of an average over ``window`` of all steps, where it is given.
+
+    Args:
+        momentum: ``SSKD.EMA.MOMENTUM``. window: ``SSKD.EMA.WINDOW``, share of the steps in (0, 1]; 0: not given.
+        steps: of the whole run, >= 1.
+    """
+    return max(1.0 - 1.0 / (window * steps), 0.0) if window else momentum
+
+
+def _tensors(network: nn.Module, statistics: bool) -> list[torch.Tensor]:
+    buffers = network.named_buffers() if statistics else ()
+    return [p.detach() for p in network.parameters()] + [b for name, b in buffers if name.endswith(_STATISTICS)]
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, decay: float, statistics: bool = False) -> None:
+    """teacher <- decay * teacher + (1 - decay) * student, for the parameters.
+
+    Other buffers are left alone: in the method a teacher's batch-norm statistics come from its own forward passes (torch's
+    ``AveragedModel`` would copy the student's).
+
+    Args:
+        teacher, student: networks of the same shape; the teacher's tensors are changed in place.
+        decay: alpha in [0, 1], see :func:`ema_decay`.
+        statistics: average the running means and variances of batch norm too.
+    """
+    get_ema_multi_avg_fn(decay)(_tensors(teacher, statistics), _tensors(student, statistics), 0)
+
+
+def ensemble_feature(features: Sequence[torch.Tensor]) -> torch.Tensor:
+    """F = normalise(mean_k normalise(f_k)), the feature that is clustered (method, refresh step 1).
+
+    Args:
+        features: K tensors (N, d) of one d.
+
+    Returns:
+        (N, d) of unit length.
+    """
+    return F.normalize(torch.stack([F.normalize(f.float(), dim=1) for f in features]).mean(0), dim=1)
+
+
+def concatenated_feature(features: Sequence[torch.Tensor]) -> torch.Tensor:
+    """[normalise(f_1), ..., normalise(f_K)] / sqrt(K): its cosine is the mean of the K cosines, so distances are combined.
+
+    The squared distance of two such features is the mean of the squared distances in the K spaces, which need neither the
+    same size nor anything else in common.
+
+    Args:
+        features: K tensors (N, d_k).
+
+    Returns:
+        (N, d_1 + ... + d_K) of unit length.
+    """
+    return torch.cat([F.normalize(f.float(), dim=1) for f in features], dim=1) / math.sqrt(len(features))
+
+
+#: ``SSKD.COMBINE``: what of the teachers is combined
+COMBINATIONS = {"features": ensemble_feature, "distances": concatenated_feature}

@@ -9,7 +9,7 @@ from torchvision import transforms as T
 
 from fastreid_sskd.data.seeding import seeded
 from fastreid_sskd.data.transforms import build_view_transforms
-from fastreid_sskd.modeling.pixels import PixelNormalisation
+from fastreid_sskd.modeling.peer import PixelNormalisation
 
 
 def picture(height=40, width=24):

@@ -2,7 +2,7 @@
 
 import torch
 
-from fastreid_sskd.losses.hardest_pairs import distance_to, hardest_pairs
+from fastreid_sskd.losses.soft_triplet_loss import distance_to, hardest_pairs
 
 
 def near_copies():

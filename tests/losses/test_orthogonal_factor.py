@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastreid_sskd.losses.orthogonal_factor import (
+from fastreid_sskd.losses.nuclear_norm_loss import (
     factor_by_eigenvectors,
     factor_by_iteration,
     orthogonal_factor,

@@ -11,7 +11,7 @@ from fastreid_sskd.clustering import cluster_centroids
 from fastreid_sskd.engine import load_config
 from fastreid_sskd.engine.optimizer import build_optimizer
 from fastreid_sskd.modeling import build_peer, load_source_weights, peer_config
-from fastreid_sskd.modeling.pixels import PixelNormalisation
+from fastreid_sskd.modeling.peer import PixelNormalisation
 
 HEAD = "HEADS: {WITH_BNNECK: True, POOL_LAYER: GlobalAvgPool"
 FILES = {

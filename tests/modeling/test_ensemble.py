@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fastreid_sskd.modeling import concatenated_feature, ensemble_feature
-from fastreid_sskd.modeling.ensemble import COMBINATIONS
+from fastreid_sskd.modeling.sskd import COMBINATIONS
 
 
 def spaces(*sizes, n=5):

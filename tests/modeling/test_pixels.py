@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastreid_sskd.modeling.pixels import PixelNormalisation
+from fastreid_sskd.modeling.peer import PixelNormalisation
 
 MEAN, STD = [10.0, 20.0, 30.0], [2.0, 4.0, 5.0]
 

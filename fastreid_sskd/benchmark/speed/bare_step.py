@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import torch
 
 from ...engine.amp import Precision
-from ...losses.precision import without_autocast
+from ...losses.loss_set import without_autocast
 from ...modeling import SSKD
 
 __all__ = ["BareStep"]
