@@ -1,4 +1,6 @@
-"""What a loss sees, what a loss is, the registry of losses, and the weighted set of them that a config names.
+"""The losses of one student: what a loss reads, the registry, and the weighted set that a config names.
+
+The method's total is the sum over the peers of (1 - w) L_id + w L_soft + w_ms L_ms + w_nn L_nn.
 
 fast-reid has no loss registry. A project adds its own loss to this one:
 
@@ -34,21 +36,18 @@ SSKD_LOSS_REGISTRY.__doc__ = """Losses by name: classes of PeerLoss, constructed
 
 @dataclass
 class PeerBatch:
-    """One student's view of a step: its outputs, the labels, and the teachers' outputs to learn from.
-
-    B images, D feature channels, C classes. The teachers' fields are None in source pre-training, which has
-    no teachers; a loss that needs one of them then says so.
+    """One student's view of a training step: B images, D feature channels, C classes.
 
     Attributes:
-        features: (B, D) the student's pooled features before the BN-neck.
-        logits: (B, C) the student's logits.
+        features: (B, D) pooled features of the student before the BN-neck.
+        logits: (B, C) logits of the student.
         labels: (B,) integer identities or pseudo-labels in 0..C-1.
-        teacher_features: (B, D) features of the student's own mean teacher on the same view.
+        teacher_features: (B, D) features of the student's own mean teacher on the same view. This and the
+            following fields are None in source pre-training.
         teacher_logits: (B, C) logits of the student's own mean teacher on the same view.
-        peer_teacher_features: (B, D) features of the next peer's mean teacher on the next peer's view
-            (k + 1, cyclic).
-        peer_teacher_logits: (B, C) logits of the next peer's mean teacher on the next peer's view.
-        memory: (C, D) the student's classifier, for losses that keep a vector a cluster in it.
+        peer_teacher_features: (B, D) features of mean teacher k + 1 (cyclic) on view k + 1.
+        peer_teacher_logits: (B, C) logits of mean teacher k + 1 (cyclic) on view k + 1.
+        memory: (C, D) the student's classifier, for losses that keep one vector per cluster in it.
     """
 
     features: Tensor
@@ -66,9 +65,10 @@ class PeerLoss(ABC):
 
     Attributes:
         short_name: names the loss in the log, as in `loss_<short_name>_peer0`.
-        requires: the optional fields of PeerBatch that the loss reads.
-        features_after_neck: the loss needs PeerBatch.features from behind the BN-neck (MODEL.HEADS.NECK_FEAT after).
-        reads_logits: the loss trains the classifier by PeerBatch.logits; no such loss goes with one that moves it (`memory`).
+        requires: optional fields of PeerBatch that the loss reads.
+        features_after_neck: whether the loss needs features from behind the BN-neck (MODEL.HEADS.NECK_FEAT
+            after).
+        reads_logits: whether the loss trains the classifier, which excludes losses that move it (`memory`).
     """
 
     short_name: str
@@ -81,53 +81,28 @@ class PeerLoss(ABC):
         """Return the loss of one student as a scalar tensor."""
 
 
-def known_losses() -> list[str]:
-    """Return the registered names, sorted."""
-    # fast-reid 1.4.0's Registry can be asked for a name but not for its names.
-    return sorted(SSKD_LOSS_REGISTRY._obj_map)
-
-
-def build_loss(name: str, params: Mapping[str, Any] | None = None) -> PeerLoss:
-    """Construct the loss registered as `name` with its keyword parameters.
-
-    Raises:
-        ValueError: the name is not registered (the known ones are listed), or the loss does not take one of
-            the parameters or refuses its value.
-    """
-    if name not in known_losses():
-        raise ValueError(f"no loss is registered as {name!r}: known are {', '.join(known_losses())}")
-    loss_class = SSKD_LOSS_REGISTRY.get(name)
-    signature = inspect.signature(loss_class)
-    try:
-        signature.bind(**(params or {}))
-    except TypeError as error:
-        raise ValueError(f"parameters of the loss {name} must fit {signature}: {error}") from error
-    return loss_class(**(params or {}))
-
-
 class LossSet:
-    """Compute the weighted losses of one student; their sum is the student's share of the total.
-
-    A loss of weight 0 is not computed. The method's total, (1 - w) L_id + w L_soft + w_ms L_ms + w_nn L_nn,
-    is the sum over the peers for the weights (1 - w, w, w_ms, w_nn).
+    """Compute the weighted losses of one student; a loss of weight 0 is not computed.
 
     Args:
         weighted_losses: (weight, loss) pairs.
-        gather: with several processes, compute the losses of the whole batch in each, see :func:`.gather.gather_batch`;
-            else each process computes those of its share.
+        gather: compute the losses on the full batch of all ranks, see :func:`.gather.gather_batch`; otherwise
+            each rank computes them on its own shard.
 
     Attributes:
         active: the (weight, loss) pairs with a weight above 0, in the order given.
-        requires: the optional fields of PeerBatch that the active losses read.
+        requires: optional fields of PeerBatch that the active losses read.
 
     Raises:
         ValueError: a weight is negative or not finite, none is above 0, or two losses share a short name.
     """
 
     def __init__(self, weighted_losses: Iterable[tuple[float, PeerLoss]], gather: bool = False) -> None:
-        weighted_losses = [(float(weight), loss) for weight, loss in weighted_losses]
+        self.gather = gather
+        self.active: list[tuple[float, PeerLoss]] = []
         seen: set[str] = set()
         for weight, loss in weighted_losses:
+            weight = float(weight)
             if not math.isfinite(weight) or weight < 0:
                 raise ValueError(f"the weight of {type(loss).__name__} must be finite and >= 0, got {weight}")
             if loss.short_name in seen:
@@ -136,8 +111,8 @@ class LossSet:
                     "total: name each loss once, or give a class of your own another short_name"
                 )
             seen.add(loss.short_name)
-        self.gather = gather
-        self.active = [(weight, loss) for weight, loss in weighted_losses if weight > 0]
+            if weight > 0:
+                self.active.append((weight, loss))
         if not self.active:
             raise ValueError("no loss has a weight above 0, so nothing would be trained: give one a weight")
         self.requires = frozenset(field for _, loss in self.active for field in loss.requires)
@@ -171,11 +146,39 @@ class LossSet:
         return f"LossSet({' + '.join(terms)})"
 
 
-def build_loss_set(specs: Iterable[tuple[str, float, Mapping[str, Any] | None]], gather: bool = False) -> LossSet:
+# ---- building
+# ---------------------------------------------------------------------------------------------------
+
+
+def known_losses() -> list[str]:
+    """Return the registered names, sorted."""
+    # fast-reid 1.4.0's Registry can be asked for a name but not for its names.
+    return sorted(SSKD_LOSS_REGISTRY._obj_map)
+
+
+def build_loss(name: str, params: Mapping[str, Any] | None = None) -> PeerLoss:
+    """Construct the loss registered as `name` with its keyword parameters.
+
+    Raises:
+        ValueError: the name is not registered, the loss has no such parameter, or refuses its value.
+    """
+    if name not in known_losses():
+        raise ValueError(f"no loss is registered as {name!r}: known are {', '.join(known_losses())}")
+    loss_class = SSKD_LOSS_REGISTRY.get(name)
+    signature = inspect.signature(loss_class)
+    try:
+        signature.bind(**(params or {}))
+    except TypeError as error:
+        raise ValueError(f"parameters of the loss {name} must fit {signature}: {error}") from error
+    return loss_class(**(params or {}))
+
+
+def build_loss_set(
+    specs: Iterable[tuple[str, float, Mapping[str, Any] | None]], gather: bool = False
+) -> LossSet:
     """Build a LossSet from (registered name, weight, keyword parameters) triples.
 
-    Every loss is constructed, those of weight 0 too, so that a wrong name or parameter does not wait for the
-    day its weight is raised.
+    Losses of weight 0 are constructed too, so that a wrong name or parameter is an error at once.
 
     Raises:
         ValueError: see build_loss and LossSet.
@@ -184,37 +187,43 @@ def build_loss_set(specs: Iterable[tuple[str, float, Mapping[str, Any] | None]],
 
 
 def build_losses(cfg: CfgNode) -> LossSet:
-    """Every node of ``SSKD.LOSSES`` is a registered loss: its ``WEIGHT`` and, in lower case, its parameters.
+    """Build the losses of ``SSKD.LOSSES``: each node is a registered loss, its ``WEIGHT`` and its parameters.
 
     Raises:
-        ValueError: if a node has no ``WEIGHT``, a loss needs another ``MODEL.HEADS.NECK_FEAT``, one trains the classifier
-            that another moves, or see :func:`..losses.build_loss_set`.
+        ValueError: a node has no ``WEIGHT``, a loss needs another ``MODEL.HEADS.NECK_FEAT``, one loss trains
+            the classifier that another moves, or see :func:`build_loss_set`.
     """
     specs = []
     for name, node in cfg.SSKD.LOSSES.items():
         if not isinstance(node, Mapping) or "WEIGHT" not in node:
-            raise ValueError(f"SSKD.LOSSES.{name} must be a node with a WEIGHT (0: not computed), got {node!r}")
-        parameters = {key.lower(): value for key, value in node.items() if key != "WEIGHT"}
-        specs.append((name, node.WEIGHT, parameters))
+            raise ValueError(
+                f"SSKD.LOSSES.{name} must be a node with a WEIGHT (0: not computed), got {node!r}"
+            )
+        params = {key.lower(): value for key, value in node.items() if key != "WEIGHT"}
+        specs.append((name, node.WEIGHT, params))
     losses = build_loss_set(specs, gather=cfg.SSKD.GATHER_LOSSES)
-    for _, loss in losses.active:
+    active = {type(loss).__name__: loss for _, loss in losses.active}
+    for name, loss in active.items():
         if loss.features_after_neck and cfg.MODEL.HEADS.NECK_FEAT != "after":
             raise ValueError(
-                f"{type(loss).__name__} takes features from behind the BN-neck, and MODEL.HEADS.NECK_FEAT is "
+                f"{name} takes features from behind the BN-neck, and MODEL.HEADS.NECK_FEAT is "
                 f"{cfg.MODEL.HEADS.NECK_FEAT!r}: set it to after, or the loss's weight to 0"
             )
-    active = [loss for _, loss in losses.active]
-    moving = [type(loss).__name__ for loss in active if "memory" in loss.requires]
-    training = [type(loss).__name__ for loss in active if loss.reads_logits]
+    moving = [name for name, loss in active.items() if "memory" in loss.requires]
+    training = [name for name, loss in active.items() if loss.reads_logits]
     if moving and training:
         raise ValueError(
-            f"{', '.join(moving)} moves the classifier, which {', '.join(training)} would train: set the WEIGHT of one side in "
-            "SSKD.LOSSES to 0"
+            f"{', '.join(moving)} moves the classifier, which {', '.join(training)} would train: set the WEIGHT "
+            "of one side in SSKD.LOSSES to 0"
         )
     return losses
 
 
-def check_rows(name: str, rows: torch.Tensor) -> None:
+# ---- inputs of a loss
+# -------------------------------------------------------------------------------------------
+
+
+def check_rows(name: str, rows: Tensor) -> None:
     """Check that features or logits are a floating-point (B, D) matrix, D >= 1.
 
     Raises:
@@ -228,24 +237,12 @@ def check_rows(name: str, rows: torch.Tensor) -> None:
         raise ValueError(f"{name} must be floating point, got {rows.dtype}: cast it with .float()")
 
 
-def check_same_shape(name: str, rows: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
-    """Check that two (B, D) matrices agree in shape.
-
-    Raises:
-        ValueError: naming both shapes.
-    """
-    if rows.shape != other.shape:
-        raise ValueError(
-            f"{name} and {other_name} must have one shape, got {tuple(rows.shape)} and {tuple(other.shape)}: "
-            "pass outputs of the same batch and number of classes"
-        )
-
-
-def check_labels(labels: torch.Tensor, batch_size: int, num_classes: int | None = None) -> None:
+def check_labels(labels: Tensor, batch_size: int, num_classes: int | None = None) -> None:
     """Check that labels are (B,) integers, not negative and, if `num_classes` is given, below it.
 
-    The range is looked at only where the labels are in host memory: on an accelerator the comparison would
-    stall the stream at every step. There the cross entropy's own kernel asserts the range.
+    The range is checked on the CPU only: on an accelerator the comparison would stall the stream at every
+        step,
+    and the kernel of the cross entropy asserts the range.
 
     Raises:
         ValueError: naming the rule and the value that breaks it.
@@ -266,46 +263,39 @@ def check_labels(labels: torch.Tensor, batch_size: int, num_classes: int | None 
         )
 
 
-def zero_on_graph(rows: torch.Tensor) -> torch.Tensor:
-    """Return a scalar 0 that is connected to `rows`, so that backward() works and gives zero gradients.
-
-    A NaN or an infinity in `rows` gives NaN, so that masking cannot hide a diverged network.
-    """
+def zero_on_graph(rows: Tensor) -> Tensor:
+    """Return a scalar 0 connected to `rows`, so that backward() works; NaN where a row is not finite."""
     return (rows * 0).sum()
 
 
-Function = TypeVar("Function", bound=Callable[..., torch.Tensor])
+Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
 def full_precision(function: Function) -> Function:
     """Run a loss with autocast off and its half-precision tensors cast to float32; float64 stays float64.
 
-    Casting alone is not enough: inside an autocast region a matrix product of float32 tensors runs in half
-    precision again, which moves cosine similarities by more than the mining margin's resolution.
+    Casting alone is not enough: in an autocast region a product of float32 matrices runs in half precision,
+        which
+    moves cosine similarities by more than the mining margin's resolution.
     """
 
+    def cast(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+            return value.float()
+        return value
+
     @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+    def wrapper(*args: Any, **kwargs: Any) -> Tensor:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         with without_autocast(tensors[0].device.type) if tensors else nullcontext():
-            return function(
-                *(_at_least_float32(value) for value in args),
-                **{name: _at_least_float32(value) for name, value in kwargs.items()},
-            )
+            return function(*map(cast, args), **{name: cast(value) for name, value in kwargs.items()})
 
     return wrapper
 
 
-def _at_least_float32(value):
-    if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64:
-        return value.float()
-    return value
-
-
 def without_autocast(device_type: str) -> AbstractContextManager:
-    """Autocast off inside an autocast region."""
+    """Switch autocast off inside an autocast region."""
     try:
         return torch.autocast(device_type, enabled=False)
-    except RuntimeError:
-        # A device type without autocast (which ones depends on the torch version): nothing to switch off.
+    except RuntimeError:  # a device type without autocast; which ones depends on the torch version
         return nullcontext()
