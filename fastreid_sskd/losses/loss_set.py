@@ -213,8 +213,8 @@ def build_losses(cfg: CfgNode) -> LossSet:
     training = [name for name, loss in active.items() if loss.reads_logits]
     if moving and training:
         raise ValueError(
-            f"{', '.join(moving)} moves the classifier, which {', '.join(training)} would train: set the WEIGHT "
-            "of one side in SSKD.LOSSES to 0"
+            f"{', '.join(moving)} moves the classifier, which {', '.join(training)} would train: set the "
+            "WEIGHT of one side in SSKD.LOSSES to 0"
         )
     return losses
 

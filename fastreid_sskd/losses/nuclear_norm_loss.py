@@ -105,8 +105,8 @@ def factor_by_iteration(matrix: Tensor) -> Tensor:
 def _scales(least: float) -> tuple[float, ...]:
     """Return the scales of X before each iteration.
 
-    While s are small, the scale raises the smallest fastest: with all s in [l, 1], sqrt(3 / (1 + l + l^2)) sends
-    both ends of the interval to the same value, the next l. Then it is 1.
+    While s are small, the scale raises the smallest fastest: with all s in [l, 1], sqrt(3 / (1 + l + l^2))
+    sends both ends of the interval to the same value, the next l. Then it is 1.
     """
     found = []
     while least < 0.9:

@@ -1,4 +1,5 @@
 """The peers, their mean teachers and the two meta-architectures (registered by being imported)."""
+
 from .bn_chunk import chunk_batch_norm
 from .peer import Peer, build_peer, peer_config
 from .source import SSKDSource

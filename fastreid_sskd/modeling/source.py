@@ -1,4 +1,4 @@
-"""Source pre-training (stage 1): one network on labelled source images, with the target passing through batch norm."""
+"""Source pre-training (stage 1): one network on labelled source images, with the target in its batch norm."""
 
 import math
 
@@ -10,16 +10,15 @@ from torch import nn
 from ..losses import LossSet, PeerBatch, build_losses
 from .peer import Peer, PixelNormalisation, build_peer
 
-__all__ = ["SSKDSource"]
-
 
 @META_ARCH_REGISTRY.register()
 class SSKDSource(Peer):
-    """CE with smoothed labels + multi-similarity + batch nuclear norm, all on the source.
+    """Train with L_id + L_ms + 2 L_nn, all on the source.
 
-    Training: ``forward({"images": (B, 3, H, W), "targets": (B,)})`` returns ``{"loss_<name>": weighted scalar}``.
-    With ``"bn_images"`` (B', 3, H, W) in the batch, the unlabelled target's images go through the network in train
-    mode after the source's: only its batch-norm statistics change. Its checkpoints have the names of a
+    Training: ``forward({"images": (B, 3, H, W), "targets": (B,)})`` returns ``{"loss_<name>": weighted
+        scalar}``.
+    With ``"bn_images"`` (B', 3, H, W) in the batch, these unlabelled target images pass through the network
+    in train mode after the source's; only batch-norm statistics change. Its checkpoints have the names of a
     :class:`fastreid.modeling.meta_arch.Baseline` and load there.
 
     Args:
