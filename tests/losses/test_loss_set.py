@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from fastreid.config import CfgNode, get_cfg
 
+from fastreid_sskd import add_sskd_config
 from fastreid_sskd.losses import (
     SSKD_LOSS_REGISTRY,
     LossSet,
@@ -10,6 +12,7 @@ from fastreid_sskd.losses import (
     PeerLoss,
     build_loss,
     build_loss_set,
+    build_losses,
     label_smooth_cross_entropy,
     multi_similarity,
     nuclear_norm,
@@ -207,3 +210,19 @@ def test_unfinished_loss_cannot_be_constructed(registered):
     registered(Unfinished)
     with pytest.raises(TypeError, match="abstract"):
         build_loss("Unfinished")
+
+
+@pytest.mark.parametrize(
+    "node, message",
+    [
+        (CfgNode({"SLOPE": 1.0}), "SSKD.LOSSES.Mine must be a node with a WEIGHT"),
+        (0.5, "SSKD.LOSSES.Mine must be a node with a WEIGHT.*got 0.5"),
+        (CfgNode({"WEIGHT": 1.0}), "no loss is registered as 'Mine'"),
+    ],
+)
+def test_losses_that_a_config_names_wrongly(node, message):
+    cfg = get_cfg()
+    add_sskd_config(cfg)
+    cfg.SSKD.LOSSES.Mine = node
+    with pytest.raises(ValueError, match=message):
+        build_losses(cfg)

@@ -21,10 +21,21 @@ def one_step(cfg, model, num_classes=4):
     return losses
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_one_step(backbone):
+SHUFFLENET = ("MODEL.BACKBONE.NAME", "build_shufflenetv2_backbone", "MODEL.BACKBONE.DEPTH", "0.5x", "MODEL.BACKBONE.FEAT_DIM", 1024)
+CLAS_HEAD = ("MODEL.HEADS.NAME", "ClasHead", "MODEL.HEADS.CLS_LAYER", "CosSoftmax")
+EMBEDDING = ("MODEL.HEADS.EMBEDDING_DIM", 16, "MODEL.HEADS.CLS_LAYER", "ArcSoftmax")
+CASES = {name: (name, (), BACKBONES[name][2]) for name in BACKBONES} | {
+    "shufflenet": ("resnet", SHUFFLENET, 1024),
+    "ClasHead, CosSoftmax": ("resnet", CLAS_HEAD, 512),
+    "embedding, ArcSoftmax": ("resnet", EMBEDDING, 16),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_step(case):
     torch.manual_seed(0)
-    cfg = config(backbone, num_peers=2 if backbone != "vit" else 1)
+    backbone, opts, size = CASES[case]
+    cfg = config(backbone, *opts, num_peers=2 if backbone != "vit" else 1)
     model = build_model(cfg)
     before = [parameter.detach().clone() for parameter in model.students.parameters()]
     losses = one_step(cfg, model)
@@ -35,7 +46,7 @@ def test_one_step(backbone):
     for student, teacher in zip(model.students.parameters(), model.teachers.parameters()):
         assert torch.equal(student, teacher)
     features = model.eval()({"images": torch.rand(3, 3, *SIZE) * 255})
-    assert features.shape == (3, BACKBONES[backbone][2]) and torch.isfinite(features).all()
+    assert features.shape == (3, size) and torch.isfinite(features).all()
 
 
 @pytest.mark.parametrize("backbone", ["resnet_ibn", "osnet", "mobilenet", "repvgg"])

@@ -25,7 +25,7 @@ FILES = {
 @pytest.fixture
 def files(tmp_path):
     for name, text in FILES.items():
-        (tmp_path / name).write_text(text.replace("BACKBONE: {", "BACKBONE: {") + "\n")
+        (tmp_path / name).write_text(text + "\n")
     return [str(tmp_path / name) for name in FILES]
 
 
