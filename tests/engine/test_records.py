@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fastreid_sskd.engine.records import Record, read_record
+from fastreid_sskd.engine.events import Record, read_record
 
 
 def results(*maps, ensemble=99.0, other=1.0):

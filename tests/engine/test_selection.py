@@ -21,10 +21,10 @@ from fastreid_sskd.clustering import (
 from fastreid_sskd.clustering.silhouette import sparse_silhouette
 from fastreid_sskd.data import extraction_loader
 from fastreid_sskd.engine import AdaptationTrainer, run
-from fastreid_sskd.engine import adaptation as adaptation_module
-from fastreid_sskd.engine import refresh as refresh_module
-from fastreid_sskd.engine.records import LABEL_FREE, Record
-from fastreid_sskd.engine.setup import seed_everything
+from fastreid_sskd.engine import hooks as refresh_module
+from fastreid_sskd.engine import stages as adaptation_module
+from fastreid_sskd.engine.defaults import seed_everything
+from fastreid_sskd.engine.events import LABEL_FREE, Record
 from fastreid_sskd.evaluation.features import extract_features
 from fastreid_sskd.modeling import load_source_weights
 
