@@ -93,8 +93,8 @@ class Checkpointer(HostCheckpointer):
         super().__init__(*args, **kwargs)
         self.stamp: dict[str, Any] = {}
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<name>.pth`` and make it the last checkpoint.
+    def save(self, name: str, *, last: bool = True, **kwargs: Any) -> None:
+        """Write ``<name>.pth`` and, with ``last``, make it the one that a run is resumed from.
 
         Raises:
             FloatingPointError: if the model is not finite; the file before stays the last one.
@@ -117,7 +117,8 @@ class Checkpointer(HostCheckpointer):
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         write_atomically(path, lambda file: torch.save(data, file))
-        self.tag_last_checkpoint(os.path.basename(path))
+        if last:
+            self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         path = os.path.join(self.save_dir, "last_checkpoint")

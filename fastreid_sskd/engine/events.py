@@ -33,17 +33,17 @@ LABEL_FREE = {
 class Record:
     """Every evaluation of a run, in the order of time.
 
-    The best teacher is the one with the highest mAP on the first test set after any epoch (direct transfer counts
-    only as long as there is nothing else): the selection of the released code, and what ``model_best`` holds. It looks
-    at the *test* identities, so it is an optimistic protocol, and ``table`` says so; the last epoch's rows, which need
-    no selection, stand beside it. With one of :data:`LABEL_FREE` it is the one that :meth:`select` was told of.
+    The best teacher is the one with the highest mAP on the first test set after any epoch, the start (epoch 0, direct transfer)
+    included. The released code selects so among its epochs. It looks at the *test* identities, so it is an optimistic protocol,
+    and ``table`` says so beside the last epoch's rows, which need no selection. With one of :data:`LABEL_FREE` the best is what
+    :meth:`select` was told of.
 
     Args:
         tests: names of the test sets, ``DATASETS.TESTS``.
         select_by: ``SSKD.SELECT_BY``, "mAP" or a key of :data:`LABEL_FREE`.
 
     Attributes:
-        selected: {"epoch", "peer", "score"} of the best state by what needs no labels; epoch 0 before any.
+        selected: {"epoch", "peer", "score"} of the best state without labels; its score is None before any.
     """
 
     def __init__(self, tests: Sequence[str], select_by: str = "mAP"):
@@ -101,15 +101,21 @@ class Record:
                 return None, None
             at = (evaluation for evaluation in self.evaluations if evaluation["epoch"] == self.selected["epoch"])
             return next(at, None), f"peer{self.selected['peer']}"
-        adapted = [evaluation for evaluation in self.evaluations if evaluation["epoch"]]
         candidates = [
             (metrics["mAP"], evaluation, row)
-            for evaluation in adapted or self.evaluations
+            for evaluation in self.evaluations
             for row, metrics in self._rows(evaluation).items()
             if row != "ensemble"
         ]
         top = max(value for value, _, _ in candidates)
         return next((evaluation, row) for value, evaluation, row in candidates if value == top)
+
+    @property
+    def no_better_than_start(self) -> bool:
+        """Whether the best state is the one before any epoch, although there have been epochs with something to compare."""
+        if self.label_free:
+            return self.selected["score"] is not None and self.selected["epoch"] == 0
+        return bool(self.evaluations) and self.last["epoch"] > 0 and self.best[0]["epoch"] == 0
 
     def _rows(self, evaluation: dict) -> dict[str, dict[str, float]]:
         return evaluation["results"][self.tests[0]]

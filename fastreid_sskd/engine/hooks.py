@@ -293,6 +293,8 @@ class PeerEMA(HookBase):
 class LabelFreeSelection(HookBase):
     """After every epoch clusters the target once more and says how good that looks; the best so far is ``model_best``.
 
+    The start is a candidate too, by its clusters before the first step, except for the stability of labels, which it has none of.
+
     Logs under ``selection/``: clusters, noise share, the share of labels changed since this epoch's refresh, the mean
     silhouette on the sparse Jaccard distances (noise counts 0) of the combined feature and of each teacher's own under the
     same labels, and ``score``, the one that ``SSKD.SELECT_BY`` names. The teacher that is best is the one with the highest
@@ -310,30 +312,39 @@ class LabelFreeSelection(HookBase):
         self.refresh = refresh
         self.record = record
 
+    def before_epoch(self):
+        if self.trainer.epoch == 0 and self.record.select_by != "stability":
+            signals = self._offer(0)
+            if "score" in signals:
+                self.trainer.keep_start(signals["score"])
+
     def after_epoch(self):
         storage = self.trainer.storage
         if storage.latest().get("selection/clusters", (0, None))[1] == storage.iter:
             return  # done before a signal ended the evaluation after it, from which the run goes on
         start = time.perf_counter()
-        model = self.refresh.model
-        signals, own = on_main(self._signals)
-        done = self.trainer.epoch + 1
-        score = signals.get("score")
-        if score is not None and self.record.select(done, own.index(max(own)), score):
-            model.best_peer.fill_(self.record.selected["peer"])
+        signals = self._offer(self.trainer.epoch + 1)
         signals["seconds"] = time.perf_counter() - start
         storage.put_scalars(
             smoothing_hint=False, **{f"selection/{name}": float(value) for name, value in signals.items()}
         )
+
+    def _offer(self, done: int) -> dict:
+        """Offer the state after ``done`` epochs to the record; returns the signals that speak for it."""
+        signals, own = on_main(lambda: self._signals(done))
+        score = signals.get("score")
+        if score is not None and self.record.select(done, own.index(max(own)), score):
+            self.refresh.model.best_peer.fill_(self.record.selected["peer"])
         logger.info(
             "epoch %d: %d clusters, %.1f %% noise, %.1f %% of labels changed, silhouette %.3f (%s); %s %s; best so far, "
             "without labels: %s", done, signals["clusters"], 100 * signals["noise_share"],
             100 * signals["changed_share"], signals["silhouette"], ", ".join(f"teacher {k} {v:.3f}" for k, v in enumerate(own)),
             self.record.select_by, "-" if score is None else f"{score:.4f}",
-            "teacher {peer} after {epoch} epochs".format(**self.record.selected) if self.record.selected["epoch"] else "none",
+            "none" if self.record.selected["score"] is None else "teacher {peer} after {epoch} epochs".format(**self.record.selected),
         )  # fmt: skip
+        return signals
 
-    def _signals(self) -> tuple[dict, list[float]]:
+    def _signals(self, done: int) -> tuple[dict, list[float]]:
         """What says how good the epoch's teachers are together, "score" only where they can be selected, and each silhouette."""
         refresh, model = self.refresh, self.refresh.model
         features = extract_features(model, extraction_loader(refresh.cfg, refresh.items, cache=refresh.cache))
@@ -352,7 +363,7 @@ class LabelFreeSelection(HookBase):
             signals["score"] = float(LABEL_FREE[self.record.select_by](signals))
         except PseudoLabelError as error:
             logger.warning(
-                "the state after %d epochs is not selected, its clusters have collapsed: %s", self.trainer.epoch + 1, error
+                "the state after %d epochs is not selected, its clusters have collapsed: %s", done, error
             )
         return signals, own
 
@@ -487,6 +498,11 @@ class Checkpoints(HookBase):
         """Whether to save inside an epoch now that ``iteration`` steps are done in all."""
         by_iteration = self.iters and iteration % self.iters == 0
         return bool(by_iteration or (self.seconds and time.monotonic() - self._saved_at >= self.seconds))
+
+    def save_start(self, value: float) -> None:
+        """Write ``model_best`` with the state before any epoch, whose metric is ``value``; a run is not resumed from there."""
+        self.best_metric = value
+        self.checkpointer.save("model_best", last=False, epoch=-1)
 
     def save_inside(self, iteration: int, **position) -> None:
         """Save between two steps; ``position`` says where, for the run that goes on from there."""

@@ -172,6 +172,8 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
         if cfg.TEST.EVAL_PERIOD:
             logger.info("direct transfer")
             trainer.evaluate(epoch=0)
+            if not trainer.record.label_free:
+                trainer.keep_start(trainer.record.metric)
         else:
             logger.info(
                 "nothing is evaluated: %s", "no teacher is best, and SSKD.EVAL_WITH best is teacher 0 of the last epoch"
@@ -180,7 +182,13 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
     results = trainer.train()
     if trainer.record.evaluations:
         logger.info("results:\n%s", trainer.record.table())
-    if trainer.record.label_free and not trainer.record.selected["epoch"]:
+    if trainer.record.no_better_than_start:
+        logger.warning(
+            "no epoch is better than the start, by %s: model_best is the start. Look at the refreshes first (noise, clusters): "
+            "SSKD.CLUSTER.EPS_RULE and CAMERA_STATISTICS; then at SSKD.SOFT_LABELS.BN running, SSKD.EMA.WINDOW and SOLVER.BASE_LR",
+            trainer.record.select_by,
+        )  # fmt: skip
+    if trainer.record.label_free and trainer.record.selected["score"] is None:
         logger.warning("no epoch has ended with usable clusters, so %s has chosen none: there is no model_best", cfg.SSKD.SELECT_BY)
     elif trainer.record.label_free:
         logger.info(

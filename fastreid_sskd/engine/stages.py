@@ -150,6 +150,10 @@ class AdaptationTrainer(Trainer):
         """Start the peers from source weights, see :func:`..modeling.load_source_weights`."""
         self.absent = load_source_weights(self.model, paths)
 
+    def keep_start(self, value: float) -> None:
+        """Make the state before any epoch, whose metric is ``value``, the best so far."""
+        self._checkpoints.save_start(value)
+
     @property
     def metric_name(self) -> str:
         """What ``model_best`` is chosen by: see ``Record.metric``, or without labels ``LabelFreeSelection``."""
