@@ -59,26 +59,24 @@ def test_scripts_configs_and_make_targets(page):
         assert name in targets, f"{page.name} names `make {name}`, which the Makefile lacks"
 
 
+@pytest.fixture(scope="module")
+def options() -> set[str]:
+    """The --options of all scripts."""
+    folders = ("tools", "benchmarks", "fastreid_sskd", "docs")
+    texts = [path.read_text(encoding="utf-8") for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    found = {option for text in texts for option in re.findall(r"[\"'](--[\w-]+)[\"']", text)}
+    return found | set(default_argument_parser()._option_string_actions)
+
+
 @all_pages
-def test_options(page):
+def test_options(page, options):
     """Each --option of a command of this repository is an argument of a script."""
-    sources = [
-        path
-        for folder in ("tools", "benchmarks", "fastreid_sskd", "docs")
-        for path in (ROOT / folder).rglob("*.py")
-    ]
-    known = {
-        option
-        for path in sources
-        for option in re.findall(r"[\"'](--[\w-]+)[\"']", path.read_text(encoding="utf-8"))
-    }
-    known |= set(default_argument_parser()._option_string_actions)
     lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
     lines += re.findall(r"`([^`\n]*\.py [^`\n]*)`", page.read_text(encoding="utf-8"))
     for line in lines:
         command = re.search(r"(?:\b(?:tools|benchmarks|docs)/\w+\.py|-m fastreid_sskd[\w.]*)(.*)", line)
         for option in re.findall(r"\s(--[\w-]+)", command.group(1)) if command else ():
-            assert option in known, f"{page.name}: no script takes {option}: {line}"
+            assert option in options, f"{page.name}: no script takes {option}: {line}"
 
 
 def keys(node: CfgNode, prefix: str = "") -> set[str]:
