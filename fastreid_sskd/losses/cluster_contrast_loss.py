@@ -101,6 +101,7 @@ class ClusterContrast(PeerLoss):
         self.momentum = momentum
 
     def __call__(self, batch: PeerBatch) -> Tensor:
+        """Return the loss of one student."""
         loss = cluster_contrast(batch.features, batch.memory, batch.labels, temperature=self.temperature)
         update_memory(batch.memory.detach(), batch.features, batch.labels, self.momentum)
         return loss

@@ -61,6 +61,7 @@ class LabelSmoothCE(PeerLoss):
         self.epsilon = epsilon
 
     def __call__(self, batch: PeerBatch) -> Tensor:
+        """Return the loss of one student."""
         return label_smooth_cross_entropy(batch.logits, batch.labels, self.epsilon)
 
 

@@ -1,10 +1,10 @@
 """L_ms = sum_i (p_i + n_i) / B, the multi-similarity loss with pair mining.
 
-p_i = log(1 + sum_P exp(-alpha (S_ij - base))) / alpha, n_i = log(1 + sum_N exp(beta (S_ij - base))) / beta, S
-the cosine similarity (Wang et al., CVPR 2019, arXiv 1904.06627, eq. 15-17). Anchor i keeps the negatives N with
-S_ij + margin > min over its positives, and the positives P with S_ij - margin < max over its negatives, both
-taken before mining; it gives 0 where P or N is empty. Positives with S_ij >= 1 - 1e-5 (exact copies) do not
-count.
+p_i = log(1 + sum_P exp(-alpha (S_ij - base))) / alpha, n_i = log(1 + sum_N exp(beta (S_ij - base))) / beta
+with S the cosine similarity (Wang et al., CVPR 2019, arXiv 1904.06627, eq. 15-17). Anchor i keeps the
+negatives N with S_ij + margin > min over its positives, and the positives P with S_ij - margin < max over its
+negatives, both taken before mining; it gives 0 where P or N is empty. Exact copies, S_ij >= 1 - 1e-5,
+are no positives.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ class MultiSimilarity(PeerLoss):
         self.alpha, self.beta, self.base, self.margin = alpha, beta, base, margin
 
     def __call__(self, batch: PeerBatch) -> Tensor:
+        """Return the loss of one student."""
         return multi_similarity(
             batch.features, batch.labels, alpha=self.alpha, beta=self.beta, base=self.base, margin=self.margin
         )

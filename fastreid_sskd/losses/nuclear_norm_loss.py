@@ -56,6 +56,7 @@ class NuclearNorm(PeerLoss):
     short_name = "nn"
 
     def __call__(self, batch: PeerBatch) -> Tensor:
+        """Return the loss of one student."""
         return nuclear_norm(batch.logits)
 
 

@@ -46,4 +46,5 @@ class SoftCE(PeerLoss):
     requires = ("peer_teacher_logits",)
 
     def __call__(self, batch: PeerBatch) -> Tensor:
+        """Return the loss of one student."""
         return soft_cross_entropy(batch.logits, batch.peer_teacher_logits)

@@ -141,6 +141,7 @@ class SoftTriplet(PeerLoss):
         self.margin = margin
 
     def __call__(self, batch: PeerBatch) -> Tensor:
+        """Return the loss of one student."""
         return soft_triplet(batch.features, batch.labels, margin=self.margin)
 
 
@@ -153,4 +154,5 @@ class PeerSoftTriplet(PeerLoss):
     reads_logits = False
 
     def __call__(self, batch: PeerBatch) -> Tensor:
+        """Return the loss of one student."""
         return peer_soft_triplet(batch.features, batch.peer_teacher_features, batch.labels)

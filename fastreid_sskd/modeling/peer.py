@@ -263,9 +263,9 @@ def _architecture_forward(
     is_dict = isinstance(outputs, dict)
     if not (is_dict and set(_NEEDED) <= set(outputs) if model.training else torch.is_tensor(outputs)):
         raise TypeError(
-            f"{type(model).__name__} is no peer: in training its forward has to end with self.losses(outputs, "
-            f"...), where outputs has {', '.join(_NEEDED)}, and in evaluation to return a tensor of features; got "
-            f"{', '.join(outputs) if is_dict else type(outputs).__name__}"
+            f"{type(model).__name__} is no peer: in training its forward has to end with "
+            f"self.losses(outputs, ...), where outputs has {', '.join(_NEEDED)}, and in evaluation to return "
+            f"a tensor of features; got {', '.join(outputs) if is_dict else type(outputs).__name__}"
         )
     return outputs
 

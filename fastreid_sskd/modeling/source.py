@@ -48,6 +48,7 @@ class SSKDSource(Peer):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        """Return the constructor's arguments from a config."""
         return {
             "peer": build_peer(cfg),
             "losses": build_losses(cfg),
@@ -59,6 +60,7 @@ class SSKDSource(Peer):
     device = property(lambda self: self.pixels.mean.device, doc="Where the model is.")
 
     def forward(self, batched_inputs: dict) -> dict[str, torch.Tensor] | torch.Tensor:
+        """Return the losses in training, the feature in evaluation."""
         images = self.pixels(batched_inputs["images"])
         if not self.training:
             return super().forward(images)

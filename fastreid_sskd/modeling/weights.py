@@ -545,8 +545,8 @@ def _cause(match: _Match, there: list[str]) -> str:
     if theirs != ours and ours:
         if not theirs:
             return (
-                "one network, and no SSKD model: evaluate it with the config that it was trained with, or let "
-                "the peers start from it (SSKD.SOURCE.WEIGHTS)"
+                "one network, and no SSKD model: evaluate it with the config that it was trained with, or "
+                "let the peers start from it (SSKD.SOURCE.WEIGHTS)"
             )
         return f"an SSKD model of {theirs} peers: set SSKD.NUM_PEERS, here {ours}, or SSKD.PEERS"
     if match.misshapen and all(name.startswith("heads.") for name in match.misshapen):

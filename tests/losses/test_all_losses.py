@@ -1,4 +1,4 @@
-"""What all losses share: recorded values, derivatives, examples, precision, and running without waiting for the device."""
+"""What all losses share: recorded values, derivatives, examples, precision, no wait for the device."""
 
 import doctest
 
@@ -98,7 +98,8 @@ def test_wrong_inputs(call):
                 function(rows, *others, wrong)
 
 
-# ---- precision ---------------------------------------------------------------------------------------------------
+# ---- precision
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_float64_stays_and_float32_is_close(call):

@@ -15,7 +15,7 @@ LOSSES = ("LabelSmoothCE", "SoftCE", "MultiSimilarity", "NuclearNorm", "SoftTrip
 
 
 def whole_batch(dtype=torch.float32):
-    """16 images of 4 identities in 6 classes, a linear map to be learned for the features and one for the logits."""
+    """16 images of 4 identities in 6 classes, and linear maps for features and logits."""
     draw = torch.Generator().manual_seed(3)
     inputs = torch.randn(16, 5, generator=draw)
     maps = [torch.nn.Parameter(torch.randn(5, size, generator=draw)) for size in (7, 6)]

@@ -109,7 +109,8 @@ def test_nan_is_not_hidden_and_does_not_raise(bad):
     assert nuclear_norm(logits).isnan()
 
 
-# ---- U V^T by eigenvectors and by iteration ----------------------------------------------------------------------
+# ---- U V^T by eigenvectors and by iteration
+# ----------------------------------------------------------------------
 
 BOTH = pytest.mark.parametrize("factor", [factor_by_eigenvectors, factor_by_iteration])
 
@@ -139,7 +140,7 @@ def test_is_an_svds(factor, rows, columns, scale, copies):
 
 @BOTH
 def test_singular_values_of_all_sizes(factor):
-    """1, 1e-1, ... 1e-5 become 1; what is less than float32's rounding next to nothing, softly by iteration."""
+    """1, 1e-1, ... 1e-5 become 1; what is below float32's rounding becomes about 0, softly by iteration."""
     draw = torch.Generator().manual_seed(1)
     u, v = (
         torch.linalg.qr(torch.randn(size, 12, generator=draw, dtype=torch.float64)).Q for size in (20, 50)

@@ -1,4 +1,4 @@
-"""Every family of fast-reid's backbones trains as a peer: one step on the CPU, at a size as small as it goes."""
+"""Every family of fast-reid's backbones trains as a peer: one step on the CPU, as small as it goes."""
 
 import pytest
 import torch
@@ -12,7 +12,9 @@ def one_step(cfg, model, num_classes=4):
     """A refresh's classifiers, a step of the optimiser, the teachers' update; returns the losses."""
     images = torch.rand(8, model.num_peers, 3, *SIZE) * 255
     model.train()
-    model.reset_classifiers(torch.nn.functional.normalize(torch.randn(num_classes, model.centroid_size), dim=1))
+    model.reset_classifiers(
+        torch.nn.functional.normalize(torch.randn(num_classes, model.centroid_size), dim=1)
+    )
     optimizer = build_optimizer(cfg, list(model.students))
     losses = model({"images": images, "targets": torch.arange(4).repeat_interleave(2)})
     sum(losses.values()).backward()
@@ -21,7 +23,14 @@ def one_step(cfg, model, num_classes=4):
     return losses
 
 
-SHUFFLENET = ("MODEL.BACKBONE.NAME", "build_shufflenetv2_backbone", "MODEL.BACKBONE.DEPTH", "0.5x", "MODEL.BACKBONE.FEAT_DIM", 1024)
+SHUFFLENET = (
+    "MODEL.BACKBONE.NAME",
+    "build_shufflenetv2_backbone",
+    "MODEL.BACKBONE.DEPTH",
+    "0.5x",
+    "MODEL.BACKBONE.FEAT_DIM",
+    1024,
+)
 CLAS_HEAD = ("MODEL.HEADS.NAME", "ClasHead", "MODEL.HEADS.CLS_LAYER", "CosSoftmax")
 EMBEDDING = ("MODEL.HEADS.EMBEDDING_DIM", 16, "MODEL.HEADS.CLS_LAYER", "ArcSoftmax")
 CASES = {name: (name, (), BACKBONES[name][2]) for name in BACKBONES} | {

@@ -43,7 +43,7 @@ def cross_entropy_with(teacher_logits, logits):
 
 
 def test_what_a_loss_is_given(make_model, make_batch, outputs):
-    """Every field, also those that only somebody's own loss reads: the student's own teacher and its peer's are two."""
+    """Every field, also those that only a project's own loss reads; own and peer's teacher are two."""
     model, batch = make_model(), make_batch()
     out, given = outputs(model, batch), []
 
@@ -55,12 +55,18 @@ def test_what_a_loss_is_given(make_model, make_batch, outputs):
     model(batch)
     for k, one in enumerate(given):
         student, own, peer = out["s"][k], out["t"][k], out["t"][(k + 1) % 3]
-        assert torch.equal(one.features, student["features"]) and torch.equal(one.logits, student["cls_outputs"])
-        assert torch.equal(one.teacher_features, own["features"]) and torch.equal(one.teacher_logits, own["pred_class_logits"])
+        assert torch.equal(one.features, student["features"]) and torch.equal(
+            one.logits, student["cls_outputs"]
+        )
+        assert torch.equal(one.teacher_features, own["features"]) and torch.equal(
+            one.teacher_logits, own["pred_class_logits"]
+        )
         assert torch.equal(one.peer_teacher_features, peer["features"])
         assert torch.equal(one.peer_teacher_logits, peer["pred_class_logits"])
         assert one.memory is model.students[k].heads.weight
-        assert not torch.equal(own["features"], peer["features"]) and torch.equal(one.labels, batch["targets"])
+        assert not torch.equal(own["features"], peer["features"]) and torch.equal(
+            one.labels, batch["targets"]
+        )
 
 
 @pytest.mark.parametrize("num_peers", [1, 2, 3])

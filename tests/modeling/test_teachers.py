@@ -19,7 +19,8 @@ from fastreid_sskd.modeling import (
 )
 from fastreid_sskd.modeling.sskd import COMBINATIONS
 
-# ---- the moving average ------------------------------------------------------------------------------------------
+# ---- the moving average
+# ------------------------------------------------------------------------------------------
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ema.npz"
 
@@ -92,7 +93,9 @@ def test_window_of_a_run():
     assert ema_momentum(0.999, 0.0, 180) == 0.999
     assert ema_momentum(0.999, 0.125, 8000) == pytest.approx(0.999, abs=1e-12)  # the method's
     assert ema_momentum(0.999, 0.125, 400) == pytest.approx(1 - 1 / 50)
-    assert ema_momentum(0.999, 0.5, 1) == ema_momentum(0.999, 1.0, 1) == 0.0  # a window of a step or less: the student itself
+    assert (
+        ema_momentum(0.999, 0.5, 1) == ema_momentum(0.999, 1.0, 1) == 0.0
+    )  # a window of a step or less: the student itself
 
 
 def test_no_graph_and_no_gradient(make_peer):
@@ -112,7 +115,8 @@ def test_bad_arguments(make_peer):
         update_teacher(make_peer(0, num_classes=4), make_peer(0, num_classes=5), 0.5)
 
 
-# ---- labels ------------------------------------------------------------------------------------------------------
+# ---- labels
+# ------------------------------------------------------------------------------------------------------
 
 
 def in_evaluation(teacher, view):
@@ -144,7 +148,7 @@ def what_losses_are_given(model, batch):
 
 @pytest.mark.parametrize("statistics", ["running", "student", "refresh"])
 def test_labels_are_those_of_evaluation_mode(make_model, make_batch, normalised, statistics):
-    """By the statistics from before the step, and another thing than the release's; students see no difference."""
+    """By the statistics from before the step, unlike the release's; students see no difference."""
     batch, model = make_batch(), make_model()
     model.label_statistics = statistics
     expected = [in_evaluation(t, normalised(batch["images"][:, k])) for k, t in enumerate(model.teachers)]
@@ -160,7 +164,7 @@ def test_labels_are_those_of_evaluation_mode(make_model, make_batch, normalised,
 
 @pytest.mark.parametrize("statistics", ["batch", "running", "student", "refresh"])
 def test_which_statistics_a_step_moves(make_model, make_batch, copy_state, statistics):
-    """"running": those of the release, bit for bit, and the draws too; the others none, before the moving average."""
+    """With "running" those of the release, bit for bit, and the draws too; with the others none."""
     released, model, batch = make_model(), make_model(), make_batch()
     model.label_statistics = statistics
     for each in (*released.teachers, *model.teachers):
@@ -176,7 +180,9 @@ def test_which_statistics_a_step_moves(make_model, make_batch, copy_state, stati
         same = released.state_dict()[name] if follows or name.startswith("students") else before[name]
         assert torch.equal(value, same), name
     assert (drawn[0] == drawn[1]) == follows
-    assert not torch.equal(released.teachers[0].backbone.bn2.running_mean, before["teachers.0.backbone.bn2.running_mean"])
+    assert not torch.equal(
+        released.teachers[0].backbone.bn2.running_mean, before["teachers.0.backbone.bn2.running_mean"]
+    )
 
 
 def test_students_statistics_are_averaged_along_with_their_weights(make_model, make_batch, copy_state):
@@ -187,7 +193,9 @@ def test_students_statistics_are_averaged_along_with_their_weights(make_model, m
     model.update_teachers(3, 0.999)
     for name, value in model.teachers.state_dict().items():
         if not name.endswith("num_batches_tracked"):
-            torch.testing.assert_close(value, 0.75 * teachers[name] + 0.25 * students[name], rtol=1e-5, atol=1e-6, msg=name)
+            torch.testing.assert_close(
+                value, 0.75 * teachers[name] + 0.25 * students[name], rtol=1e-5, atol=1e-6, msg=name
+            )
 
 
 @pytest.mark.parametrize("statistics, passes", [("batch", 1), ("running", 2), ("student", 1), ("refresh", 1)])
@@ -210,17 +218,22 @@ def test_layers_that_are_frozen_stay_so(make_model, make_batch, copy_state):
     before = copy_state(model.teachers)
     model(make_batch())
     for name, value in model.teachers.state_dict().items():
-        assert torch.equal(value, before[name]) == ("backbone" in name or "running" not in name and "tracked" not in name), name
+        assert torch.equal(value, before[name]) == (
+            "backbone" in name or "running" not in name and "tracked" not in name
+        ), name
     assert all(t.training and t.heads.training and not t.backbone.bn1.training for t in model.teachers)
 
 
 def test_unknown_statistics(cfg):
     cfg.SSKD.SOFT_LABELS.BN = "eval"
-    with pytest.raises(ValueError, match="SSKD.SOFT_LABELS.BN must be one of batch, running, student, refresh; got 'eval'"):
+    with pytest.raises(
+        ValueError, match="SSKD.SOFT_LABELS.BN must be one of batch, running, student, refresh; got 'eval'"
+    ):
         build_model(cfg)
 
 
-# ---- combination -------------------------------------------------------------------------------------------------
+# ---- combination
+# -------------------------------------------------------------------------------------------------
 
 
 def spaces(*sizes, n=5):

