@@ -193,8 +193,32 @@ def check_settings(cfg: CfgNode, sections: str | tuple[str, ...] = "") -> None:
     for key, (allowed, rule) in _RANGES.items():
         if key.startswith(sections) and _is_read(cfg, key) and not allowed(_value(cfg, key)):
             raise ValueError(f"{key} must be {rule}; got {_value(cfg, key)}: change it in the config or on the command line")
-    if not sections and cfg.MODEL.META_ARCHITECTURE == "SSKD":
-        _check_clustering_settings(cfg.SSKD.CLUSTER)
+    if not sections:
+        _check_losses(cfg)
+        if cfg.MODEL.META_ARCHITECTURE == "SSKD":
+            _check_clustering_settings(cfg.SSKD.CLUSTER)
+
+
+def _check_losses(cfg: CfgNode) -> None:
+    """The host's architectures need a loss, and its Distiller, for one of its own, a teacher."""
+    architecture, kd = cfg.MODEL.META_ARCHITECTURE, cfg.KD
+    if architecture in ("Baseline", "MGN") and not cfg.MODEL.LOSSES.NAME:
+        raise ValueError(
+            f"MODEL.LOSSES.NAME is empty, so a {architecture} would learn nothing: name one or more of "
+            f"{', '.join(_NAMES['MODEL.LOSSES.NAME'](cfg))}"
+        )
+    if architecture != "Distiller":
+        return
+    if not kd.MODEL_CONFIG and not kd.EMA.ENABLED:
+        raise ValueError(
+            "a Distiller learns from teachers, and KD.MODEL_CONFIG names none: give their config files there and their weights in "
+            "KD.MODEL_WEIGHTS, or set KD.EMA.ENABLED to True"
+        )
+    if len(kd.MODEL_CONFIG) != len(kd.MODEL_WEIGHTS):
+        raise ValueError(
+            f"KD.MODEL_CONFIG names {len(kd.MODEL_CONFIG)} teachers and KD.MODEL_WEIGHTS {len(kd.MODEL_WEIGHTS)}: give a file of weights "
+            "for each"
+        )
 
 
 def _check_clustering_settings(cluster: CfgNode) -> None:
