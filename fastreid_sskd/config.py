@@ -14,6 +14,8 @@ __all__ = ["KEYS", "Key", "OneOf", "Rule", "add_sskd_config", "is_below", "names
 
 #: in place of a default: the key is fast-reid's, and so is its default
 HOST = object()
+#: the losses of fast-reid's own architectures
+HOST_LOSSES = ("CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface")
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.HEADS.EMBEDDING_DIM", HOST, rule=_at_least(0, "a number of values", "FEAT_DIM")),
     Key("MODEL.HEADS.NORM", HOST, rule=OneOf(("BN", "syncBN", "GhostBN", "FrozenBN", "GN"))),
     Key("MODEL.HEADS.NECK_FEAT", HOST, rule=OneOf(("before", "after"))),
-    Key("MODEL.LOSSES.NAME", HOST, rule=OneOf(("CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface")), read_by="plain"),
+    Key("MODEL.LOSSES.NAME", HOST, rule=OneOf(HOST_LOSSES), read_by="plain"),
     Key("MODEL.PIXEL_MEAN", HOST, rule=Rule(lambda value: len(value) == 3, "three values, of R, G and B"), shared=True),
     Key("MODEL.PIXEL_STD", HOST, rule=Rule(lambda value: len(value) == 3 and min(value) > 0, "three values > 0, of R, G and B"), shared=True),
     Key("INPUT.SIZE_TRAIN", HOST, rule=_SIZE, shared=True),

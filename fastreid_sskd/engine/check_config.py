@@ -31,7 +31,7 @@ from ..clustering.features import UnitRows
 from ..clustering.infomap import import_infomap
 from ..clustering.jaccard import list_sizes
 from ..clustering.kmeans import check_num_clusters
-from ..config import HOST, KEYS, Key, OneOf, Rule, value_of
+from ..config import HOST, HOST_LOSSES, KEYS, Key, OneOf, Rule, value_of
 from ..modeling import peer_config
 from ..refusals import nearest
 from .defaults import without_pretraining
@@ -98,8 +98,32 @@ def check_settings(cfg: CfgNode, sections: str | tuple[str, ...] = "") -> None:
     for key in (*(Key(name, HOST, rule=OneOf(known(cfg))) for name, known in _REGISTERED.items()), *KEYS):
         if key.rule and key.name.startswith(sections) and _is_read(cfg, key):
             _check_value(key.name, value_of(cfg, key.name), key.rule)
-    if not sections and cfg.MODEL.META_ARCHITECTURE == "SSKD":
-        _check_clustering_settings(cfg.SSKD.CLUSTER)
+    if not sections:
+        _check_losses(cfg)
+        if cfg.MODEL.META_ARCHITECTURE == "SSKD":
+            _check_clustering_settings(cfg.SSKD.CLUSTER)
+
+
+def _check_losses(cfg: CfgNode) -> None:
+    """The host's architectures need a loss, and its Distiller, for one of its own, a teacher."""
+    architecture, kd = cfg.MODEL.META_ARCHITECTURE, cfg.KD
+    if architecture in ("Baseline", "MGN") and not cfg.MODEL.LOSSES.NAME:
+        raise ValueError(
+            f"MODEL.LOSSES.NAME is empty, so a {architecture} would learn nothing: name one or more of "
+            f"{', '.join(HOST_LOSSES)}"
+        )
+    if architecture != "Distiller":
+        return
+    if not kd.MODEL_CONFIG and not kd.EMA.ENABLED:
+        raise ValueError(
+            "a Distiller learns from teachers, and KD.MODEL_CONFIG names none: give their config files there and their weights in "
+            "KD.MODEL_WEIGHTS, or set KD.EMA.ENABLED to True"
+        )
+    if len(kd.MODEL_CONFIG) != len(kd.MODEL_WEIGHTS):
+        raise ValueError(
+            f"KD.MODEL_CONFIG names {len(kd.MODEL_CONFIG)} teachers and KD.MODEL_WEIGHTS {len(kd.MODEL_WEIGHTS)}: give a file of weights "
+            "for each"
+        )
 
 
 def _check_value(name: str, value: Any, rule: Rule | OneOf) -> None:

@@ -205,6 +205,7 @@ def check_run(cfg: CfgNode, resume: bool = False) -> None:
     Raises:
         FileNotFoundError: if weights are missing, or as :func:`check_inputs`.
         OtherConfigError: if a finished source model is of another config.
+        WeightsError: if a file of weights cannot be read.
         ImportError, ValueError: as :func:`check_inputs`.
     """
     check_inputs(cfg)
@@ -214,6 +215,14 @@ def check_run(cfg: CfgNode, resume: bool = False) -> None:
         raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} not found: name a file of weights, or none to start without")
     if cfg.MODEL.META_ARCHITECTURE == "SSKD":
         check_source(cfg)
+    elif cfg.MODEL.WEIGHTS:
+        _check_readable("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
+
+
+def _check_readable(key: str, path: str) -> None:
+    """Whether a file holds weights, of whatever network; leaves its tensors on the disk. Raises WeightsError if not."""
+    with said_of(key):
+        read_state_dict(path, mmap=True)
 
 
 @checking()
@@ -315,6 +324,7 @@ def check_source(cfg: CfgNode) -> None:
     Raises:
         FileNotFoundError: if a file of weights, or the source's config, is not there, or images of a stage 1 that is to be trained.
         OtherConfigError: if a source model in ``OUTPUT_DIR`` was trained with another config.
+        WeightsError: if a given file cannot be read.
         ValueError: if nothing says how to pre-train, a data set is source and target, stage 1 cannot work, or a file that is
             given beside peers to be pre-trained is of another network.
     """
@@ -322,6 +332,8 @@ def check_source(cfg: CfgNode) -> None:
     for key, path in given:
         if path and not os.path.isfile(path):
             raise FileNotFoundError(f"{key}: no file {path}")
+        if path:
+            _check_readable(key, path)
     if not pretrains(cfg):
         return
     left = []

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -59,6 +60,7 @@ def read_file(path: str, *, mmap: bool = False) -> Any:
         )
     try:
         with _plain_objects_allowed():
+            mmap = mmap and zipfile.is_zipfile(path)  # a file from before torch 1.6 is read whole
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (PermissionError, MemoryError):
         raise
@@ -67,14 +69,14 @@ def read_file(path: str, *, mmap: bool = False) -> Any:
         raise WeightsError(f"{path!r} {_what_it_is(path, error)}") from None
 
 
-def read_state_dict(path: str) -> dict[str, torch.Tensor]:
+def read_state_dict(path: str, *, mmap: bool = False) -> dict[str, torch.Tensor]:
     """Read the tensors and arrays of a file under their dotted names, as ``state_dict.module.conv1.weight``.
 
     Raises:
         FileNotFoundError: if there is no such file.
         WeightsError: if it is no file of tensors.
     """
-    return _named_tensors(read_file(path), path)
+    return _named_tensors(read_file(path, mmap=mmap), path)
 
 
 def _plain_objects_allowed() -> AbstractContextManager:
@@ -532,11 +534,27 @@ def _refuse(path: str, network: nn.Module, match: _Match, state: State, what: st
     share = f"{match.num_found} of {match.total} {what} tensors of this {type(network).__name__} fit"
     text = f"{path!r} holds weights of another network than the config describes: {share}"
     text += f" ({match.num_found / match.total:.0%})"
-    kinds = {"missing": match.missing, "of another shape": match.misshapen, "only in the file": others}
+    small = [name for name in match.misshapen if name in below and _is_quantised(below[name])]
+    kinds = {
+        "missing": match.missing,
+        "of another shape": [name for name in match.misshapen if name not in small],
+        "quantised to 8 bits or fewer": small,
+        "only in the file": others,
+    }
     for kind, names in kinds.items():
         if names:
             text += f"\n  {len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-    raise WeightsError(f"{text}\n  Probably {_cause(match, list(below))}")
+    cause = _cause(match, list(below))
+    if small:
+        cause = (
+            "a quantised copy, whose values do not say what they stand for: give the float weights that it "
+            "was made from"
+        )
+    raise WeightsError(f"{text}\n  Probably {cause}")
+
+
+def _is_quantised(value: torch.Tensor) -> bool:
+    return value.is_quantized or value.dtype in (torch.int8, torch.uint8)
 
 
 def _cause(match: _Match, there: list[str]) -> str:

@@ -281,6 +281,22 @@ def test_an_architecture_that_its_backbone_does_not_fit():
     assert len(str(refused.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("case", [
+    ("LOSSES.NAME is empty, so a Baseline would learn nothing", "MODEL.LOSSES.NAME", ""),
+    ("KD.MODEL_CONFIG names none", "MODEL.META_ARCHITECTURE", "Distiller"),
+    ("names 0 teachers and KD.MODEL_WEIGHTS 1", "MODEL.META_ARCHITECTURE", "Distiller", "KD.EMA.ENABLED", "True", "KD.MODEL_WEIGHTS", "a.pth"),
+], ids=lambda case: label(case[1:]))  # fmt: skip
+def test_a_plain_config_that_has_nothing_to_learn_from(tmp_path, case):
+    named, *overrides = case
+    with pytest.raises(ValueError, match=named) as raised:
+        run(tiny_baseline(tmp_path / "out", *overrides))
+    assert raised.value.exit_status == 2 and not list(tmp_path.iterdir())
+
+
+def test_a_distiller_without_losses_of_its_own_learns_from_itself(tmp_path):
+    check_settings(tiny_baseline(tmp_path, "MODEL.META_ARCHITECTURE", "Distiller", "KD.EMA.ENABLED", "True", "MODEL.LOSSES.NAME", ""))
+
+
 @pytest.mark.parametrize("key", ["MODEL.LOSSES.NAME", "DATALOADER.SAMPLER_TRAIN"])
 def test_what_only_the_host_reads_is_checked_for_the_host_only(tmp_path, key):
     with pytest.raises(ValueError, match=f"{key} must be one of"):

@@ -226,3 +226,14 @@ def test_losses_that_a_config_names_wrongly(node, message):
     cfg.SSKD.LOSSES.Mine = node
     with pytest.raises(ValueError, match=message):
         build_losses(cfg)
+
+
+def test_cluster_contrast_needs_the_neck_and_the_classifier_for_itself():
+    cfg = get_cfg()
+    add_sskd_config(cfg)
+    cfg.SSKD.LOSSES.ClusterContrast.WEIGHT = 1.0
+    with pytest.raises(ValueError, match="ClusterContrast takes features from behind the BN-neck"):
+        build_losses(cfg)
+    cfg.MODEL.HEADS.NECK_FEAT = "after"
+    with pytest.raises(ValueError, match="ClusterContrast moves the classifier, which LabelSmoothCE, SoftCE"):
+        build_losses(cfg)

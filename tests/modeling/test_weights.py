@@ -266,7 +266,7 @@ UNFIT = [
     (broken("backbone.bn2.weight", torch.ones(9)), "1 of another shape: bn2.weight"),
     (broken(NECK, torch.ones(9)), f"1 of another shape: {NECK}\n.*another head: compare MODEL.HEADS"),
     (another_head, "0 of .*another head: compare MODEL.HEADS"),
-    (whole_numbers, "1 of another shape: conv2.weight"),
+    (whole_numbers, "1 quantised to 8 bits or fewer: conv2.weight\n.*a quantised copy"),
     *(
         (broken(name, bad, -1), f"somewhere' has values that are not finite in its tensor {name}")
         for name in ("backbone.bn2.running_var", "backbone.conv1.weight", "heads.bottleneck.0.running_mean")
