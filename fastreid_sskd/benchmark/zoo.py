@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import jinja2
 
-from .folders import collect
-from .result import Result, read_results, write_results
-from .summary import write_table
+from .results import Result, collect, read_results, write_results
+from .table import write_table
 
 __all__ = ["render_zoo"]
 
