@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure an evaluation, beside a product and an argsort of all distances and beside the host's ranking in Python.
+"""Measure an evaluation, compared with a product and an argsort of all distances, and with the host's ranking in Python.
 
     benchmarks/evaluation.py --threads 2
 """

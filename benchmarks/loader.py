@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure how many views a core makes in a second, beside the host's transforms, all of them for every view.
+"""Measure how many views a core makes in a second, compared with all of the host's transforms for every view.
 
     benchmarks/loader.py --repeats 5
 """

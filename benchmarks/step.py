@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure a training step, beside the plain way and beside its networks alone.
+"""Measure a training step, compared with the plain way and with its networks alone.
 
     benchmarks/step.py --json step.json --markdown step.md
     benchmarks/step.py --models resnet50 osnet_x0_25 --repeats 5 --precision auto

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One table of any models and runs, with what their figures depend on.
 
-    tools/benchmark.py table runs/demo runs/run_a                       # finished runs: nothing is evaluated anew
+    tools/benchmark.py table runs/demo runs/run_a                       # finished runs: no model is evaluated
     tools/benchmark.py table "stock=baseline.yml:b.pth" configs/demo_source.yml:s.pth --tests SyntheticTarget
     tools/benchmark.py table runs/sskd_m2d --published --format latex
     tools/benchmark.py run --config-file configs/demo.yml --runs 3 --output runs/demo3
@@ -65,7 +65,7 @@ def check_published(pairs: list) -> None:
 
 
 def show(results: list, args) -> None:
-    """Print the table, with published rows beside if they are asked for."""
+    """Print the table, with published rows if they are asked for."""
     pairs = dict.fromkeys(f"{result.source} -> {result.target}" for result in results)
     unverified: list = []
     if args.published is not None:

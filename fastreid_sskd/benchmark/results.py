@@ -1,4 +1,4 @@
-"""Results of runs, one record each, from the files that a run leaves in its folder; nothing is evaluated anew."""
+"""Results of runs, one record each, from the files that a run leaves in its folder; no model is evaluated."""
 
 import functools
 import json
@@ -444,11 +444,11 @@ def source_name(config: Mapping[str, Any]) -> str:
 
 
 def _trained_on(path: str, source: Mapping[str, Any]) -> list[str]:
-    beside = os.path.join(os.path.dirname(path), "config.yaml")
+    own = os.path.join(os.path.dirname(path), "config.yaml")
     if not re.search(r"source/peer\d+/[^/]+$", path.replace(os.sep, "/")):
         return [os.path.splitext(os.path.basename(path))[0]]
-    if os.path.isfile(beside):
-        return list(read_config(beside)["DATASETS"]["NAMES"])
+    if os.path.isfile(own):
+        return list(read_config(own)["DATASETS"]["NAMES"])
     return _stage_1(source) or [os.path.splitext(os.path.basename(path))[0]]  # the source models were removed
 
 

@@ -86,7 +86,7 @@ class Outcome:
     Attributes:
         results: of the finished runs that were asked for, last epoch.
         unavailable: {(cell, seed): why}, runs that cannot be had: a bound of a target without identities.
-        stopped: {(cell, seed): why}, runs whose training could not go on; the next call tries them again.
+        stopped: {(cell, seed): why}, runs whose training could not continue; the next call tries them again.
     """
 
     results: list[Result]
@@ -167,7 +167,7 @@ def run_grid(grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence =
 
     A run's folder is ``OUTPUT/<cell>/seed<i>``, and holds its ``record.json`` when it is finished. ``record.json`` in
     ``OUTPUT`` holds the results of all finished runs of the grid's cells, whichever were asked for. A run whose training
-    cannot go on is left out with a warning; any other error ends the grid, and the next call resumes it.
+    cannot continue is left out with a warning; any other error ends the grid, and the next call resumes it.
 
     Args:
         grid: what to run.
@@ -210,7 +210,7 @@ class _Job:
         cfg: frozen; its ``OUTPUT_DIR`` is the job's folder, and what the folder holds has to be of these settings.
         source: config of the source models that it starts from, made once in its ``OUTPUT_DIR``; None: of none.
         unavailable: why it cannot be run, "" if it can.
-        stopped: why its training could not go on, "" if it did.
+        stopped: why its training could not continue, "" if it did.
     """
 
     cell: Cell
@@ -443,7 +443,7 @@ def _with_weights(job: _Job, weights: Sequence[str]) -> CfgNode:
 
 @contextlib.contextmanager
 def _log_file(folder: str) -> Iterator[None]:
-    """The log of one run in its own folder, beside wherever else it goes."""
+    """Write the log of one run into its folder too."""
     handler = logging.FileHandler(os.path.join(folder, "log.txt"), encoding="utf-8")
     handler.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"))
     host = logging.getLogger("fastreid")
