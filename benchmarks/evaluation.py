@@ -1,4 +1,8 @@
-"""How long ranking takes, beside a product and an argsort of all distances and beside the host's ranking in Python."""
+#!/usr/bin/env python3
+"""Measure an evaluation, compared with a product and an argsort of all distances, and with the host's ranking in Python.
+
+    benchmarks/evaluation.py --threads 2
+"""
 
 import argparse
 import contextlib
@@ -10,17 +14,15 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import TypeVar
 
+import measure
 import numpy as np
 import torch
 from fastreid.evaluation.rank import evaluate_py
 from fastreid.utils.compute_dist import build_dist
+from measure import ResidentMemory, Row
 
-from ...evaluation.evaluator import evaluate_features
-from ...evaluation.ranking import evaluate_rank
-from ..resident import ResidentMemory
-from .row import Row
-
-__all__ = ["Crowd", "crowd", "rows"]
+from fastreid_sskd.evaluation.evaluator import evaluate_features
+from fastreid_sskd.evaluation.ranking import evaluate_rank
 
 T = TypeVar("T")
 
@@ -75,14 +77,13 @@ def rows(args: argparse.Namespace) -> list[Row]:
     """Seconds of an evaluation at Market-1501's size, and the memory of one at MSMT17's.
 
     Args:
-        args: ``repeats`` (3) timed repeats; ``quick`` (False): a tenth of the sizes, to try the tool.
+        args: ``repeats`` timed repeats; ``quick``: a tenth of the sizes, to try the tool.
 
     Raises:
         RuntimeError: if the figures are not the host's.
     """
-    repeats, quick = getattr(args, "repeats", None) or 3, getattr(args, "quick", False)
-    market, msmt = (_tenth(MARKET), _tenth(MSMT)) if quick else (MARKET, MSMT)
-    return [_time(market, repeats), _memory(msmt)]
+    market, msmt = (_tenth(MARKET), _tenth(MSMT)) if args.quick else (MARKET, MSMT)
+    return [_time(market, args.repeats), _memory(msmt)]
 
 
 def _tenth(sizes: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -181,3 +182,9 @@ def _peak(sizes: tuple[int, int, int], threads: int) -> tuple[float, float, floa
     memory, start = ResidentMemory(), time.perf_counter()
     evaluate_features(made.query, made.gallery, *made.labels)
     return memory.peak() / 2**20, time.perf_counter() - start, features
+
+
+if __name__ == "__main__":
+    _parser = measure.parser(__doc__, repeats=3)
+    _parser.add_argument("--quick", action="store_true", help="a tenth of the sizes, to try the script")
+    measure.main(_parser, rows)

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,19 +11,21 @@ from dataclasses import dataclass, field, replace
 from tabulate import tabulate
 
 from ..evaluation.table import METRICS
-from .result import Result
+from .results import Result
 
 __all__ = ["FORMATS", "Summary", "summarise", "write_table"]
 
-FORMATS = ("terminal", "markdown", "latex", "csv", "json")
+_LAYOUTS = {"terminal": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
+FORMATS = (*_LAYOUTS, "csv", "json")
 
 # Fields of a result that make it another row; the seed, the hours and the device of two seeds may differ.
-_KEY = ("published", "method", "backbone", "source", "target", "selection", "images_per_bn", "epochs")
+_KEY = ("method", "backbone", "source", "target", "selection", "images_per_bn", "epochs", "published")
+_LABELS = ("precision", "recall", "noise")
 
 
 @dataclass
 class Summary:
-    """A row: the results of one method over seeds."""
+    """A row: the results of one method over seeds. Has the attributes of ``Result`` in which they agree."""
 
     results: list[Result] = field(default_factory=list)
 
@@ -62,7 +63,7 @@ class Summary:
     @property
     def seeds(self) -> int | None:
         """How many results the mean is of; None of a published figure, whose number of runs is not known."""
-        return None if self.results[0].published else len(self.results)
+        return None if self.published else len(self.results)
 
     @property
     def mean_hours(self) -> float | None:
@@ -90,30 +91,24 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
         place = os.path.realpath(result.run)  # however the folder is spelled
         if any(replace(r, run=place) == replace(result, run=place) for r in row.results if os.path.realpath(r.run) == place):
             continue
-        twin = next(
-            (r for r in row.results if r.seed == result.seed is not None and os.path.realpath(r.run) != place), None
-        )
-        if twin is not None:
-            raise ValueError(
-                f"{twin.run!r} and {result.run!r} are both seed {result.seed} of {result.method!r}: "
-                "name them apart, NAME=FOLDER"
-            )
+        for twin in row.results:
+            if twin.seed == result.seed is not None and os.path.realpath(twin.run) != place:
+                raise ValueError(
+                    f"{twin.run!r} and {result.run!r} are both seed {result.seed} of {result.method!r}: name them apart, NAME=FOLDER"
+                )
         row.results.append(result)
     return list(rows.values())
 
 
-def write_table(
-    results: Sequence[Result], fmt: str = "terminal", *, all_columns: bool = False, against: str = ""
-) -> str:
+def write_table(results: Sequence[Result], fmt: str = "terminal", *, all_columns: bool = False, against: str = "") -> str:
     """The table of all results.
 
     Args:
         results: of any methods, sets and seeds; may be none.
         fmt: one of ``FORMATS``. "csv" and "json" give every column in plain numbers.
         all_columns: keep the columns in which all rows agree; else they are said once, below the table.
-
-        against: a method of the table: a column of all formats but "csv" and "json" gives each row's gain in mAP over it,
-            seed by seed, as mean and standard deviation. A gain within its deviation says nothing.
+        against: a method of the table. A column of all formats but "csv" and "json" gives each row's gain in mAP over it,
+            seed by seed, as mean and standard deviation, and says where the mean is not larger than the deviation.
 
     Raises:
         ValueError: if the format is not known, no row is of ``against``, or as :func:`summarise`.
@@ -130,25 +125,14 @@ def write_table(
     columns = {name: cells for name, cells in _columns(rows, against).items() if all_columns or set(cells) - {"-"}}
     shared: dict[str, str] = {}
     if not all_columns and len(rows) > 1:
-        shared = {
-            name: cells[0]
-            for name, cells in columns.items()
-            if name not in ("method", *METRICS) and len(set(cells)) == 1
-        }
+        foldable = columns.keys() - {"method", *METRICS}
+        shared = {name: cells[0] for name, cells in columns.items() if name in foldable and len(set(cells)) == 1}
     shown = {name: cells for name, cells in columns.items() if name not in shared}
-    body = list(zip(*shown.values()))
-    layout = {"terminal": "simple", "markdown": "pipe", "latex": "latex_booktabs"}[fmt]
-    table = tabulate(body, headers=list(shown), tablefmt=layout, disable_numparse=True)
+    table = tabulate(list(zip(*shown.values())), headers=list(shown), tablefmt=_LAYOUTS[fmt], disable_numparse=True)
+    notes = _notes(rows, shared, against)
     if fmt == "latex":
-        table = table.replace("±", "$\\pm$")
-    notes = _notes(rows, shared)
-    if not notes:
-        return table
-    return (
-        table + "\n" + "".join(f"% {line}\n" for line in notes)
-        if fmt == "latex"
-        else table + "\n\n" + "\n".join(notes)
-    )
+        return table.replace("±", "$\\pm$") + "".join(f"\n% {line}" for line in notes) + "\n" * bool(notes)
+    return table + "\n\n" * bool(notes) + "\n".join(notes)
 
 
 def _columns(rows: Sequence[Summary], against: str) -> dict[str, list[str]]:
@@ -161,11 +145,10 @@ def _columns(rows: Sequence[Summary], against: str) -> dict[str, list[str]]:
         columns[metric] = [_cell(row.mean(metric), row.deviation(metric)) for row in rows]
     if against:
         others = [row for row in rows if row.method == against]
-        gains = [[gain for other in others for gain in row.gains(other)] for row in rows]
-        columns[f"mAP - {against}, by seed"] = [_gain(gain) for gain in gains]
+        columns[_gain_column(against)] = [_gain([gain for other in others for gain in row.gains(other)]) for row in rows]
     columns |= {
         "labels: precision, recall, noise": [", ".join(f"{v:.2f}" for v in row.mean_labels.values()) or "-" for row in rows],
-        "seeds": ["-" if row.seeds is None else str(row.seeds) for row in rows],
+        "seeds": [_plain(row.seeds) for row in rows],
         "selection": [row.selection or "not said" for row in rows],
         "images per BN": [_plain(row.images_per_bn) for row in rows],
         "epochs": [_plain(row.epochs) for row in rows],
@@ -175,11 +158,18 @@ def _columns(rows: Sequence[Summary], against: str) -> dict[str, list[str]]:
     return columns
 
 
+def _gain_column(against: str) -> str:
+    return f"mAP - {against}, by seed"
+
+
 def _gain(gains: Sequence[float]) -> str:
     if not gains:
         return "-"
-    mean = f"{statistics.mean(gains):+.1f}"
-    return f"{mean} ± {statistics.stdev(gains):.1f} ({len(gains)})" if len(gains) > 1 else f"{mean} (1)"
+    mean = statistics.mean(gains)
+    if len(gains) == 1:
+        return f"{mean:+.1f} (1)"
+    spread = statistics.stdev(gains)
+    return f"{mean:+.1f} ± {spread:.1f} ({len(gains)}){', within spread' * (abs(mean) <= spread)}"
 
 
 def _cell(mean: float | None, deviation: float | None) -> str:
@@ -192,12 +182,17 @@ def _plain(value) -> str:
     return "-" if value is None else str(value)
 
 
-def _notes(rows: Sequence[Summary], shared: dict[str, str]) -> list[str]:
+def _notes(rows: Sequence[Summary], shared: dict[str, str], against: str) -> list[str]:
     notes = []
     if shared:
         notes.append("All rows: " + "; ".join(f"{name} {value}" for name, value in shared.items()) + ".")
     if any((row.seeds or 0) > 1 for row in rows):
         notes.append("Mean ± standard deviation over seeds.")
+    if against:
+        notes.append(
+            f"{_gain_column(against)}: mean ± standard deviation of the differences between equal seeds (how many); within spread: "
+            "the mean is not larger than the deviation. A single seed has no spread."
+        )
     places = dict.fromkeys((row.method, row.published) for row in rows if row.published)
     if places:
         where = "; ".join(f"{method}: {place}" for method, place in places)
@@ -220,19 +215,17 @@ def _record(row: Summary) -> dict:
 
 
 def _csv(rows: Sequence[Summary]) -> str:
-    file = io.StringIO()
-    names = [name for name in _KEY if name != "published"]
+    def rounded(value: float | None) -> float | None:
+        return None if value is None else round(value, 4)
+
+    names = _KEY[:-1]
     spread = [f"{metric}{end}" for metric in METRICS for end in ("", " sd")]
+    file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    labels = ("precision", "recall", "noise")
-    writer.writerow([*names, *spread, *(f"label {what}" for what in labels), "seeds", "hours", "device", "as published in"])
+    writer.writerow([*names, *spread, *(f"label {what}" for what in _LABELS), "seeds", "hours", "device", "as published in"])
     for row in rows:
-        figures = [value for metric in METRICS for value in (row.mean(metric), row.deviation(metric))]
-        cells = [
-            *(getattr(row, name) for name in names),
-            *(None if f is None else round(f, 4) for f in figures),
-        ]
-        hours = None if row.mean_hours is None else round(row.mean_hours, 4)
-        cells += [row.mean_labels.get(what) for what in labels]
-        writer.writerow([*cells, row.seeds, hours, row.devices, row.published])
-    return re.sub(r"\n$", "", file.getvalue())
+        figures = [rounded(value) for metric in METRICS for value in (row.mean(metric), row.deviation(metric))]
+        labels = [row.mean_labels.get(what) for what in _LABELS]
+        cells = [*(getattr(row, name) for name in names), *figures, *labels]
+        writer.writerow([*cells, row.seeds, rounded(row.mean_hours), row.devices, row.published])
+    return file.getvalue().removesuffix("\n")

@@ -1,4 +1,9 @@
-"""How many views a core makes in a second, beside the plain way: the host's transforms, all of them for every view."""
+#!/usr/bin/env python3
+"""Measure how many views a core makes in a second, compared with all of the host's transforms for every view.
+
+    benchmarks/loader.py --repeats 5
+"""
+
 import argparse
 import statistics
 import tempfile
@@ -6,16 +11,13 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import measure
 import torch
 from fastreid.config import CfgNode
+from measure import Row
+from networks import benchmark_config, plain_batches, write_crops
 
-from ...data import Item, TargetLoader, extraction_loader
-from .crops import write_crops
-from .nets import benchmark_config
-from .plain_step import plain_batches
-from .row import Row
-
-__all__ = ["rows", "views_per_second"]
+from fastreid_sskd.data import Item, TargetLoader, extraction_loader
 
 _BATCHES = 2  # of each measurement
 _LABELS = 4  # images that share a label
@@ -98,3 +100,9 @@ def _row(what: str, speeds: list[float], plain: list[float], cfg: CfgNode, size:
         note=f"CPU time, JPEG of 128x64, {min(speeds):.0f} to {max(speeds):.0f}",
         details={"ours": speeds, "plain": plain},
     )
+
+
+if __name__ == "__main__":
+    _parser = measure.parser(__doc__)
+    measure.add_batch_options(_parser)
+    measure.main(_parser, rows)

@@ -12,17 +12,16 @@ import yaml
 from tiny_reid import CONFIGS, MARKET, TINY, TINY_SOURCE, TINY_TARGET, load_checkpoint
 
 from fastreid_sskd.benchmark import (
+    Cell,
     Grid,
     collect,
-    grid,
     load_grid,
     read_results,
     repeat,
-    run_folder,
     run_grid,
+    runner,
     summarise,
 )
-from fastreid_sskd.benchmark.grid import Cell
 from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine import load_config
 from fastreid_sskd.engine.checkpoint import OtherConfigError
@@ -39,15 +38,16 @@ ONE_PEER = Cell("SSKD, 1 peer", ("SSKD.NUM_PEERS", 1))
 def started(monkeypatch):
     """The configs of the runs that are started."""
     configs = []
-    true = grid.run
-    monkeypatch.setattr(grid, "run", lambda cfg, resume: configs.append(cfg) or true(cfg, resume))
+    true = runner.run
+    monkeypatch.setattr(runner, "run", lambda cfg, resume: configs.append(cfg) or true(cfg, resume))
     return configs
 
 
 def test_cells_and_seeds_from_shared_source_models(tmp_path, started, monkeypatch):
     cells = Grid(BASE, (Cell("the whole of SSKD"), ONE_PEER), (1, 2), share_source="all")
-    results, missing = run_grid(cells, str(tmp_path), opts=OPTS)
-    assert not missing
+    outcome = run_grid(cells, str(tmp_path), opts=OPTS)
+    results = outcome.results
+    assert not outcome.notes()
     assert [(r.method, r.seed) for r in results] == [
         ("the whole of SSKD", 1),
         ("the whole of SSKD", 2),
@@ -71,23 +71,23 @@ def test_cells_and_seeds_from_shared_source_models(tmp_path, started, monkeypatc
     del started[:]
     with monkeypatch.context() as gone:
         gone.setenv("FASTREID_DATASETS", str(tmp_path / "nowhere"))
-        assert run_grid(cells, str(tmp_path), opts=OPTS) == (results, {}) and not started
-    (folder / "rows.json").unlink()
-    assert [r.metrics for r in run_grid(cells, str(tmp_path), opts=OPTS)[0]] == [r.metrics for r in results]
+        assert run_grid(cells, str(tmp_path), opts=OPTS) == outcome and not started
+    (folder / "record.json").unlink()
+    assert [r.metrics for r in run_grid(cells, str(tmp_path), opts=OPTS).results] == [r.metrics for r in results]
     assert [cfg.OUTPUT_DIR for cfg in started] == [str(folder)]
 
     # nor are the source models, and the folder is known under another spelling
     shutil.rmtree(tmp_path / "source")
     with monkeypatch.context() as elsewhere:
         elsewhere.chdir(tmp_path.parent)
-        again, _ = run_grid(cells, f"./{tmp_path.name}", opts=OPTS)
+        again = run_grid(cells, f"./{tmp_path.name}", opts=OPTS).results
     assert [r.metrics for r in again] == [r.metrics for r in results] and len(started) == 1
     assert not (tmp_path / "source").exists()
 
     # other settings in the same folder
     with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR"):
         run_grid(cells, str(tmp_path), opts=[*OPTS, "SOLVER.BASE_LR", "0.1"])
-    assert run_grid(cells, str(tmp_path), ["SSKD, 1 peer"], [*OPTS, "SSKD.LOG_PERIOD", "7"]) == (results[2:], {})
+    assert run_grid(cells, str(tmp_path), ["SSKD, 1 peer"], [*OPTS, "SSKD.LOG_PERIOD", "7"]).results == results[2:]
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def trained(monkeypatch):
         (folder / "results.json").write_text(json.dumps({"tests": ["Market1501"], "evaluations": evaluations, "best": best}))
         return {"Market1501": {"ensemble": {name: float(cfg.SEED + 10) for name in METRICS}}}
 
-    monkeypatch.setattr(grid, "run", run)
+    monkeypatch.setattr(runner, "run", run)
     return configs
 
 
@@ -125,7 +125,7 @@ def test_record_is_of_all_finished_runs(tmp_path, trained):
     cells, output = (ONE_PEER, Cell("another"), Cell("a third")), tmp_path / "grid"
 
     def call(seeds, only=()):
-        return names(run_grid(Grid(BASE, cells, seeds), str(output), only, opts)[0])
+        return names(run_grid(Grid(BASE, cells, seeds), str(output), only, opts).results)
 
     assert call((1, 2), ["SSKD, 1 peer"]) == [("SSKD, 1 peer", 1), ("SSKD, 1 peer", 2)]
     assert names(collect(str(output))) == [("SSKD, 1 peer", 1), ("SSKD, 1 peer", 2)]
@@ -152,9 +152,9 @@ def test_foreign_runs_are_found_before_anything_is_trained(tmp_path, trained):
     (tmp_path / "a.pth").write_bytes(b"")
     sources = ("SSKD.SOURCE.WEIGHTS", f"['{tmp_path}/a.pth']")
     cells = (ONE_PEER, Cell("another"))
-    assert run_grid(Grid(BASE, cells[1:], (2,)), str(tmp_path / "grid"), (), [*OPTS, *sources])[0]
+    assert run_grid(Grid(BASE, cells[1:], (2,)), str(tmp_path / "grid"), (), [*OPTS, *sources]).results
     spelled = ("SSKD.SOURCE.WEIGHTS", f"['{tmp_path}/grid/../a.pth']")
-    assert len(run_grid(Grid(BASE, cells[1:], (2,)), f"{tmp_path}/./grid", (), [*OPTS, *spelled])[0]) == 1 == len(trained)
+    assert len(run_grid(Grid(BASE, cells[1:], (2,)), f"{tmp_path}/./grid", (), [*OPTS, *spelled]).results) == 1 == len(trained)
     for seeds, only in (((1, 2), ()), ((1,), ()), ((1,), ["SSKD, 1 peer"])):
         with pytest.raises(OtherConfigError, match=r"another/seed2' holds a run of other settings \(1: SOLVER.BASE_LR"):
             run_grid(Grid(BASE, cells, seeds), str(tmp_path / "grid"), only, [*OPTS, *sources, "SOLVER.BASE_LR", "0.1"])
@@ -184,31 +184,32 @@ def test_two_paths_of_one_folder(tmp_path, started, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cells = Grid(BASE, (ONE_PEER,), (1,), share_source="all")
     opts = [*OPTS, "SSKD.NUM_PEERS", "1"]
-    results, _ = run_grid(cells, "./runs/x", opts=opts)
+    results = run_grid(cells, "./runs/x", opts=opts).results
     assert len(started) == 1 and started[0].SSKD.SOURCE.WEIGHTS[0].startswith("./runs/x")
-    again, _ = run_grid(cells, str(tmp_path / "runs" / "x"), opts=opts)
+    again = run_grid(cells, str(tmp_path / "runs" / "x"), opts=opts).results
     assert [r.metrics for r in again] == [r.metrics for r in results] and len(started) == 1
 
 
 @pytest.mark.parametrize("in_run", [True, False])
 def test_a_signal_ends_the_whole_grid(tmp_path, started, monkeypatch, in_run):
     """Also one that comes when a run has no step left; given again, the grid goes on with the rest."""
-    module, function = (grid, "run") if in_run else (run_folder, "write_rows")
-    signalled = getattr(module, function)
+    function = "run" if in_run else "write_results"
+    signalled = getattr(runner, function)
 
     def and_a_signal(*args, **kwargs):
         found = signalled(*args, **kwargs)
+        setattr(runner, function, signalled)  # one signal
         os.kill(os.getpid(), signal.SIGTERM)
         return found
 
     cells = Grid(BASE, (ONE_PEER,), (1, 2), share_source="all")
     with monkeypatch.context() as patch:
-        patch.setattr(module, function, and_a_signal)
+        patch.setattr(runner, function, and_a_signal)
         with pytest.raises(Stopped):
             run_grid(cells, str(tmp_path), opts=OPTS)
-    done = [(tmp_path / "sskd-1-peer" / f"seed{seed}" / "rows.json").exists() for seed in (1, 2)]
+    done = [(tmp_path / "sskd-1-peer" / f"seed{seed}" / "record.json").exists() for seed in (1, 2)]
     assert done == [True, False]
-    results, _ = run_grid(cells, str(tmp_path), opts=OPTS)
+    results = run_grid(cells, str(tmp_path), opts=OPTS).results
     assert [r.seed for r in results] == [1, 2] and [cfg.SEED for cfg in started] == [1, 2]
 
 
@@ -220,8 +221,9 @@ def test_baselines_beside_runs_from_source_models_of_each_seed(tmp_path, started
         Cell("bound", ("MODEL.META_ARCHITECTURE", "SSKDSource", *opts)),
     )  # fmt: skip
     own_seeds = [*OPTS, "SSKD.SOURCE.OPTS", str(TINY_SOURCE[len(TINY):])]  # of each run, not the one that TINY gives to all
-    results, missing = run_grid(Grid(BASE, cells, (1, 2), "seed"), str(tmp_path), opts=own_seeds)
-    assert not missing and len(started) == 4
+    outcome = run_grid(Grid(BASE, cells, (1, 2), "seed"), str(tmp_path), opts=own_seeds)
+    results = outcome.results
+    assert not outcome.notes() and len(started) == 4
     by_name = {(r.method, r.seed): r.metrics["mAP"] for r in results}
     metrics = {(r.method, r.seed): r.metrics for r in results}
     for seed in (1, 2):
@@ -238,14 +240,15 @@ def test_baselines_beside_runs_from_source_models_of_each_seed(tmp_path, started
     assert not torch.equal(first["backbone.0.weight"], second["backbone.0.weight"])
     assert any(metrics["statistics", seed] != metrics["start", seed] for seed in (1, 2))
     assert {r.method for r in collect(str(tmp_path))} == {cell.name for cell in cells}  # not the source models
+    assert run_grid(Grid(BASE, cells, (1, 2), "seed"), str(tmp_path), opts=own_seeds) == outcome and len(started) == 4
 
 
 def test_a_bound_without_identities_is_left_out(tmp_path, started, world):
     crops = ("DATASETS.NAMES", "('CropFolder',)", "SSKD.FOLDERS.CropFolder.TRAIN", str(world / MARKET / "bounding_box_train"))
     cells = (Cell("start", run="start"), Cell("bound", ("MODEL.META_ARCHITECTURE", "SSKDSource", "SSKD.LOSSES.SoftCE.WEIGHT", 0.0)))
-    results, missing = run_grid(Grid(BASE, cells, (1,), "seed"), str(tmp_path), opts=[*OPTS, *crops])
-    assert [r.method for r in results] == ["start"] and not started
-    assert list(missing) == ["bound, seed 1"] and "a source needs identities" in missing["bound, seed 1"]
+    outcome = run_grid(Grid(BASE, cells, (1,), "seed"), str(tmp_path), opts=[*OPTS, *crops])
+    assert [r.method for r in outcome.results] == ["start"] and not started and not outcome.stopped
+    assert "a source needs identities" in outcome.unavailable["bound", 1]
 
 
 def test_rivals():
@@ -258,7 +261,7 @@ def test_rivals():
 
 @pytest.mark.parametrize(
     "entry, problem",
-    [({"run": "stop"}, "run of 'a' .* is one of train, start, batch_norm"), ({"steps": 0}, "steps of 'a' .* >= 1; got 0")],
+    [({"run": "stop"}, "run of 'a' .* is one of train, start, batch_norm, one_network, supervised"), ({"steps": 0}, "steps of 'a' .* >= 1; got 0")],
 )
 def test_wrong_cells(tmp_path, entry, problem):
     path = tmp_path / "grid.yml"
@@ -271,9 +274,10 @@ def test_a_run_whose_clusters_are_useless_is_left_out(tmp_path, monkeypatch, cap
     def run(cfg, resume):
         raise PseudoLabelError("0 clusters")
 
-    monkeypatch.setattr(grid, "run", run)
-    missing = dict.fromkeys(("sskd_d2m, seed 1", "sskd_d2m, seed 2"), "0 clusters")
-    assert run_grid(repeat(BASE, 2), str(tmp_path), opts=OPTS) == ([], missing)
+    monkeypatch.setattr(runner, "run", run)
+    outcome = run_grid(repeat(BASE, 2), str(tmp_path), opts=OPTS)
+    assert outcome == runner.Outcome([], {}, dict.fromkeys((("sskd_d2m", 1), ("sskd_d2m", 2)), "0 clusters"))
+    assert outcome.notes() == ["No row of sskd_d2m, seed 1, 2: 0 clusters"]
     assert caplog.text.count("has no row: 0 clusters") == 2 and not (tmp_path / "record.json").exists()
 
 
@@ -281,10 +285,10 @@ def test_another_error_ends_the_grid(tmp_path, monkeypatch):
     def run(cfg, resume):
         raise MemoryError
 
-    monkeypatch.setattr(grid, "run", run)
+    monkeypatch.setattr(runner, "run", run)
     with pytest.raises(MemoryError):
         run_grid(repeat(BASE, 2), str(tmp_path), opts=OPTS)
-    assert not (tmp_path / "sskd_d2m" / "seed1" / "rows.json").exists()
+    assert not (tmp_path / "sskd_d2m" / "seed1" / "record.json").exists()
 
 
 def test_one_config_over_seeds():

@@ -57,7 +57,7 @@ def test_source_model_on_the_target(finished):
 
 def test_what_is_recorded_is_not_evaluated_again(finished, tmp_path, monkeypatch):
     calls = []
-    from fastreid_sskd.benchmark import evaluated
+    from fastreid_sskd.benchmark import evaluate as evaluated
 
     true = evaluated.evaluate
     monkeypatch.setattr(evaluated, "evaluate", lambda cfg: calls.append(cfg) or true(cfg))

@@ -2,11 +2,11 @@
 
 import argparse
 
+import evaluation
 import numpy as np
 import pytest
 import torch
 
-from fastreid_sskd.benchmark.speed import evaluation
 from fastreid_sskd.evaluation.evaluator import evaluate_features
 
 

@@ -2,10 +2,9 @@
 
 import argparse
 
+import loader
 import pytest
 import torch
-
-from fastreid_sskd.benchmark.speed import loader
 
 
 @pytest.fixture

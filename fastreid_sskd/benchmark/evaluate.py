@@ -12,10 +12,18 @@ from fastreid.config import CfgNode
 from ..engine import evaluate, load_config, resolve
 from ..engine.checkpoint import read_stamp
 from ..engine.events import read_record
-from .description import as_dict, describe
-from .folders import device_of, find_runs, row_suffix
-from .result import Result, read_results, write_results
-from .scalars import read_scalars, training_hours
+from .results import (
+    Result,
+    as_dict,
+    describe,
+    device_of,
+    find_runs,
+    read_results,
+    read_scalars,
+    row_suffix,
+    training_hours,
+    write_results,
+)
 
 __all__ = ["evaluate_folder", "evaluate_pair"]
 
@@ -68,9 +76,7 @@ def evaluate_pair(
             write_results(results, path)
     if not name:
         return results
-    return [
-        replace(r, method=name + r.method.removeprefix(describe(config, r.target)["method"])) for r in results
-    ]
+    return [replace(r, method=name + r.method.removeprefix(describe(config, r.target)["method"])) for r in results]
 
 
 def evaluate_folder(folder: str, tests: Sequence[str], **kwargs) -> list[Result]:
@@ -79,9 +85,7 @@ def evaluate_folder(folder: str, tests: Sequence[str], **kwargs) -> list[Result]
     Raises:
         FileNotFoundError: if there is no such file there.
     """
-    files = [
-        (os.path.join(run, "config.yaml"), os.path.join(run, "model_final.pth")) for run in find_runs(folder)
-    ]
+    files = [[os.path.join(run, name) for name in ("config.yaml", "model_final.pth")] for run in find_runs(folder)]
     pairs = [pair for pair in files if all(map(os.path.isfile, pair))]
     if not pairs:
         raise FileNotFoundError(f"no run with config.yaml and model_final.pth in {folder!r}")
@@ -99,33 +103,24 @@ def _key(cfg: CfgNode, weights: str) -> str:
 
 
 def _evaluate(cfg: CfgNode, weights: str, config: dict) -> list[Result]:
-    found = evaluate(cfg)
-    if len(cfg.DATASETS.TESTS) == 1 and cfg.DATASETS.TESTS[0] not in found:
-        found = {cfg.DATASETS.TESTS[0]: found}  # the host's answer for a single test set
-    folder = os.path.dirname(os.path.abspath(weights))
-    stamp = read_stamp(weights)
+    found, tests = evaluate(cfg), cfg.DATASETS.TESTS
+    if len(tests) == 1 and tests[0] not in found:
+        found = {tests[0]: found}  # the host's answer for a single test set
+    folder, stamp = os.path.dirname(os.path.abspath(weights)), read_stamp(weights)
+    common = {
+        "selection": _selection(weights, folder),
+        "epochs": stamp["epoch"] + 1 if "epoch" in stamp else None,
+        "hours": training_hours(read_scalars(folder)),
+        "device": device_of(folder, as_dict(cfg)),
+        "run": weights,
+    }
     results = []
-    for test, rows in found.items():
-        if test not in cfg.DATASETS.TESTS:
-            continue
-        if not isinstance(next(iter(rows.values())), dict):
-            rows = {"peer0": rows}
+    for test in filter(found.__contains__, tests):
+        rows = {"peer0": found[test]} if "mAP" in found[test] else found[test]
+        described = describe(config, test, stamp.get("processes", 1))
         for row, metrics in rows.items():
-            described = describe(config, test, stamp.get("processes", 1))
-            results.append(
-                Result(
-                    **{
-                        **described,
-                        "method": described["method"] + row_suffix(row, len(rows)),
-                        "metrics": metrics,
-                        "selection": _selection(weights, folder),
-                        "epochs": stamp["epoch"] + 1 if "epoch" in stamp else None,
-                        "hours": training_hours(read_scalars(folder)),
-                        "device": device_of(folder, as_dict(cfg)),
-                        "run": weights,
-                    }
-                )
-            )
+            method = described["method"] + row_suffix(row, len(rows))
+            results.append(Result(**{**described, **common, "method": method, "metrics": metrics}))
     return results
 
 

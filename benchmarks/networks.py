@@ -1,10 +1,16 @@
-"""The networks that a training step is measured with, as configs."""
+"""The networks, images and plain batches that the speed scripts measure with."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
 import torch
 from fastreid.config import CfgNode
+from fastreid.data.data_utils import read_image
+from fastreid.data.transforms import build_transforms
+from PIL import Image
 
-from ...engine import load_config
-
-__all__ = ["NETWORKS", "benchmark_config"]
+from fastreid_sskd.engine import load_config
 
 #: name: (backbone, depth, channels of its feature, images of a batch, (height, width))
 NETWORKS = {
@@ -53,3 +59,32 @@ def benchmark_config(
         "SSKD.CHANNELS_LAST": channels_last, "SSKD.COMPILE": compiled,
     }  # fmt: skip
     return load_config("", [str(part) for option in options.items() for part in option])
+
+
+def write_crops(folder: Path, count: int, size: tuple[int, int] = (128, 64), seed: int = 0) -> list[tuple[str, int, int]]:
+    """Write ``count`` images of (height, width) ``size``; (path, identity, camera) of each, four images an identity."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random, (height, width) = np.random.default_rng(seed), size
+    items = []
+    for number in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
+        path = folder / f"{number:06d}.jpg"
+        coarse.resize((width, height), Image.BICUBIC).save(path, quality=90)
+        items.append((str(path), number // 4, number % 4 % 2))
+    return items
+
+
+def plain_batches(cfg: CfgNode, items: Sequence[tuple], draws: Sequence[Sequence[tuple[int, int]]]) -> Iterator[dict]:
+    """Batches of the host's images: each decoded, then K times through all of the host's transforms.
+
+    Args:
+        items: (path, identity, camera).
+        draws: one list a batch, of (index of an item, its label).
+    """
+    transforms = build_transforms(cfg, is_train=True)
+    for draw in draws:
+        views = []
+        for index, _ in draw:
+            image = read_image(items[index][0])
+            views.append(torch.stack([transforms(image) for _ in range(cfg.SSKD.NUM_PEERS)]))
+        yield {"images": torch.stack(views), "targets": torch.tensor([label for _, label in draw])}

@@ -1,24 +1,24 @@
-"""What tools/benchmark_step.py compares: the plain step is the same step, the floor is less, saved tensors are counted."""
+"""What benchmarks/step.py compares: the plain step is the same step, the floor is less, saved tensors are counted."""
 
 import argparse
 import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import memory
 import pytest
+import step
 import torch
 import torch.nn.functional as F
 from fastreid.modeling import build_model
+from measure import Row, table
+from networks import NETWORKS, benchmark_config, plain_batches, write_crops
+from step import BareStep, PlainStep, looped_multi_similarity
 from torch import nn
 
-from fastreid_sskd.benchmark.speed import memory, nets, step
-from fastreid_sskd.benchmark.speed.bare_step import BareStep
-from fastreid_sskd.benchmark.speed.crops import write_crops
-from fastreid_sskd.benchmark.speed.nets import NETWORKS, benchmark_config
-from fastreid_sskd.benchmark.speed.plain_step import PlainStep, looped_multi_similarity, plain_batches
-from fastreid_sskd.benchmark.speed.row import Row
 from fastreid_sskd.engine.train_step import Precision, TrainingStep, build_optimizer
 from fastreid_sskd.losses import multi_similarity
 
@@ -55,7 +55,6 @@ def test_every_network_has_a_config():
     assert Precision(benchmark_config("small", "cpu")).name == "float32"
     with pytest.raises(ValueError, match="no network 'large': known are resnet50"):
         benchmark_config("large", "cpu")
-    assert nets.NETWORKS is NETWORKS
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -76,7 +75,7 @@ def test_plain_step_is_our_step(prepared):
     plain = PlainStep(cfg, model)
     ours = TrainingStep(model, build_optimizer(cfg, list(model.students)), Precision(cfg))
     before = {name: value.clone() for name, value in model.named_parameters()}
-    expected = ours._backward(model, batch)
+    expected = ours._backward(batch)
     found = plain(batch, decay=0.9)
     assert sorted(found) == pytest.approx(sorted(loss.item() for loss in expected.values()), rel=1e-4, abs=1e-6)
     other = dict(plain.model.named_parameters())
@@ -171,7 +170,7 @@ def test_rows(changes, note):
     assert row.what == "small, K = 2, batch 8, 32x16"
     assert min(row.ours, row.plain, row.floor) > 0 and "(<= 10%)" in row.target
     assert {kind: len(each) for kind, each in row.details["seconds"].items()} == {"ours": 2, "plain": 2, "floor": 2}
-    assert Row(**json.loads(json.dumps(row.as_dict()))) == row
+    assert Row(**json.loads(json.dumps(asdict(row)))) == row
 
 
 def test_measured_in_turn():
@@ -186,14 +185,14 @@ def test_measured_in_turn():
 
 def test_a_row_without_anything_to_compare():
     row = Row("loader", "views", "views/s", 3.0)
-    assert row.plain is None and row.floor is None and row.as_dict()["target"] == ""
+    assert "| - " in table([row]) and "None" not in table([row])
 
 
 @pytest.mark.slow
 def test_tool(tmp_path):
     """One step of ResNet-18 from the command line: table and record."""
     command = [
-        sys.executable, str(ROOT / "tools" / "benchmark_step.py"), "--sections", "step", "--models", "resnet18", "--batch", "4",
+        sys.executable, str(ROOT / "benchmarks" / "step.py"), "--models", "resnet18", "--batch", "4",
         "--peers", "1", "--size", "32", "16", "--repeats", "1", "--threads", "1", "--device", "cpu",
         "--json", str(tmp_path / "speed.json"), "--markdown", str(tmp_path / "speed.md"),
     ]  # fmt: skip

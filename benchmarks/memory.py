@@ -1,17 +1,21 @@
-"""Section "memory": what a training step keeps, computed from the tensors that its graphs save for the backward pass."""
+#!/usr/bin/env python3
+"""Compute the memory of a training step from the tensors that its graphs save for the backward pass.
+
+    benchmarks/memory.py --peers 3 --classes 500
+"""
+
 import argparse
 from collections.abc import Callable, Iterable
 
+import measure
 import torch
 from fastreid.config import CfgNode
 from fastreid.modeling import build_model
+from measure import Row
+from networks import benchmark_config
 from torch.autograd.graph import saved_tensors_hooks
 
-from ...modeling import SSKD
-from .nets import benchmark_config
-from .row import Row
-
-__all__ = ["rows", "saved_sizes", "state_bytes", "step_bytes"]
+from fastreid_sskd.modeling import SSKD
 
 _GB = 1e9
 
@@ -89,3 +93,10 @@ def rows(args: argparse.Namespace) -> list[Row]:
         note="computed, not measured; ours: one student's graph at a time, plain: all; floor: weights, gradients, moments",
         details=parts,
     )]  # fmt: skip
+
+
+if __name__ == "__main__":
+    _parser = measure.parser(__doc__)
+    _parser.add_argument("--peers", type=int, default=3, help="K")
+    _parser.add_argument("--classes", type=int, default=500, help="C, clusters")
+    measure.main(_parser, rows)
