@@ -14,11 +14,20 @@ from ..clustering import sweep_table
 from ..data import training_items
 from ..data.items import test_items
 from ..engine.atomic import check_output, write_atomically
-from . import curves
-from .embeddings import embed, model_after, model_before, run_config
+from . import plots
+from .images import (
+    Before,
+    Row,
+    Thumbnails,
+    cluster_rows,
+    embed,
+    model_after,
+    model_before,
+    ranked_rows,
+    run_config,
+)
+from .plots import map_figures
 from .run_files import RunFiles, read_run_files
-from .sections import Before, Row, cluster_rows, map_figures, ranked_rows
-from .thumbnails import Thumbnails
 
 __all__ = ["Options", "write_report"]
 
@@ -103,20 +112,20 @@ def _sections(run: RunFiles, options: Options) -> list[Section]:
         ),
         Section(
             "Losses and speed",
-            figures=curves.loss_figures(run),
+            figures=plots.loss_figures(run),
             note="Medians of the last steps, as in metrics.json.",
         ),
         _or_reason(
-            Section("Evaluation", figures=curves.evaluation_figures(run)), "The run was not evaluated."
+            Section("Evaluation", figures=plots.evaluation_figures(run)), "The run was not evaluated."
         ),
         _or_reason(
-            Section("Pseudo-labels", figures=curves.refresh_figures(run)),
+            Section("Pseudo-labels", figures=plots.refresh_figures(run)),
             "This training has no pseudo-labels.",
         ),
         *([Section("Radius", text=sweep_table(run.sweep), note="What eps was last chosen from.")] if run.sweep else []),
-        _or_reason(Section("Time", figures=curves.time_figures(run)), "No step was timed."),
+        _or_reason(Section("Time", figures=plots.time_figures(run)), "No step was timed."),
         _or_reason(
-            Section("Cluster sizes", figures=curves.cluster_size_figures(run), note="At the last refresh."),
+            Section("Cluster sizes", figures=plots.cluster_size_figures(run), note="At the last refresh."),
             "No checkpoint with pseudo-labels is there.",
         ),
     ]

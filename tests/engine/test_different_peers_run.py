@@ -15,8 +15,7 @@ from fastreid_sskd.engine.baselines import one_network_config, supervised_config
 from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.export import export_baseline
 from fastreid_sskd.report import write_report
-from fastreid_sskd.report.embeddings import embed
-from fastreid_sskd.report.ranked_lists import average_precisions
+from fastreid_sskd.report.images import average_precisions, embed
 
 BACKBONE = "BACKBONE: {NAME: build_tiny_reid_backbone, FEAT_DIM: %d, PRETRAIN: False}"
 HEAD = "HEADS: {WITH_BNNECK: True, POOL_LAYER: %s, EMBEDDING_DIM: %d}"
