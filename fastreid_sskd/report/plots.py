@@ -1,59 +1,86 @@
-"""The figures of a run: losses, results, pseudo-labels, time, cluster sizes, and maps of the features."""
+"""The figures of a run as SVG, drawn by matplotlib: losses, results, pseudo-labels, time, cluster sizes, maps of features."""
 
 import importlib
 import importlib.util
+import io
+import itertools
+import json
 import math
 import re
+import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from markupsafe import Markup, escape
+from markupsafe import Markup
+from sklearn.decomposition import PCA
 
 from ..benchmark.scalars import Series
 from ..data import Item
-from .images import Before
 from .run_files import RunFiles
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = [
-    "COLOURS", "bar_chart", "cluster_size_figures", "evaluation_figures", "line_chart", "loss_figures", "map_figures",
+    "bar_chart", "cluster_size_figures", "evaluation_figures", "import_matplotlib", "line_chart", "loss_figures", "map_figures",
     "project", "refresh_figures", "scatter", "time_figures",
 ]
 
-_REFRESH = {
-    "clusters": "clusters",
-    "noise_share": "noise, share of images",
-    "eps": "eps",
-    "changed_share": "label change, share of images",
+#: Okabe and Ito's colours, which colour-blind readers can tell apart, without black: they must show on light and on dark
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
+_GREY = "#999999"
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,
+    "font.sans-serif": ["DejaVu Sans"],  # to measure with; the page shows its own font
+    "font.size": 9,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.formatter.useoffset": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GREY,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.5,
+    "lines.markeredgewidth": 0,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
 }
+_SVG = "http://www.w3.org/2000/svg"
+ET.register_namespace("", _SVG)
+ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+
+Points = Sequence[tuple[float, float]]
 
 
-def _drawn(figures: Iterable[Markup]) -> list[Markup]:
-    return [figure for figure in figures if figure]
+# ---- the figures of a run -----------------------------------------------------------------------------------------
 
 
 def loss_figures(run: RunFiles) -> list[Markup]:
-    """The total, one figure a loss with a line a peer, then speed, learning rate and the teachers' decay."""
-    kinds: dict[str, dict[str, Series]] = {}
-    for name, series in run.scalars.items():
-        found = re.fullmatch(r"(loss_.+?)(?:_(peer\d+))?", name)
-        if found:
-            kinds.setdefault(found[1], {})[found[2] or name] = series
-    figures = [line_chart("total loss", {"total": run.scalars.get("total_loss", [])})]
-    figures += [line_chart(kind, peers) for kind, peers in sorted(kinds.items())]
+    """Draw the total, each loss with a line a peer, the speed, the learning rate and the teachers' decay."""
+    losses: dict[str, dict[str, Series]] = {"total loss": {"total": run.scalars.get("total_loss", [])}}
+    for name, series in sorted(run.scalars.items()):
+        if found := re.fullmatch(r"(loss_.+?)(?:_(peer\d+))?", name):
+            losses.setdefault(found[1], {})[found[2] or name] = series
     others = {
         "images_per_second": "images / s",
         "time": "seconds a step",
         "lr": "learning rate",
         "ema_decay": "decay of the teachers",
     }
+    figures = [line_chart(title, lines) for title, lines in losses.items()]
     figures += [line_chart(title, {title: run.scalars.get(name, [])}) for name, title in others.items()]
     return _drawn(figures)
 
 
 def evaluation_figures(run: RunFiles, metrics: Iterable[str] = ("mAP", "Rank-1")) -> list[Markup]:
-    """mAP and Rank-1 of every teacher and the ensemble over the epochs; epoch 0 is direct transfer."""
+    """Draw the metrics of every teacher and the ensemble over the epochs; epoch 0 is direct transfer."""
     figures = []
     tests = run.config["DATASETS"]["TESTS"]
     for test in tests:
@@ -61,11 +88,10 @@ def evaluation_figures(run: RunFiles, metrics: Iterable[str] = ("mAP", "Rank-1")
             lines: dict[str, list] = {}
             for evaluation in run.evaluations:
                 for row, values in evaluation["results"].get(test, {}).items():
-                    lines.setdefault(row.replace("peer", "teacher "), []).append(
-                        (evaluation["epoch"], values[metric])
-                    )
+                    point = evaluation["epoch"], values[metric]
+                    lines.setdefault(row.replace("peer", "teacher "), []).append(point)
             label = "epoch"
-            if not lines:
+            if not lines:  # a model of the host, which writes scalars only
                 name = metric if len(tests) == 1 else f"{test}/{metric}"
                 lines, label = {metric: run.scalars.get(name, [])}, "iteration"
             figures.append(line_chart(f"{metric} on {test}, %", lines, label))
@@ -73,31 +99,28 @@ def evaluation_figures(run: RunFiles, metrics: Iterable[str] = ("mAP", "Rank-1")
 
 
 def refresh_figures(run: RunFiles) -> list[Markup]:
-    """Clusters, noise, eps, label change and sizes at each refresh; diagnostics where identities are known."""
-
-    def of(name: str) -> Series:
-        return run.scalars.get(f"refresh/{name}", [])
-
-    figures = [line_chart(title, {title: of(name)}) for name, title in _REFRESH.items()]
-    figures.append(
-        line_chart("images in a cluster", {"largest": of("largest_cluster"), "median": of("median_cluster")})
-    )
+    """Draw clusters, noise, eps, label change and sizes of each refresh, and the agreement with known identities."""
+    titles = {
+        "clusters": "clusters",
+        "noise_share": "noise, share of images",
+        "eps": "eps",
+        "changed_share": "label change, share of images",
+    }
+    figures = [line_chart(title, {title: run.scalars.get(f"refresh/{name}", [])}) for name, title in titles.items()]
+    sizes = {size: run.scalars.get(f"refresh/{size}_cluster", []) for size in ("largest", "median")}
+    figures.append(line_chart("images in a cluster", sizes))
     agreement = {name.split("/")[1]: s for name, s in run.scalars.items() if name.startswith("diagnostics/")}
     figures.append(line_chart("agreement with identities, unseen by training", agreement))
     return _drawn(figures)
 
 
 def time_figures(run: RunFiles) -> list[Markup]:
-    """Seconds of the whole run per stage of the refresh, and in training steps, of which data loading."""
+    """Draw the seconds of the whole run in training steps, of which data loading, and in each stage of the refresh."""
     stages: dict[str, float] = {}
-    steps = {"training steps": "time", "of which waiting for data": "data_time"}
-    for title, name in steps.items():
-        done, seconds = 0, 0.0
-        for iteration, value in run.scalars.get(name, []):
-            seconds += value * (iteration + 1 - done)
-            done = iteration + 1
-        if done:
-            stages[title] = seconds
+    for title, name in {"training steps": "time", "of which waiting for data": "data_time"}.items():
+        if series := run.scalars.get(name):
+            iterations = [iteration + 1 for iteration, _ in series]
+            stages[title] = float(np.diff(iterations, prepend=0) @ [seconds for _, seconds in series])
     for name, series in run.scalars.items():
         if name.startswith("refresh/seconds_"):
             stages[f"refresh: {name.removeprefix('refresh/seconds_')}"] = sum(value for _, value in series)
@@ -105,215 +128,122 @@ def time_figures(run: RunFiles) -> list[Markup]:
 
 
 def cluster_size_figures(run: RunFiles, bins: int = 12) -> list[Markup]:
-    """A histogram of the sizes of the last refresh's clusters; [] without clusters."""
+    """Draw the histogram of the cluster sizes of the last refresh; [] without clusters."""
     labels = run.labels
     if labels is None or not (labels >= 0).any():
         return []
     sizes = np.bincount(labels[labels >= 0])
     sizes = sizes[sizes > 0]
-    edges = np.unique(
-        np.linspace(sizes.min(), sizes.max() + 1, min(bins, sizes.max() - sizes.min() + 1) + 1).astype(int)
-    )
-    counts, edges = np.histogram(sizes, bins=edges)
+    counts, edges = np.histogram(sizes, np.unique(np.linspace(sizes.min(), sizes.max() + 1, bins + 1).astype(int)))
     bars = {
         (f"{low}" if high - 1 == low else f"{low} to {high - 1}") + " images": int(count)
         for low, high, count in zip(edges, edges[1:], counts)
     }
     noise = int((labels < 0).sum())
     title = f"{len(sizes)} clusters of {len(labels)} images, {noise} images are noise: clusters of each size"
-    return _drawn([bar_chart(title, bars, "clusters")])
+    return [bar_chart(title, bars, "clusters")]
 
 
 def map_figures(
-    before: Before, after: torch.Tensor, items: Sequence[Item], *, most: int = 1500, seed: int = 0
+    features: Mapping[str, torch.Tensor], items: Sequence[Item], *, most: int = 1500, seed: int = 0
 ) -> list[Markup]:
-    """Maps of the test images' features before and after, the identities with most images in colours.
+    """Draw a map of the test images' features of each model, the identities with most images in colours.
 
     Args:
-        before, after: features of the items.
-        most: points drawn; of more images a random share.
-        seed: of that share.
+        features: (N, d) by the name of the model.
+        items: (path, identity, camera) of the N images.
+        most: points drawn; of more images a random sample.
+        seed: of that sample.
     """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(items))[:most])
     counts = Counter(items[i][1] for i in chosen)
-    coloured = [identity for identity, _ in counts.most_common(len(COLOURS) + 1) if identity not in (-1, 0)][
-        : len(COLOURS)
-    ]
-    groups = [f"identity {items[i][1]}" if items[i][1] in coloured else "" for i in chosen]
+    people = [identity for identity, _ in counts.most_common(len(COLOURS) + 1) if identity not in (-1, 0)]
+    shown = people[: len(COLOURS)]
+    groups = [f"identity {items[i][1]}" if items[i][1] in shown else "" for i in chosen]
     names = [f"identity {items[i][1]}, camera {items[i][2]}" for i in chosen]
     figures = []
-    for name, features in (("before", before.features), ("after", after)):
-        if features is not None:
-            unit = torch.nn.functional.normalize(features[torch.from_numpy(chosen)], dim=1)
-            points, method = project(unit.numpy())
-            figures.append(
-                scatter(
-                    f"{name}, {method} of {len(chosen)} test images",
-                    [tuple(p) for p in points.tolist()],
-                    groups,
-                    names,
-                )
-            )
+    for model, rows in features.items():
+        unit = torch.nn.functional.normalize(rows[torch.from_numpy(chosen)], dim=1)
+        points, method = project(unit.numpy())
+        figures.append(scatter(f"{model}, {method} of {len(chosen)} test images", points.tolist(), groups, names))
     return figures
 
 
-_FEW = 15  # the neighbours that UMAP looks at by default
-
-
 def project(features: np.ndarray) -> tuple[np.ndarray, str]:
-    """Positions (N, 2) of N features (N, d), and the name of the method: UMAP if it is installed, else PCA.
-
-    PCA's axes are the directions of the largest variance, each turned so that its largest weight is positive.
-    """
+    """Map N features (N, d) to positions (N, 2); returns them and the method: UMAP if it is installed, else PCA."""
     features = np.asarray(features, dtype=np.float64)
-    if len(features) > _FEW and importlib.util.find_spec("umap"):
+    if len(features) > 15 and importlib.util.find_spec("umap"):  # UMAP looks at 15 neighbours of each
         umap = importlib.import_module("umap")  # the extra "umap"
         threads = torch.get_num_threads()
         try:
-            return umap.UMAP(n_components=2, random_state=0).fit_transform(features), "UMAP"
+            return umap.UMAP(n_components=2, random_state=0, n_jobs=1).fit_transform(features), "UMAP"
         finally:
             torch.set_num_threads(threads)  # numba sets the number that torch shares with it
-    centred = features - features.mean(0)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    axes = np.vstack([axes, np.zeros((2, features.shape[1]))])[:2]
-    signs = np.sign(axes[np.arange(2), np.abs(axes).argmax(1)])
-    return centred @ (axes * signs[:, None]).T, "PCA"
+    positions = np.zeros((len(features), 2))
+    axes = min(2, len(features) - 1, features.shape[1])  # one point has no direction
+    if axes > 0:
+        with np.errstate(invalid="ignore"):  # equal features have no variance to take a ratio of
+            positions[:, :axes] = PCA(axes, random_state=0).fit_transform(features)
+    return positions, "PCA"
 
 
-#: Okabe and Ito's colours, which stay apart for most colour-blind eyes
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
-_GREY = "#bbbbbb"
-_WIDTH, _HEIGHT = 400, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 34
-
-Points = Sequence[tuple[float, float]]
+def _drawn(figures: Iterable[Markup]) -> list[Markup]:
+    return [figure for figure in figures if figure]
 
 
-def ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """About ``count`` round numbers (1, 2 or 5 times a power of ten apart) within [low, high], ascending.
-
-    Of an empty range, that number.
-    """
-    if not high > low:
-        return [low]
-    rough = (high - low) / count
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _finite(points: Points) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-
-
-def _range(values: Sequence[float], at_least: float = 0.0) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    spare = (high - low) * 0.05 or at_least or abs(low) * 0.05 or 1.0
-    return low - spare, high + spare
-
-
-class _Plane:
-    """Maps data to pixels and draws the axes."""
-
-    def __init__(self, x: tuple[float, float], y: tuple[float, float], x_label: str):
-        self.x, self.y = x, y
-        self.parts = [Markup('<svg viewBox="0 0 {} {}" role="img">').format(_WIDTH, _HEIGHT)]
-        for value in ticks(*y):
-            at = self.down(value)
-            self.parts.append(
-                Markup(
-                    '<line class="grid" x1="{}" x2="{}" y1="{at}" y2="{at}"/><text x="{}" y="{}" text-anchor="end">{}</text>'
-                ).format(_LEFT, _WIDTH - _RIGHT, _LEFT - 5, round(at + 4, 1), f"{value:g}", at=at)
-            )
-        for value in ticks(*x):
-            self.parts.append(self.below(value, f"{value:g}"))
-        self.parts.append(
-            Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
-                (_WIDTH + _LEFT) // 2, _HEIGHT - 3, x_label
-            )
-        )
-
-    def across(self, value: float) -> float:
-        low, high = self.x
-        return round(_LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT), 1)
-
-    def down(self, value: float) -> float:
-        low, high = self.y
-        return round(_HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 1)
-
-    def below(self, value: float, text: str) -> Markup:
-        return Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            self.across(value), _HEIGHT - _BOTTOM + 14, text
-        )
-
-    def done(self) -> Markup:
-        return Markup("").join([*self.parts, Markup("</svg>")])
-
-
-def _legend(names: Sequence[str], colours: Sequence[str]) -> Markup:
-    items = Markup("").join(
-        Markup('<span><i style="background:{}"></i>{}</span>').format(colour, name)
-        for name, colour in zip(names, colours)
-    )
-    return Markup('<p class="legend">{}</p>').format(items)
+# ---- charts -------------------------------------------------------------------------------------------------------
 
 
 def line_chart(title: str, series: Mapping[str, Points], x_label: str = "iteration") -> Markup:
-    """A figure of one line a series; "" where no series has a finite point.
+    """Draw one line a series; "" where no series has a finite point.
 
     Args:
         title: above the chart.
         series: {name: [(x, y), ...]}; points that are not finite are left out.
         x_label: below the chart.
     """
-    series = {name: kept for name, points in series.items() if (kept := _finite(points))}
-    if not series:
+    lines = {name: kept for name, points in series.items() if (kept := [p for p in points if all(map(math.isfinite, p))])}
+    if not lines:
         return Markup("")
-    every = [point for points in series.values() for point in points]
-    plane = _Plane(_range([x for x, _ in every], 1.0), _range([y for _, y in every]), x_label)
-    for (name, points), colour in zip(series.items(), _colours(len(series))):
-        path = " ".join(f"{plane.across(x)},{plane.down(y)}" for x, y in points)
-        plane.parts.append(Markup('<polyline points="{}" stroke="{}"/>').format(path, colour))
-        plane.parts += [
-            Markup('<circle cx="{}" cy="{}" r="2.2" fill="{}"><title>{}, {}: {}</title></circle>').format(
-                plane.across(x), plane.down(y), colour, name, f"{x:g}", f"{y:.5g}"
-            )
-            for x, y in points
-        ]
-    legend = _legend(list(series), _colours(len(series))) if len(series) > 1 else ""
-    return _figure(title, plane.done(), legend)
 
+    def draw(axes: "Axes") -> None:
+        for (name, points), colour in zip(lines.items(), itertools.cycle(COLOURS)):
+            tips = [f"{name}, {x:g}: {y:.5g}" for x, y in points]
+            axes.plot(*zip(*points), "o-", color=colour, label=name, gid=json.dumps(tips))
+        axes.set_xlabel(x_label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(lines) > 1:
+            _legend(axes, lines)
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+    return _figure(title, 2.6, draw)
 
 
 def bar_chart(title: str, bars: Mapping[str, float], unit: str = "") -> Markup:
-    """A figure of horizontal bars with their values, in the order given; "" without a bar.
+    """Draw horizontal bars with their values, in the order given; "" without a bar.
 
     Args:
         title: above the chart.
-        bars: {name: value >= 0}.
+        bars: {name: value >= 0}; those that are not finite are left out.
         unit: after each value.
     """
     bars = {name: value for name, value in bars.items() if math.isfinite(value)}
     if not bars:
         return Markup("")
-    longest = max(bars.values()) or 1.0
-    rows = Markup("").join(
-        Markup(
-            '<tr><th>{}</th><td><div class="bar" style="width:{}%"></div></td><td class="number">{} {}</td></tr>'
-        ).format(name, round(max(0.0, value) / longest * 100, 2), f"{value:.4g}", unit)
-        for name, value in bars.items()
-    )
-    return _figure(title, Markup('<table class="bars">{}</table>').format(rows))
+
+    def draw(axes: "Axes") -> None:
+        places, values = range(len(bars)), list(bars.values())
+        drawn = axes.barh(places, values, color=COLOURS[0], height=0.65)
+        axes.bar_label(drawn, [f"{value:.4g} {unit}" for value in values], padding=3)
+        axes.set_yticks(places, list(bars))
+        axes.invert_yaxis()
+        axes.set(xticks=[], xlim=(0, 1.3 * (max(values) or 1)))  # room for the labels
+        axes.grid(False)
+
+    return _figure(title, 0.3 + 0.22 * len(bars), draw)
 
 
-def scatter(
-    title: str, points: Sequence[tuple[float, float]], groups: Sequence[str], names: Sequence[str]
-) -> Markup:
-    """A figure of points, coloured by group; "" without a point.
+def scatter(title: str, points: Points, groups: Sequence[str], names: Sequence[str]) -> Markup:
+    """Draw points, coloured by group; "" without a point.
 
     Args:
         title: above the chart.
@@ -321,22 +251,69 @@ def scatter(
         groups: N names of groups, "" for none (grey, below the others).
         names: N labels, shown when pointed at.
     """
-    kept = [(p, g, n) for p, g, n in zip(points, groups, names) if all(map(math.isfinite, p))]
-    if not kept:
+    members: dict[str, list] = {"": []}
+    for point, group, name in zip(points, groups, names):
+        if all(map(math.isfinite, point)):
+            members.setdefault(group, []).append((*point, name))
+    if not any(members.values()):
         return Markup("")
-    plane = _Plane(_range([p[0] for p, _, _ in kept]), _range([p[1] for p, _, _ in kept]), "")
-    shown = [group for group in dict.fromkeys(groups) if group]
-    colour = dict(zip(shown, _colours(len(shown))))
-    for (x, y), group, name in sorted(kept, key=lambda point: point[1] != ""):
-        plane.parts.append(
-            Markup('<circle cx="{}" cy="{}" r="{}" fill="{}"><title>{}</title></circle>').format(
-                plane.across(x), plane.down(y), 3 if group else 1.6, colour.get(group, _GREY), name
-            )
-        )
-    return _figure(title, plane.done(), _legend(list(colour), list(colour.values())))
+
+    def draw(axes: "Axes") -> None:
+        for (group, found), colour in zip(members.items(), [_GREY, *itertools.islice(itertools.cycle(COLOURS), len(members))]):
+            x, y, tips = zip(*found) if found else ((), (), ())
+            axes.plot(x, y, "o", color=colour, markersize=5 if group else 2.5, label=group, gid=json.dumps(tips))
+        axes.set(xticks=[], yticks=[])
+        if len(members) > 1:
+            _legend(axes, members)
+
+    return _figure(title, 3.2, draw)
 
 
-def _figure(title: str, body: Markup, legend: Markup | str = "") -> Markup:
-    return Markup("<figure><figcaption>{}</figcaption>{}{}</figure>").format(
-        title, body, legend or escape("")
-    )
+def _legend(axes: "Axes", names: Iterable[str]) -> None:
+    columns = max(1, min(4, 60 // (5 + max(map(len, names)))))
+    axes.figure.legend(loc="outside lower center", ncols=columns, handlelength=1.4, columnspacing=1.4)
+
+
+# ---- matplotlib's SVG as a part of the page -----------------------------------------------------------------------
+
+
+def import_matplotlib() -> ModuleType:
+    """Import matplotlib, which only the report needs; Raises ImportError with the command that installs it."""
+    try:
+        import matplotlib.figure
+        import matplotlib.style
+    except ImportError as error:
+        raise ImportError(f'the report needs matplotlib: pip install "fastreid-sskd[report]" ({error})') from error
+    return matplotlib
+
+
+def _figure(title: str, height: float, draw: Callable[["Axes"], None]) -> Markup:
+    """Draw a figure of so many inches; the ``gid`` of a line is the JSON list of its points' tips."""
+    matplotlib = import_matplotlib()
+    # whatever the user's own style is; ids are made of the title, so that those of two figures differ
+    with matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": title}]):
+        figure = matplotlib.figure.Figure((4.4, height), layout="constrained")
+        axes = figure.add_subplot(frame_on=False)
+        draw(axes)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = ET.fromstring(file.getvalue())
+    for group in svg.iter(f"{{{_SVG}}}g"):
+        name = group.attrib.pop("id", "")
+        for point, tip in zip(group.iter(f"{{{_SVG}}}use"), json.loads(name) if name.startswith("[") else ()):
+            ET.SubElement(point, "title").text = tip
+    _slim(svg)
+    svg.attrib = {"viewBox": svg.get("viewBox"), "role": "img", "aria-label": title}
+    picture = Markup(ET.tostring(svg, encoding="unicode"))
+    return Markup("<figure><figcaption>{}</figcaption>{}</figure>").format(title, picture)
+
+
+def _slim(svg: ET.Element) -> None:
+    """Leave out white space, rotations by nothing and digits below 0.01 pixels: half of the bytes."""
+    for element in svg.iter():
+        element.tail = None
+        element.text = element.text if (element.text or "").strip() else None
+        if element.get("transform", "").startswith("rotate(-0 "):
+            del element.attrib["transform"]
+        for name in {"d", "x", "y", "width", "height"} & set(element.attrib):
+            element.set(name, re.sub(r"(\.\d\d)\d+", r"\1", " ".join(element.get(name).split())))

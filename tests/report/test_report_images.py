@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 
-from fastreid_sskd.report.images import (
-    Thumbnails,
-    average_precisions,
-    cluster_rows,
-    ranked_list,
-    sample_queries,
-)
+from fastreid_sskd.report.images import average_precisions, cluster_rows, ranked_list, sample_queries, tile
 
 QUERY = ("q", 1, 0)
 GALLERY = [("a", 1, 0), ("b", 1, 1), ("c", 2, 0), ("d", 2, 1), ("e", 1, 2)]
@@ -57,30 +51,26 @@ def test_sample_holds_random_ones_gains_and_losses():
     before, after = rng.random(100), rng.random(100)
     after[7] = np.nan
     sample = sample_queries(before, after, 8)
-    assert len(sample) == 8 == len({s.query for s in sample})
-    assert all(s.query != 7 and s.before == before[s.query] and s.after == after[s.query] for s in sample)
-    why = [s.why for s in sample]
-    assert why.count("at random") == 4 and why.count("among the largest gains") == 2 == why.count(
-        "among the largest losses"
-    )
-    drawn = {s.query for s in sample if s.why == "at random"}
+    assert len(sample) == 8 and 7 not in sample
+    chosen = {why: {q for q, other in sample.items() if other == why} for why in sample.values()}
+    drawn = chosen["at random"]
     gain = {q: after[q] - before[q] for q in range(100) if q not in drawn and q != 7}
     top = sorted(gain, key=gain.get)
-    assert {s.query for s in sample if "gains" in s.why} == set(top[-2:])
-    assert {s.query for s in sample if "losses" in s.why} == set(top[:2])
+    assert len(drawn) == 4
+    assert chosen["among the largest gains"] == set(top[-2:]) and chosen["among the largest losses"] == set(top[:2])
 
 
 def test_sample_does_not_call_a_loss_a_gain():
     same = np.full(5, 0.5)
-    assert {s.why for s in sample_queries(same, same, 4)} == {"at random"}
-    assert not any("gains" in s.why for s in sample_queries(same, same - 0.1, 4))
+    assert set(sample_queries(same, same, 4).values()) == {"at random"}
+    assert not any("gains" in why for why in sample_queries(same, same - 0.1, 4).values())
 
 
 def test_small_samples():
-    assert sample_queries(None, np.array([np.nan]), 8) == []
-    assert [s.query for s in sample_queries(None, np.array([np.nan, 0.3]), 8)] == [1]
+    assert sample_queries(None, np.array([np.nan]), 8) == {}
+    assert sample_queries(None, np.array([np.nan, 0.3]), 8) == {1: "at random"}
     assert len(sample_queries(np.zeros(3), np.ones(3), 8)) == 3
-    assert sample_queries(np.zeros(3), np.ones(3), 0) == []
+    assert sample_queries(np.zeros(3), np.ones(3), 0) == {}
 
 
 def test_sample_depends_on_the_seed_only():
@@ -89,12 +79,9 @@ def test_sample_depends_on_the_seed_only():
     assert sample_queries(None, after, 5, seed=1) != sample_queries(None, after, 5, seed=2)
 
 
-WORDS = Thumbnails(images=False)
-
-
 def rows(labels, identities, **options):
     items = [(f"{i}.jpg", identity, i % 2) for i, identity in enumerate(identities)]
-    return cluster_rows(np.array(labels), items, WORDS, **{"count": 8, "length": 3, "seed": 0, **options})
+    return cluster_rows(np.array(labels), items, **{"count": 8, "length": 3, "seed": 0, "images": False, **options})
 
 
 def test_largest_median_smallest_then_random_then_noise():
@@ -135,5 +122,5 @@ def test_fewer_clusters_asked_for_than_there_are():
 
 
 def test_an_image_that_is_gone(tmp_path):
-    tile = Thumbnails().tile((str(tmp_path / "<gone>.jpg"), 1, 2), "right")
-    assert isinstance(tile, Markup) and "no image: FileNotFoundError" in tile and "gone" not in tile
+    found = tile((str(tmp_path / "<gone>.jpg"), 1, 2), "right")
+    assert isinstance(found, Markup) and "no image: FileNotFoundError" in found and "gone" not in found

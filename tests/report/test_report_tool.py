@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import sys
 
 import pytest
 import torch
@@ -53,3 +54,10 @@ def test_weights_that_are_not_finite(tool, finished, tmp_path):
 def test_a_folder_that_is_no_run_is_one_sentence(tool, tmp_path):
     code, out, err = tool(tmp_path)
     assert code == 2 and not out and "no config.yaml" in err and "Traceback" not in err
+
+
+def test_without_matplotlib_it_says_how_to_install_it(tool, finished, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, err = tool(finished, "--output", tmp_path / "report.html")
+    assert code == 2 and not out and 'pip install "fastreid-sskd[report]"' in err and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
