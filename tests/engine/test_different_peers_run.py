@@ -110,7 +110,7 @@ def test_export_of_a_peer(done, folder, tmp_path):
 
 def test_report_shows_the_runs_own_ensemble(done, folder, tmp_path, monkeypatch):
     """Peers of other feature sizes have no mean feature: the report's lists are of the distances that the run combines."""
-    monkeypatch.setattr("fastreid_sskd.report.page.map_figures", lambda *args, **options: [])  # whose packages start slowly
+    monkeypatch.setattr("fastreid_sskd.report.plots.map_figures", lambda *args, **options: [])  # whose packages start slowly
     file = write_report(str(folder / "run"), str(tmp_path / "report.html"))
     with open(file, encoding="utf-8") as page:
         text = page.read()
