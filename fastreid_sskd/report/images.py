@@ -26,8 +26,17 @@ from ..modeling.weights import load_network, read_state_dict
 from .run_files import RunFiles
 
 __all__ = [
-    "Row", "average_precisions", "cluster_rows", "embed", "model_after", "model_before", "ranked_list", "ranked_rows",
-    "run_config", "sample_queries", "tile",
+    "Row",
+    "average_precisions",
+    "cluster_rows",
+    "embed",
+    "model_after",
+    "model_before",
+    "ranked_list",
+    "ranked_rows",
+    "run_config",
+    "sample_queries",
+    "tile",
 ]
 
 THUMBNAIL_HEIGHT = 96  # pixels
@@ -41,11 +50,11 @@ class Row:
     tiles: list[Markup]
 
 
-# ---- features before and after ------------------------------------------------------------------------------------
+# ---- features before and after -----------------------------------------------------------------------------
 
 
 def embed(cfg: CfgNode, model: nn.Module, items: list[Item]) -> torch.Tensor:
-    """Compute the features (N, d) of the images, on the CPU, as evaluated: the ensemble's of an SSKD model, else the model's own."""
+    """Compute the features (N, d) of images, on the CPU, as the evaluation does; an SSKD model's by its ensemble."""
     encoder = Encoder(model, "ensemble" if isinstance(model, SSKD) else "")
     return encode_images(encoder, extraction_loader(cfg, items), flip=cfg.TEST.FLIP.ENABLED)
 
@@ -69,7 +78,11 @@ def model_after(cfg: CfgNode, run: RunFiles) -> nn.Module:
 
 
 def model_before(cfg: CfgNode, run: RunFiles) -> nn.Module:
-    """Load the model as the run started; Raises FileNotFoundError if its source weights are not found, or it had none."""
+    """Load the model as the run started.
+
+    Raises:
+        FileNotFoundError: if its source weights are not found, or it had none.
+    """
     adapts = cfg.MODEL.META_ARCHITECTURE == "SSKD"
     given = list(cfg.SSKD.SOURCE.WEIGHTS) if adapts else []
     files = [_found(run.folder, path) for path in given or [cfg.MODEL.WEIGHTS] if path]
@@ -86,7 +99,7 @@ def model_before(cfg: CfgNode, run: RunFiles) -> nn.Module:
 
 
 def _found(folder: str, path: str) -> str:
-    """Find a file of the config from the working directory or, stage 1's own, in the run folder, which may have moved."""
+    """Find a file of the config from the working directory or, as the folder may have moved, in the run folder."""
     moved = os.path.join(folder, *os.path.normpath(path).split(os.sep)[-3:])  # source/peer0/model_best.pth
     for candidate in (path, moved):
         if os.path.isfile(candidate):
@@ -103,7 +116,7 @@ def _source_model(folder: str, k: int) -> str:
     raise FileNotFoundError(f"the run names no source weights, and {source!r} has none of peer {k}")
 
 
-# ---- ranked lists -------------------------------------------------------------------------------------------------
+# ---- ranked lists ------------------------------------------------------------------------------------------
 
 
 def ranked_rows(
@@ -120,7 +133,7 @@ def ranked_rows(
     """Rank the gallery for a sample of queries, by each model, with right and wrong images framed.
 
     Args:
-        features: (Q + G, d) of queries and then gallery, by the name of the model: "after", and "before" where it is known.
+        features: (Q + G, d) of queries and then gallery, by the name of the model: "after", and perhaps "before".
         metric: ``TEST.METRIC``.
         count: queries to show.
         length: gallery images a list.
@@ -128,7 +141,8 @@ def ranked_rows(
         images: whether tiles are pictures.
     """
     distances = {
-        model: np.asarray(build_dist(rows[: len(queries)], rows[len(queries) :], metric)) for model, rows in features.items()
+        model: np.asarray(build_dist(rows[: len(queries)], rows[len(queries) :], metric))
+        for model, rows in features.items()
     }
     precision = {model: average_precisions(matrix, queries, gallery) for model, matrix in distances.items()}
     rows = []
@@ -143,10 +157,13 @@ def ranked_rows(
     return rows
 
 
-def ranked_list(distances: np.ndarray, query: Item, gallery: Sequence[Item], length: int) -> list[tuple[int, bool]]:
-    """Rank the gallery for one query: [(gallery index, right?)], nearest first, among equal distances the smaller index.
+def ranked_list(
+    distances: np.ndarray, query: Item, gallery: Sequence[Item], length: int
+) -> list[tuple[int, bool]]:
+    """Rank the gallery for one query: [(gallery index, right?)], nearest first.
 
-    Images of the query's identity under its own camera are junk and left out, as in the evaluation.
+    Among equal distances the smaller index comes first. Images of the query's identity under its own camera are
+    junk and left out, as in the evaluation.
 
     Args:
         distances: (G,) of the query to the gallery.
@@ -171,7 +188,7 @@ def average_precisions(distances: np.ndarray, queries: Sequence[Item], gallery: 
 
 
 def sample_queries(before: np.ndarray | None, after: np.ndarray, count: int, seed: int = 0) -> dict[int, str]:
-    """Choose queries, {query: why}: half at random, the rest the largest gains and losses in average precision.
+    """Choose queries, {query: why}: half at random, the rest the largest gains and losses in precision.
 
     Args:
         before: (Q,) average precision, or None: then the whole sample is random.
@@ -192,7 +209,7 @@ def sample_queries(before: np.ndarray | None, after: np.ndarray, count: int, see
     return chosen
 
 
-# ---- example clusters ---------------------------------------------------------------------------------------------
+# ---- example clusters --------------------------------------------------------------------------------------
 
 
 def cluster_rows(
@@ -202,7 +219,7 @@ def cluster_rows(
 
     Args:
         labels: (N,) of the last refresh, -1 for noise.
-        items: (path, identity, camera) of the same N images; identities are named, where there are any, only here.
+        items: (path, identity, camera) of the same N images; only here known identities are looked at.
         count: clusters.
         length: images of each.
         seed: of the random choices.
@@ -241,7 +258,7 @@ def cluster_rows(
     return rows
 
 
-# ---- thumbnails ---------------------------------------------------------------------------------------------------
+# ---- thumbnails --------------------------------------------------------------------------------------------
 
 
 def tile(item: Item, kind: str = "", images: bool = True) -> Markup:

@@ -101,10 +101,10 @@ def _sections(run: RunFiles, options: Options) -> list[Section]:
     no_results = "" if run.results else "The last epoch has not been evaluated."
     return [
         Section("Results", no_results, text=write_table(run.results)),
-        Section("Losses and speed", "Medians of the last steps, as in metrics.json.", plots.loss_figures(run)),
+        Section("Losses and speed", "Medians of the last steps, see metrics.json.", plots.loss_figures(run)),
         _plotted("Evaluation", plots.evaluation_figures(run), "The run was not evaluated."),
         _plotted("Pseudo-labels", plots.refresh_figures(run), "This training has no pseudo-labels."),
-        *([Section("Radius", "What eps was last chosen from.", text=sweep_table(run.sweep))] if run.sweep else []),
+        *_radius(run),
         _plotted("Time", plots.time_figures(run), "No step was timed."),
         _plotted("Cluster sizes", plots.cluster_size_figures(run), _NO_LABELS, "At the last refresh."),
         *_features(run, options),
@@ -119,6 +119,12 @@ _NO_LABELS = "No checkpoint with pseudo-labels is there."
 
 def _plotted(title: str, figures: Sequence[Markup], empty: str, note: str = "") -> Section:
     return Section(title, note if figures else empty, figures)
+
+
+def _radius(run: RunFiles) -> list[Section]:
+    if not run.sweep:
+        return []
+    return [Section("Radius", "What eps was last chosen from.", text=sweep_table(run.sweep))]
 
 
 def _features(run: RunFiles, options: Options) -> list[Section]:
@@ -150,8 +156,9 @@ def _before_and_after(run: RunFiles, options: Options) -> list[Section]:
     by = "the ensemble of the teachers" if cfg.MODEL.META_ARCHITECTURE == "SSKD" else "the model"
     lists = Section(
         "Ranked lists",
-        f"Query, then the nearest gallery images of {test} by {by}; green: the same identity, red and dashed: another one; "
-        f"images of the query's identity under its own camera are left out, as in the evaluation.{unknown}",
+        f"Query, then the nearest gallery images of {test} by {by}; green: the same identity, red and dashed: "
+        "another one; images of the query's identity under its own camera are left out, as in the evaluation."
+        f"{unknown}",
         rows=ranked_rows(
             features,
             queries,
@@ -183,12 +190,17 @@ def _clusters(run: RunFiles, options: Options) -> Section:
         return section
     if len(items) != len(run.labels):
         section.note = (
-            f"The last refresh labelled {len(run.labels)} images, and the data set has {len(items)} now: it is not "
-            "the one of the run."
+            f"The last refresh labelled {len(run.labels)} images, and the data set has {len(items)} now: it is "
+            "not the one of the run."
         )
         return section
     section.note = "Of the last refresh."
     section.rows = cluster_rows(
-        run.labels, items, count=options.clusters, length=options.members, seed=options.seed, images=options.images
+        run.labels,
+        items,
+        count=options.clusters,
+        length=options.members,
+        seed=options.seed,
+        images=options.images,
     )
     return section

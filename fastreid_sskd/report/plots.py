@@ -1,4 +1,4 @@
-"""The figures of a run as SVG, drawn by matplotlib: losses, results, pseudo-labels, time, cluster sizes, maps of features."""
+"""The figures of a run as SVG, drawn by matplotlib: curves, results, pseudo-labels, time, maps of features."""
 
 import importlib
 import importlib.util
@@ -26,11 +26,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "bar_chart", "cluster_size_figures", "evaluation_figures", "import_matplotlib", "line_chart", "loss_figures", "map_figures",
-    "project", "refresh_figures", "scatter", "time_figures",
+    "bar_chart",
+    "cluster_size_figures",
+    "evaluation_figures",
+    "import_matplotlib",
+    "line_chart",
+    "loss_figures",
+    "map_figures",
+    "project",
+    "refresh_figures",
+    "scatter",
+    "time_figures",
 ]
 
-#: Okabe and Ito's colours, which colour-blind readers can tell apart, without black: they must show on light and on dark
+#: Okabe and Ito's, which colour-blind readers can tell apart, without black: they show on light and on dark
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
 _GREY = "#999999"
 _STYLE = {
@@ -59,7 +68,7 @@ ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 Points = Sequence[tuple[float, float]]
 
 
-# ---- the figures of a run -----------------------------------------------------------------------------------------
+# ---- the figures of a run ----------------------------------------------------------------------------------
 
 
 def loss_figures(run: RunFiles) -> list[Markup]:
@@ -99,15 +108,16 @@ def evaluation_figures(run: RunFiles, metrics: Iterable[str] = ("mAP", "Rank-1")
 
 
 def refresh_figures(run: RunFiles) -> list[Markup]:
-    """Draw clusters, noise, eps, label change and sizes of each refresh, and the agreement with known identities."""
+    """Draw clusters, noise, eps, label change and sizes of each refresh, and agreement with identities."""
     titles = {
         "clusters": "clusters",
         "noise_share": "noise, share of images",
         "eps": "eps",
         "changed_share": "label change, share of images",
     }
-    figures = [line_chart(title, {title: run.scalars.get(f"refresh/{name}", [])}) for name, title in titles.items()]
-    sizes = {size: run.scalars.get(f"refresh/{size}_cluster", []) for size in ("largest", "median")}
+    refresh = {name.removeprefix("refresh/"): series for name, series in run.scalars.items()}
+    figures = [line_chart(title, {title: refresh.get(name, [])}) for name, title in titles.items()]
+    sizes = {size: refresh.get(f"{size}_cluster", []) for size in ("largest", "median")}
     figures.append(line_chart("images in a cluster", sizes))
     agreement = {name.split("/")[1]: s for name, s in run.scalars.items() if name.startswith("diagnostics/")}
     figures.append(line_chart("agreement with identities, unseen by training", agreement))
@@ -115,7 +125,7 @@ def refresh_figures(run: RunFiles) -> list[Markup]:
 
 
 def time_figures(run: RunFiles) -> list[Markup]:
-    """Draw the seconds of the whole run in training steps, of which data loading, and in each stage of the refresh."""
+    """Draw the seconds of the whole run in training steps, waiting for data, and each stage of the refresh."""
     stages: dict[str, float] = {}
     for title, name in {"training steps": "time", "of which waiting for data": "data_time"}.items():
         if series := run.scalars.get(name):
@@ -134,7 +144,8 @@ def cluster_size_figures(run: RunFiles, bins: int = 12) -> list[Markup]:
         return []
     sizes = np.bincount(labels[labels >= 0])
     sizes = sizes[sizes > 0]
-    counts, edges = np.histogram(sizes, np.unique(np.linspace(sizes.min(), sizes.max() + 1, bins + 1).astype(int)))
+    edges = np.unique(np.linspace(sizes.min(), sizes.max() + 1, bins + 1).astype(int))
+    counts, _ = np.histogram(sizes, edges)
     bars = {
         (f"{low}" if high - 1 == low else f"{low} to {high - 1}") + " images": int(count)
         for low, high, count in zip(edges, edges[1:], counts)
@@ -165,12 +176,13 @@ def map_figures(
     for model, rows in features.items():
         unit = torch.nn.functional.normalize(rows[torch.from_numpy(chosen)], dim=1)
         points, method = project(unit.numpy())
-        figures.append(scatter(f"{model}, {method} of {len(chosen)} test images", points.tolist(), groups, names))
+        title = f"{model}, {method} of {len(chosen)} test images"
+        figures.append(scatter(title, points.tolist(), groups, names))
     return figures
 
 
 def project(features: np.ndarray) -> tuple[np.ndarray, str]:
-    """Map N features (N, d) to positions (N, 2); returns them and the method: UMAP if it is installed, else PCA."""
+    """Map features (N, d) to positions (N, 2), and name the method: UMAP if it is installed, else PCA."""
     features = np.asarray(features, dtype=np.float64)
     if len(features) > 15 and importlib.util.find_spec("umap"):  # UMAP looks at 15 neighbours of each
         umap = importlib.import_module("umap")  # the extra "umap"
@@ -191,7 +203,7 @@ def _drawn(figures: Iterable[Markup]) -> list[Markup]:
     return [figure for figure in figures if figure]
 
 
-# ---- charts -------------------------------------------------------------------------------------------------------
+# ---- charts ------------------------------------------------------------------------------------------------
 
 
 def line_chart(title: str, series: Mapping[str, Points], x_label: str = "iteration") -> Markup:
@@ -202,7 +214,8 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str = "iterati
         series: {name: [(x, y), ...]}; points that are not finite are left out.
         x_label: below the chart.
     """
-    lines = {name: kept for name, points in series.items() if (kept := [p for p in points if all(map(math.isfinite, p))])}
+    finite = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
+    lines = {name: points for name, points in finite.items() if points}
     if not lines:
         return Markup("")
 
@@ -259,9 +272,12 @@ def scatter(title: str, points: Points, groups: Sequence[str], names: Sequence[s
         return Markup("")
 
     def draw(axes: "Axes") -> None:
-        for (group, found), colour in zip(members.items(), [_GREY, *itertools.islice(itertools.cycle(COLOURS), len(members))]):
+        colours = itertools.chain([_GREY], itertools.cycle(COLOURS))
+        for (group, found), colour in zip(members.items(), colours):
             x, y, tips = zip(*found) if found else ((), (), ())
-            axes.plot(x, y, "o", color=colour, markersize=5 if group else 2.5, label=group, gid=json.dumps(tips))
+            axes.plot(
+                x, y, "o", color=colour, markersize=5 if group else 2.5, label=group, gid=json.dumps(tips)
+            )
         axes.set(xticks=[], yticks=[])
         if len(members) > 1:
             _legend(axes, members)
@@ -274,7 +290,7 @@ def _legend(axes: "Axes", names: Iterable[str]) -> None:
     axes.figure.legend(loc="outside lower center", ncols=columns, handlelength=1.4, columnspacing=1.4)
 
 
-# ---- matplotlib's SVG as a part of the page -----------------------------------------------------------------------
+# ---- matplotlib's SVG as a part of the page ----------------------------------------------------------------
 
 
 def import_matplotlib() -> ModuleType:
@@ -283,7 +299,9 @@ def import_matplotlib() -> ModuleType:
         import matplotlib.figure
         import matplotlib.style
     except ImportError as error:
-        raise ImportError(f'the report needs matplotlib: pip install "fastreid-sskd[report]" ({error})') from error
+        raise ImportError(
+            f'the report needs matplotlib: pip install "fastreid-sskd[report]" ({error})'
+        ) from error
     return matplotlib
 
 

@@ -74,7 +74,9 @@ def read_run_files(folder: str) -> RunFiles:
     run.checkpoint = _checkpoint(folder)
     refresh = read_file(run.checkpoint, mmap=True).get("refresh", {}) if run.checkpoint else {}
     run.labels = None if refresh.get("labels") is None else np.asarray(refresh["labels"])
-    run.sweep = next((entry["sweep"] for entry in reversed(refresh.get("history", [])) if "sweep" in entry), [])
+    run.sweep = next(
+        (entry["sweep"] for entry in reversed(refresh.get("history", [])) if "sweep" in entry), []
+    )
     run.environment = _environment(folder)
     if not run.environment:
         run.environment = collect_env_info()

@@ -57,7 +57,9 @@ def test_sample_holds_random_ones_gains_and_losses():
     gain = {q: after[q] - before[q] for q in range(100) if q not in drawn and q != 7}
     top = sorted(gain, key=gain.get)
     assert len(drawn) == 4
-    assert chosen["among the largest gains"] == set(top[-2:]) and chosen["among the largest losses"] == set(top[:2])
+    assert chosen["among the largest gains"] == set(top[-2:]) and chosen["among the largest losses"] == set(
+        top[:2]
+    )
 
 
 def test_sample_does_not_call_a_loss_a_gain():
@@ -81,7 +83,9 @@ def test_sample_depends_on_the_seed_only():
 
 def rows(labels, identities, **options):
     items = [(f"{i}.jpg", identity, i % 2) for i, identity in enumerate(identities)]
-    return cluster_rows(np.array(labels), items, **{"count": 8, "length": 3, "seed": 0, "images": False, **options})
+    return cluster_rows(
+        np.array(labels), items, **{"count": 8, "length": 3, "seed": 0, "images": False, **options}
+    )
 
 
 def test_largest_median_smallest_then_random_then_noise():

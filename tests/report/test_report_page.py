@@ -61,7 +61,11 @@ def page(tmp_path):
     """Writes the report of a folder, and reads it."""
 
     def of(folder, options=None):
-        return Page(Path(write_report(str(folder), str(tmp_path / "report.html"), options)).read_text(encoding="utf-8"))
+        return Page(
+            Path(write_report(str(folder), str(tmp_path / "report.html"), options)).read_text(
+                encoding="utf-8"
+            )
+        )
 
     return of
 
@@ -103,7 +107,9 @@ def test_nothing_is_outside_the_page(whole):
     assert all(reference.startswith(("data:", "#")) for reference in whole.references)
     assert "script" not in whole.tags and "iframe" not in whole.tags and "@import" not in whole.text
     ids = re.findall(' id="([^"]+)"', whole.text)
-    assert set(re.findall(r"url\((.*?)\)", whole.text)) <= {f"#{name}" for name in ids} and len(ids) == len(set(ids))
+    assert set(re.findall(r"url\((.*?)\)", whole.text)) <= {f"#{name}" for name in ids} and len(ids) == len(
+        set(ids)
+    )
 
 
 def test_every_picture_says_what_it_is(whole):
@@ -194,7 +200,14 @@ def test_source_and_stock_models(finished, page, tmp_path):
 def test_radii_that_eps_was_chosen_from(copy, page):
     assert "Radius" not in page(copy, FAST).sections
     saved = torch.load(copy / "model_final.pth", weights_only=True)
-    row = {"eps": 0.4, "clusters": 7, "noise_share": 0.1, "largest_share": 0.2, "silhouette": 0.3, "agreement": 0.9}
+    row = {
+        "eps": 0.4,
+        "clusters": 7,
+        "noise_share": 0.1,
+        "largest_share": 0.2,
+        "silhouette": 0.3,
+        "agreement": 0.9,
+    }
     saved["refresh"]["history"][0]["sweep"] = [row]
     torch.save(saved, copy / "model_final.pth")
     shown = " ".join(page(copy, FAST).sections["Radius"])

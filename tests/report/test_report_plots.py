@@ -44,7 +44,9 @@ def test_lines_share_their_axes_and_have_a_legend():
     assert {"a", "b"} <= set(texts(figure)) and "a" not in texts(line_chart("t", {"a": [(0, 0.0)]}))
 
 
-@pytest.mark.parametrize("line", [[(3, 7.0)], [(0, 5.0), (1, 5.0)], [(0, 0.0), (1, 0.0)], [(0, 1e-9), (1, 1e9)]])
+@pytest.mark.parametrize(
+    "line", [[(3, 7.0)], [(0, 5.0), (1, 5.0)], [(0, 0.0), (1, 0.0)], [(0, 1e-9), (1, 1e9)]]
+)
 def test_one_point_equal_points_and_wide_ranges_stay_on_the_figure(line):
     figure = line_chart("t", {"a": line})
     width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', figure).groups())
@@ -59,13 +61,17 @@ def test_values_that_are_not_finite_are_left_out():
     assert scatter("t", [(math.nan, 0.0)], [""], [""]) == "" == scatter("t", [], [], [])
 
 
-@pytest.mark.parametrize("bars, expected", [({"a": 4.0, "b": 1.0, "c": 0.0}, [1, 0.25, 0]), ({"a": 0.0}, [0])])
+@pytest.mark.parametrize(
+    "bars, expected", [({"a": 4.0, "b": 1.0, "c": 0.0}, [1, 0.25, 0]), ({"a": 0.0}, [0])]
+)
 def test_bars_are_proportional(bars, expected):
     figure = bar_chart("t", bars, "s")
     ends = re.findall(rf'd="M ([\d.]+) \S+ L ([\d.]+) [^"]*"[^>]*style="fill: {COLOURS[0]}"', figure)
     lengths = [float(end) - float(start) for start, end in ends]
     assert [length / (lengths[0] or 1) for length in lengths] == pytest.approx(expected, abs=1e-3)
-    assert [text for text in texts(figure) if text.endswith(" s")] == [f"{value:g} s" for value in bars.values()]
+    assert [text for text in texts(figure) if text.endswith(" s")] == [
+        f"{value:g} s" for value in bars.values()
+    ]
 
 
 def test_points_of_no_group_are_grey_and_below():
@@ -92,7 +98,9 @@ def test_a_figure_is_the_same_each_time_whatever_the_users_style_is():
 
     before = draw()
     matplotlib = plots.import_matplotlib()
-    with matplotlib.rc_context({"svg.fonttype": "path", "axes.grid": False, "font.size": 30, "text.color": "red"}):
+    with matplotlib.rc_context(
+        {"svg.fonttype": "path", "axes.grid": False, "font.size": 30, "text.color": "red"}
+    ):
         assert draw() == before
     ids = [re.findall(' id="([^"]+)"', figure) for figure in (before, line_chart("u", {"a": [(0, 1.0)]}))]
     assert all(ids) and not set(ids[0]) & set(ids[1])  # on one page, each names its own parts
@@ -100,22 +108,31 @@ def test_a_figure_is_the_same_each_time_whatever_the_users_style_is():
 
 def test_without_matplotlib_the_command_that_installs_it_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r'the report needs matplotlib: pip install "fastreid-sskd\[report\]"'):
+    with pytest.raises(
+        ImportError, match=r'the report needs matplotlib: pip install "fastreid-sskd\[report\]"'
+    ):
         bar_chart("t", {"a": 1.0})
 
 
-# ---- the figures of a run -----------------------------------------------------------------------------------------
+# ---- the figures of a run ----------------------------------------------------------------------------------
 
 
 def run(scalars=None, labels=None, evaluations=()):
     labels = None if labels is None else np.array(labels)
-    return RunFiles("run", {"DATASETS": {"TESTS": ["T"]}}, "", scalars or {}, list(evaluations), labels=labels)
+    return RunFiles(
+        "run", {"DATASETS": {"TESTS": ["T"]}}, "", scalars or {}, list(evaluations), labels=labels
+    )
 
 
 def test_a_figure_a_loss_with_a_line_a_peer():
     names = ("total_loss", "loss_id_peer0", "loss_id_peer1", "loss_soft_triplet_peer0", "lr", "eps")
     figures = plots.loss_figures(run({name: [(0, 1.0), (9, 0.5)] for name in names}))
-    assert [title(figure) for figure in figures] == ["total loss", "loss_id", "loss_soft_triplet", "learning rate"]
+    assert [title(figure) for figure in figures] == [
+        "total loss",
+        "loss_id",
+        "loss_soft_triplet",
+        "learning rate",
+    ]
     assert len(points(figures[1])) == 4 and {"peer0", "peer1"} <= set(texts(figures[1]))
     one_network = plots.loss_figures(run({"loss_id": [(0, 1.0)], "loss_cls": [(0, 2.0)]}))
     assert [title(figure) for figure in one_network] == ["loss_cls", "loss_id"]
@@ -123,7 +140,9 @@ def test_a_figure_a_loss_with_a_line_a_peer():
 
 def test_evaluations_of_every_teacher_over_epochs():
     rows = {"peer0": {"mAP": 10.0, "Rank-1": 20.0}, "ensemble": {"mAP": 12.0, "Rank-1": 24.0}}
-    figures = plots.evaluation_figures(run(evaluations=[{"epoch": e, "results": {"T": rows}} for e in (0, 1, 2)]))
+    figures = plots.evaluation_figures(
+        run(evaluations=[{"epoch": e, "results": {"T": rows}} for e in (0, 1, 2)])
+    )
     assert [title(figure) for figure in figures] == ["mAP on T, %", "Rank-1 on T, %"]
     assert [tip for _, _, tip in points(figures[0])][::3] == ["teacher 0, 0: 10", "ensemble, 0: 12"]
     assert len(points(figures[0])) == 6 and "epoch" in texts(figures[0])
@@ -136,7 +155,11 @@ def test_evaluations_of_a_host_model():
 
 
 def test_time_of_steps_and_stages():
-    scalars = {"time": [(9, 2.0), (14, 4.0)], "data_time": [(14, 0.1)], "refresh/seconds_knn": [(0, 3.0), (10, 4.0)]}
+    scalars = {
+        "time": [(9, 2.0), (14, 4.0)],
+        "data_time": [(14, 0.1)],
+        "refresh/seconds_knn": [(0, 3.0), (10, 4.0)],
+    }
     (figure,) = plots.time_figures(run(scalars))
     expected = {"training steps": "40 s", "of which waiting for data": "1.5 s", "refresh: knn": "7 s"}
     assert texts(figure) == [*expected, *expected.values()]
@@ -179,17 +202,21 @@ def test_a_real_run_has_all_of_them(finished):
     assert len(files.labels) == 48 and files.checkpoint.endswith("model_final.pth")
 
 
-# ---- the map ------------------------------------------------------------------------------------------------------
+# ---- the map -----------------------------------------------------------------------------------------------
 
 
 def test_maps_before_and_after_and_at_most_so_many_points():
     features = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
     items = [(f"{i}.jpg", i % 12, 0) for i in range(50)]
     figures = map_figures({"before": features, "after": features}, items, most=20)
-    assert [title(figure) for figure in figures] == [f"{model}, PCA of 20 test images" for model in ("before", "after")]
+    assert [title(figure) for figure in figures] == [
+        f"{model}, PCA of 20 test images" for model in ("before", "after")
+    ]
     assert [len(points(figure)) for figure in figures] == [20, 20]
     named = {text for text in texts(figures[1]) if text.startswith("identity ")}
-    assert 0 < len(named) <= len(COLOURS) and "identity 0" not in named  # identity 0 is a host's word for nobody
+    assert (
+        0 < len(named) <= len(COLOURS) and "identity 0" not in named
+    )  # identity 0 is a host's word for nobody
 
 
 def test_pca_finds_the_plane_of_the_points():
