@@ -54,7 +54,7 @@ class Row:
 
 
 def embed(cfg: CfgNode, model: nn.Module, items: list[Item]) -> torch.Tensor:
-    """Compute the features (N, d) of images, on the CPU, as the evaluation does; an SSKD model's by its ensemble."""
+    """Compute the features (N, d) of images, on the CPU, as the evaluation does; an SSKD ensemble's."""
     encoder = Encoder(model, "ensemble" if isinstance(model, SSKD) else "")
     return encode_images(encoder, extraction_loader(cfg, items), flip=cfg.TEST.FLIP.ENABLED)
 
@@ -99,7 +99,7 @@ def model_before(cfg: CfgNode, run: RunFiles) -> nn.Module:
 
 
 def _found(folder: str, path: str) -> str:
-    """Find a file of the config from the working directory or, as the folder may have moved, in the run folder."""
+    """Find a file of the config from the working directory, or in the run folder, which may have moved."""
     moved = os.path.join(folder, *os.path.normpath(path).split(os.sep)[-3:])  # source/peer0/model_best.pth
     for candidate in (path, moved):
         if os.path.isfile(candidate):
@@ -133,7 +133,7 @@ def ranked_rows(
     """Rank the gallery for a sample of queries, by each model, with right and wrong images framed.
 
     Args:
-        features: (Q + G, d) of queries and then gallery, by the name of the model: "after", and perhaps "before".
+        features: (Q + G, d) of queries and then gallery, by the name of the model: "after", maybe "before".
         metric: ``TEST.METRIC``.
         count: queries to show.
         length: gallery images a list.
@@ -162,8 +162,8 @@ def ranked_list(
 ) -> list[tuple[int, bool]]:
     """Rank the gallery for one query: [(gallery index, right?)], nearest first.
 
-    Among equal distances the smaller index comes first. Images of the query's identity under its own camera are
-    junk and left out, as in the evaluation.
+    Of equal distances the smaller index comes first. Images of the query's identity under its own camera
+    are junk and left out, as in the evaluation.
 
     Args:
         distances: (G,) of the query to the gallery.

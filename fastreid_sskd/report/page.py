@@ -156,9 +156,9 @@ def _before_and_after(run: RunFiles, options: Options) -> list[Section]:
     by = "the ensemble of the teachers" if cfg.MODEL.META_ARCHITECTURE == "SSKD" else "the model"
     lists = Section(
         "Ranked lists",
-        f"Query, then the nearest gallery images of {test} by {by}; green: the same identity, red and dashed: "
-        "another one; images of the query's identity under its own camera are left out, as in the evaluation."
-        f"{unknown}",
+        f"Query, then the nearest gallery images of {test} by {by}; green: the same identity, red and "
+        "dashed: another one; images of the query's identity under its own camera are left out, as in the "
+        f"evaluation.{unknown}",
         rows=ranked_rows(
             features,
             queries,
@@ -190,8 +190,8 @@ def _clusters(run: RunFiles, options: Options) -> Section:
         return section
     if len(items) != len(run.labels):
         section.note = (
-            f"The last refresh labelled {len(run.labels)} images, and the data set has {len(items)} now: it is "
-            "not the one of the run."
+            f"The last refresh labelled {len(run.labels)} images, and the data set has {len(items)} now: it "
+            "is not the one of the run."
         )
         return section
     section.note = "Of the last refresh."

@@ -1,4 +1,4 @@
-"""The figures of a run as SVG, drawn by matplotlib: curves, results, pseudo-labels, time, maps of features."""
+"""The figures of a run as SVG, drawn by matplotlib: curves, pseudo-labels, time, maps of features."""
 
 import importlib
 import importlib.util
@@ -46,7 +46,7 @@ _STYLE = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,
     "font.sans-serif": ["DejaVu Sans"],  # to measure with; the page shows its own font
-    "font.size": 9,
+    "font.size": 10,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "axes.formatter.useoffset": False,
@@ -81,7 +81,7 @@ def loss_figures(run: RunFiles) -> list[Markup]:
         "images_per_second": "images / s",
         "time": "seconds a step",
         "lr": "learning rate",
-        "ema_decay": "decay of the teachers",
+        "ema_decay": "EMA decay of the teachers",
     }
     figures = [line_chart(title, lines) for title, lines in losses.items()]
     figures += [line_chart(title, {title: run.scalars.get(name, [])}) for name, title in others.items()]
@@ -111,9 +111,9 @@ def refresh_figures(run: RunFiles) -> list[Markup]:
     """Draw clusters, noise, eps, label change and sizes of each refresh, and agreement with identities."""
     titles = {
         "clusters": "clusters",
-        "noise_share": "noise, share of images",
+        "noise_share": "noise ratio",
         "eps": "eps",
-        "changed_share": "label change, share of images",
+        "changed_share": "label change ratio",
     }
     refresh = {name.removeprefix("refresh/"): series for name, series in run.scalars.items()}
     figures = [line_chart(title, {title: refresh.get(name, [])}) for name, title in titles.items()]
@@ -125,7 +125,7 @@ def refresh_figures(run: RunFiles) -> list[Markup]:
 
 
 def time_figures(run: RunFiles) -> list[Markup]:
-    """Draw the seconds of the whole run in training steps, waiting for data, and each stage of the refresh."""
+    """Draw the seconds of the whole run in training steps, waiting for data and the refresh's stages."""
     stages: dict[str, float] = {}
     for title, name in {"training steps": "time", "of which waiting for data": "data_time"}.items():
         if series := run.scalars.get(name):
@@ -184,7 +184,7 @@ def map_figures(
 def project(features: np.ndarray) -> tuple[np.ndarray, str]:
     """Map features (N, d) to positions (N, 2), and name the method: UMAP if it is installed, else PCA."""
     features = np.asarray(features, dtype=np.float64)
-    if len(features) > 15 and importlib.util.find_spec("umap"):  # UMAP looks at 15 neighbours of each
+    if len(features) > 15 and importlib.util.find_spec("umap"):  # UMAP looks at 15 neighbors of each
         umap = importlib.import_module("umap")  # the extra "umap"
         threads = torch.get_num_threads()
         try:
@@ -286,7 +286,7 @@ def scatter(title: str, points: Points, groups: Sequence[str], names: Sequence[s
 
 
 def _legend(axes: "Axes", names: Iterable[str]) -> None:
-    columns = max(1, min(4, 60 // (5 + max(map(len, names)))))
+    columns = max(1, min(4, 56 // (5 + max(map(len, names)))))
     axes.figure.legend(loc="outside lower center", ncols=columns, handlelength=1.4, columnspacing=1.4)
 
 
@@ -294,7 +294,7 @@ def _legend(axes: "Axes", names: Iterable[str]) -> None:
 
 
 def import_matplotlib() -> ModuleType:
-    """Import matplotlib, which only the report needs; Raises ImportError with the command that installs it."""
+    """Import matplotlib, which only the report needs; Raises ImportError, with the command to install it."""
     try:
         import matplotlib.figure
         import matplotlib.style

@@ -92,7 +92,7 @@ def _checkpoint(folder: str) -> str:
 
 
 def _environment(folder: str) -> str:
-    """The first block "Environment info" of the run's log, or of the log of the comparison that it is part of."""
+    """The first block "Environment info" of the run's log, or of that of the comparison it is part of."""
     for place in (folder, os.path.dirname(os.path.abspath(folder))):
         path = os.path.join(place, "log.txt")
         if os.path.isfile(path):

@@ -105,7 +105,7 @@ def test_tiles_are_members_of_their_cluster():
         assert len(identities) == 1
 
 
-def test_share_of_the_commonest_identity():
+def test_ratio_of_the_commonest_identity():
     (row,) = rows([0, 0, 0, 0], [7, 7, 7, 8])
     assert row.title == "the largest cluster, 4 images; of 2 identities, 75 % of one (unseen by training)"
 

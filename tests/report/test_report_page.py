@@ -87,7 +87,8 @@ def copy(finished, tmp_path):
 def test_every_section_has_content(whole):
     assert list(whole.sections) == SECTIONS
     figures = {
-        "Losses and speed": 7, "Evaluation": 2, "Pseudo-labels": 6, "Time": 1, "Cluster sizes": 1, "Map of the features": 2,
+        "Losses and speed": 7, "Evaluation": 2, "Pseudo-labels": 6, "Time": 1, "Cluster sizes": 1,
+        "Map of the features": 2,
     }  # fmt: skip
     for title, least in figures.items():
         assert whole.sections[title].count("svg") >= least, title

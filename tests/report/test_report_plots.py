@@ -82,13 +82,13 @@ def test_points_of_no_group_are_grey_and_below():
 
 
 def test_names_are_escaped():
-    bad = '<script>"x"</script>& $\\frac$ [1'
+    bad = '<script>"&$\\frac$[1'
     charts = [
         line_chart(bad, {bad: [(0, 1.0)], "b": [(0, 1.0)]}, bad), bar_chart(bad, {bad: 1.0}, bad),
         scatter(bad, [(0, 0)], [bad], [bad]),
     ]  # fmt: skip
     for figure in charts:
-        assert "<script" not in figure and "&lt;script&gt;" in figure and "$\\frac$ [1" in figure
+        assert "<script" not in figure and "&lt;script&gt;" in figure and "$\\frac$[1" in figure
         ET.fromstring(figure)  # well-formed
 
 
@@ -194,7 +194,7 @@ def test_a_run_that_trained_nothing():
 def test_a_real_run_has_all_of_them(finished):
     files = read_run_files(str(finished))
     assert [title(figure) for figure in plots.refresh_figures(files)] == [
-        "clusters", "noise, share of images", "eps", "label change, share of images", "images in a cluster",
+        "clusters", "noise ratio", "eps", "label change ratio", "images in a cluster",
         "agreement with identities, unseen by training",
     ]  # fmt: skip
     losses = {title(figure) for figure in plots.loss_figures(files)}
