@@ -286,8 +286,18 @@ def scatter(title: str, points: Points, groups: Sequence[str], names: Sequence[s
 
 
 def _legend(axes: "Axes", names: Iterable[str]) -> None:
-    columns = max(1, min(4, 56 // (5 + max(map(len, names)))))
-    axes.figure.legend(loc="outside lower center", ncols=columns, handlelength=1.4, columnspacing=1.4)
+    shown = [name for name in names if name]
+    fitting = max(
+        1, int(320 / (27 + 6.1 * max(map(len, shown))))
+    )  # pixels: the width, mark and gaps, a letter
+    rows = math.ceil(len(shown) / fitting)
+    axes.figure.legend(
+        loc="outside lower center",
+        ncols=math.ceil(len(shown) / rows),
+        handlelength=1.2,
+        handletextpad=0.5,
+        columnspacing=1.0,
+    )
 
 
 # ---- matplotlib's SVG as a part of the page ----------------------------------------------------------------
