@@ -26,7 +26,7 @@ import fastreid_sskd  # noqa: F401  mends the host before anything imports it
 # isort: split
 from fastreid_sskd.benchmark.speed.nets import NETWORKS
 from fastreid_sskd.benchmark.speed.row import Row
-from fastreid_sskd.engine.atomic import check_output, write_atomically
+from fastreid_sskd.engine.files import check_output, write_atomically
 
 SECTIONS = ("step", "memory", "loader", "evaluation")
 

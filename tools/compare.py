@@ -28,7 +28,7 @@ from fastreid.utils.logger import setup_logger
 
 from fastreid_sskd.benchmark import check_comparison, comparison_table, parse_seeds, run_jobs
 from fastreid_sskd.engine import load_config, resolve
-from fastreid_sskd.engine.atomic import check_output, write_atomically
+from fastreid_sskd.engine.files import check_output, write_atomically
 from fastreid_sskd.refusals import checking, exit_status
 
 

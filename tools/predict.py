@@ -20,11 +20,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from fastreid_sskd.data.image import IMAGE_ENDINGS
 from fastreid_sskd.engine import load_config, resolve
-from fastreid_sskd.engine.atomic import check_output, write_atomically
+from fastreid_sskd.engine.files import check_output, write_atomically
 from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.engine.predict import image_features, image_paths
-from fastreid_sskd.export.feature_files import check_feature_file, write_features
-from fastreid_sskd.export.neighbours import nearest, neighbours_picture
+from fastreid_sskd.export.feature_files import check_feature_file, nearest, neighbours_picture, write_features
 from fastreid_sskd.refusals import checking, exit_status
 
 

@@ -11,7 +11,7 @@ from ..engine import run
 from ..engine.baselines import one_network_config, supervised_config
 from ..engine.pipeline import check_inputs, evaluate_start
 from ..engine.setup import starts_from_backbone
-from ..evaluation.table import METRICS
+from ..evaluation.evaluator import METRICS
 from .run_folder import Job, Rows, check_evaluated, check_jobs, run_jobs
 
 __all__ = ["check_comparison", "compare", "comparison_table"]

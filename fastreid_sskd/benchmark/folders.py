@@ -11,7 +11,7 @@ import torch
 from ..engine.checkpoint import read_stamp
 from ..engine.output_dir import EARLIER
 from ..engine.records import read_record
-from ..evaluation.table import METRICS
+from ..evaluation.evaluator import METRICS
 from .description import describe, read_config
 from .result import Result, read_results
 from .run_folder import read_rows

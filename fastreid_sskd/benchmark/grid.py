@@ -13,7 +13,7 @@ from fastreid.config import CfgNode
 
 from ..engine import load_config, resolve, run, seed_everything
 from ..engine.pipeline import check_inputs, evaluate_start, pretrains
-from ..evaluation.table import METRICS
+from ..evaluation.evaluator import METRICS
 from .folders import RECORD, SELECTIONS, read_run
 from .result import Result, write_results
 from .run_folder import Job, Rows, check_evaluated, check_jobs, check_same_settings, keep_settings, run_jobs

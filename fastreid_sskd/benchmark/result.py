@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 
-from ..engine.atomic import write_atomically
-from ..evaluation.table import METRICS
+from ..engine.files import write_atomically
+from ..evaluation.evaluator import METRICS
 
 __all__ = ["Result", "read_results", "write_results"]
 

@@ -12,9 +12,8 @@ from fastreid.utils.collect_env import collect_env_info
 
 from ..clustering import PseudoLabelError
 from ..engine import load_config
-from ..engine.atomic import write_atomically
 from ..engine.checkpoint import last_checkpoint
-from ..engine.lock import output_folder
+from ..engine.files import output_folder, write_atomically
 from ..engine.pipeline import check_source, source_weights
 from ..engine.same_run import HARMLESS, OtherConfigError, plain_config, same_value
 from ..processes import listen, stop_if_asked

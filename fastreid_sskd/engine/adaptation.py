@@ -14,7 +14,7 @@ from ..data import TargetLoader, training_items
 from ..data.samplers import check_batch
 from ..data.seeding import derive_seed
 from ..data.transforms import build_view_transforms
-from ..evaluation.peers import evaluate_peers
+from ..evaluation.evaluator import evaluate_peers
 from ..modeling import ema_momentum, load_source_weights
 from ..modeling.weights import is_sskd_state, load_exactly, read_state_dict
 from ..processes import Stopped, broadcast_buffers, on_main

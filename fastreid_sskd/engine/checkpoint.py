@@ -11,7 +11,7 @@ import torch
 from fastreid.utils.checkpoint import Checkpointer as HostCheckpointer
 
 from ..modeling.weights import WeightsError, load_exactly, read_file
-from .atomic import write_atomically
+from .files import write_atomically
 
 __all__ = ["Checkpointer", "damage", "last_checkpoint", "read_stamp"]
 

@@ -10,7 +10,7 @@ from fastreid.utils import comm
 from ..modeling import peer_config
 from ..processes import on_main
 from ..refusals import checking
-from .atomic import write_atomically
+from .files import write_atomically
 
 __all__ = ["EARLIER", "keep_config", "start_run"]
 

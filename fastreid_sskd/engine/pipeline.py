@@ -12,8 +12,7 @@ from torch import nn
 from ..config_values import merge_overrides
 from ..data.items import test_items, training_items
 from ..data.seeding import derive_seed
-from ..evaluation.peers import evaluate_peers
-from ..evaluation.table import results_table
+from ..evaluation.evaluator import evaluate_peers, results_table
 from ..modeling import build_peer, ema_decay, load_source_weights, peer_config
 from ..modeling.weights import load_model, load_network, read_state_dict
 from ..processes import listen, on_main
@@ -23,7 +22,7 @@ from .amp import Precision
 from .baselines import reestimate_batch_norm
 from .check_config import check_network, check_optimizer, check_settings
 from .checkpoint import damage, last_checkpoint
-from .lock import output_folder
+from .files import output_folder
 from .output_dir import start_run
 from .same_run import check_same_images, check_same_run, plain_config
 from .setup import (

@@ -3,8 +3,8 @@ import json
 import os
 from collections.abc import Sequence
 
-from ..evaluation.table import results_table
-from .atomic import write_atomically
+from ..evaluation.evaluator import results_table
+from .files import write_atomically
 
 __all__ = ["LABEL_FREE", "Record", "read_record"]
 

@@ -14,7 +14,7 @@ from ..config import add_sskd_config
 from ..config_values import merge_file, merge_overrides
 from ..processes import on_main
 from ..refusals import checking
-from .lock import make_folder
+from .files import make_folder
 from .output_dir import keep_config
 
 __all__ = [

@@ -1,22 +1,24 @@
-"""The host's evaluator without a matrix of all distances, where the options allow it."""
+"""Evaluation of a model on its test sets, without a matrix of all distances where the options allow it."""
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from fastreid.config import CfgNode
 from fastreid.evaluation import DatasetEvaluator, ReidEvaluator
 from fastreid.evaluation.query_expansion import aqe
 from fastreid.utils import comm
+from tabulate import tabulate
 
 from ..data.items import matched_queries
+from ..data.loaders import test_loader
+from ..modeling import SSKD
 from ..processes import alone, control_group, in_all, on_main
-from .distances import METRICS_IN_BLOCKS, distance_blocks
 from .features import Encoder, encode_batches
-from .ranking import evaluate_blocks
+from .ranking import METRICS_IN_BLOCKS, distance_blocks, evaluate_blocks
 
-__all__ = ["BlockwiseEvaluator", "evaluate_encoder", "evaluate_features"]
-
+__all__ = ["METRICS", "BlockwiseEvaluator", "evaluate_encoder", "evaluate_features", "evaluate_peers", "peer_names", "results_table"]
 
 class BlockwiseEvaluator(ReidEvaluator):
     """CMC, mAP and mINP as the host's ``ReidEvaluator`` gives them, in memory of the features and one block of distances.
@@ -103,3 +105,38 @@ def evaluate_features(
     results = OrderedDict((f"Rank-{rank}", float(cmc[rank - 1]) * 100) for rank in (1, 5, 10))
     results.update({"mAP": mean_ap * 100, "mINP": mean_inp * 100, "metric": (mean_ap + float(cmc[0])) / 2 * 100})
     return results
+
+
+def peer_names(num_peers: int) -> list:
+    """The rows of an evaluation: ``peer0`` ... and, with more than one, ``ensemble``."""
+    names = [f"peer{k}" for k in range(num_peers)]
+    return names + ["ensemble"] if num_peers > 1 else names
+
+
+def evaluate_peers(cfg: CfgNode, model: SSKD) -> dict[str, dict[str, dict[str, float]]]:
+    """{data set: {peer or "ensemble": {"mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "metric"}}}, in percent."""
+    encoder = Encoder(model, "ensemble")
+    results = OrderedDict()
+    for name in cfg.DATASETS.TESTS:
+        loader, num_query = test_loader(cfg, name)
+        rows = peer_names(model.num_peers)
+        evaluators = [BlockwiseEvaluator(cfg, num_query) for _ in rows]
+        found = evaluate_encoder(encoder, loader, evaluators, flip=cfg.TEST.FLIP.ENABLED)
+        results[name] = OrderedDict(zip(rows, found))
+    return results
+
+
+METRICS = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP")
+
+
+def results_table(rows: Iterable[tuple[Sequence[str], dict[str, float]]], headers: Sequence[str],
+                  tablefmt: str = "pipe") -> str:
+    """A table of (labels, metrics) rows, metrics in percent.
+
+    Args:
+        rows: labels, as many as ``headers``, and a dict with the keys of ``METRICS`` (a missing one prints as "-").
+        headers: names of the label columns.
+        tablefmt: one of tabulate's formats.
+    """
+    body = [[*labels, *(metrics.get(name) for name in METRICS)] for labels, metrics in rows]
+    return tabulate(body, headers=[*headers, *METRICS], tablefmt=tablefmt, floatfmt=".1f", missingval="-")

@@ -10,11 +10,10 @@ from fastreid.modeling.meta_arch import Baseline, MoCo
 from fastreid.utils.checkpoint import Checkpointer
 from torch import nn
 
-from ..engine.atomic import check_output, written_together
+from ..engine.files import check_output, written_together
 from ..modeling import SSKD, Peer
 from ..modeling.peer_config import peer_config
-from .deployed import deployed
-from .parity import check_parity, random_images
+from .deployed import check_parity, deployed, random_images
 
 __all__ = ["baseline_config", "check_baseline_files", "export_baseline"]
 

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
-from ..engine.atomic import check_output, written_together
-from .deployed import Deployed
-from .parity import check_parity, random_images
+from ..engine.files import check_output, written_together
+from .deployed import Deployed, check_parity, random_images
 
 __all__ = ["check_onnx_file", "export_onnx"]
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
-from .group import LAUNCHER
+from .distributed import LAUNCHER
 from .machines import Machines
 
 __all__ = ["launch", "reserved_port", "supervise"]

@@ -13,7 +13,7 @@ from ..benchmark.summary import write_table
 from ..clustering import sweep_table
 from ..data import training_items
 from ..data.items import test_items
-from ..engine.atomic import check_output, write_atomically
+from ..engine.files import check_output, write_atomically
 from . import curves
 from .embeddings import embed, model_after, model_before, run_config
 from .run_files import RunFiles, read_run_files

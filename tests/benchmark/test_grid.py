@@ -27,7 +27,7 @@ from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine import load_config
 from fastreid_sskd.engine.output_dir import start_run
 from fastreid_sskd.engine.same_run import OtherConfigError
-from fastreid_sskd.evaluation.table import METRICS
+from fastreid_sskd.evaluation.evaluator import METRICS
 from fastreid_sskd.processes import Stopped
 
 BASE = str(CONFIGS / "sskd_d2m.yml")

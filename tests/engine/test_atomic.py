@@ -9,7 +9,7 @@ import pytest
 import torch
 from own_processes import exit_status
 
-from fastreid_sskd.engine.atomic import check_output, remove_unfinished, write_atomically, written_together
+from fastreid_sskd.engine.files import check_output, remove_unfinished, write_atomically, written_together
 
 
 def write(content):

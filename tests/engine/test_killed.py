@@ -144,7 +144,7 @@ def test_second_run_of_a_folder(tmp_path):
 
 def starts_a_second_run(cfg):
     from fastreid_sskd.engine import Trainer
-    from fastreid_sskd.engine.lock import FolderInUseError
+    from fastreid_sskd.engine.files import FolderInUseError
 
     def run_step(self):
         other = os.fork()

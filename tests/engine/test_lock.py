@@ -11,7 +11,7 @@ import pytest
 from tiny_reid import tiny_baseline
 
 from fastreid_sskd.engine import run
-from fastreid_sskd.engine.lock import LOCK_FILE, FolderInUseError, output_folder
+from fastreid_sskd.engine.files import LOCK_FILE, FolderInUseError, output_folder
 
 HOLD = """
 import fcntl, os, sys

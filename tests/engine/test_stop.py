@@ -17,7 +17,7 @@ from fastreid_sskd.data import loaders
 from fastreid_sskd.engine import AdaptationTrainer, SourceTrainer, Trainer, run
 from fastreid_sskd.engine import refresh as refresh_module
 from fastreid_sskd.engine.checkpoint import last_checkpoint
-from fastreid_sskd.evaluation import distances
+from fastreid_sskd.evaluation import ranking
 from fastreid_sskd.processes import stop
 from fastreid_sskd.processes.stop import EXIT_STOPPED, Stopped, listen
 
@@ -143,7 +143,7 @@ def test_signal_before_anything_is_learned(finished, adaptation, monkeypatch, at
     assert_same_files(cfg.OUTPUT_DIR, finished.output)
 
 
-@pytest.mark.parametrize("owner, name, call", [(loaders._OnDevice, "_on_device", 2), (distances, "stop_if_asked", 1)])
+@pytest.mark.parametrize("owner, name, call", [(loaders._OnDevice, "_on_device", 2), (ranking, "stop_if_asked", 1)])
 def test_signal_during_an_evaluation(finished, adaptation, monkeypatch, owner, name, call):
     """The epoch's last step is saved, and the evaluation made on resume; the learning rate has its steps once."""
     cfg, ended = adaptation(*RARE, "TEST.IMS_PER_BATCH", "8"), []

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastreid_sskd.evaluation import distances
-from fastreid_sskd.evaluation.distances import distance_blocks
+from fastreid_sskd.evaluation import ranking
+from fastreid_sskd.evaluation.ranking import distance_blocks
 
 
 def features(count, dim=16, seed=0):
@@ -24,7 +24,7 @@ def test_blocks_are_the_hosts_matrix(metric, rows, monkeypatch):
 
     query, gallery = features(10), features(7, seed=1)
     before = query.clone(), gallery.clone()
-    monkeypatch.setattr(distances, "BLOCK_BYTES", rows * 7 * 4)
+    monkeypatch.setattr(ranking, "BLOCK_BYTES", rows * 7 * 4)
     blocks = [block.shape for block in distance_blocks(query, gallery, metric)]
     assert blocks == [(min(rows, 10 - at), 7) for at in range(0, 10, rows)]
     found = whole(query, gallery, metric)
@@ -43,7 +43,7 @@ def test_formulas():
 
 
 def test_a_block_has_at_least_one_row(monkeypatch):
-    monkeypatch.setattr(distances, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(ranking, "BLOCK_BYTES", 1)
     assert whole(features(4), features(6, seed=1), "cosine").shape == (4, 6)
 
 

@@ -6,7 +6,7 @@ import torch
 from fastreid.evaluation import ReidEvaluator
 from own_processes import together
 
-from fastreid_sskd.evaluation import distances, evaluator
+from fastreid_sskd.evaluation import evaluator, ranking
 from fastreid_sskd.evaluation.evaluator import BlockwiseEvaluator, evaluate_features
 
 QUERIES = 30
@@ -57,7 +57,7 @@ def test_same_as_the_host(cfg, metric, expansion, block, matrices, monkeypatch):
     expected = results(ReidEvaluator, cfg)
     assert 20 < expected["mAP"] < 95
     matrices.clear()
-    monkeypatch.setattr(distances, "BLOCK_BYTES", block)
+    monkeypatch.setattr(ranking, "BLOCK_BYTES", block)
     found = results(BlockwiseEvaluator, cfg)
     assert_same_results(found, expected)
     assert not matrices and all(type(value) is float for value in found.values())

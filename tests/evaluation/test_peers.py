@@ -12,7 +12,7 @@ from tiny_reid import MARKET
 
 from fastreid_sskd.data.items import test_items as query_and_gallery
 from fastreid_sskd.data.loaders import test_loader as evaluation_loader
-from fastreid_sskd.evaluation.peers import evaluate_peers, peer_names
+from fastreid_sskd.evaluation.evaluator import evaluate_peers, peer_names
 
 
 def slow_map(features, num_query, items):

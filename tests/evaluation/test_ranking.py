@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastreid_sskd.evaluation import positions, ranking
-from fastreid_sskd.evaluation.positions import Relations, match_positions
-from fastreid_sskd.evaluation.ranking import evaluate_blocks, evaluate_rank
+from fastreid_sskd.evaluation import ranking
+from fastreid_sskd.evaluation.ranking import Relations, evaluate_blocks, evaluate_rank, match_positions
 
 
 def slow_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50):
@@ -220,7 +219,7 @@ def test_threads_do_not_matter():
 def test_one_identity_has_the_whole_gallery():
     """Every image is a match or junk, and there are more matches than are counted one by one."""
     rng = np.random.default_rng(0)
-    count = 2 * positions.MANY_MATCHES
+    count = 2 * ranking.MANY_MATCHES
     case = (rng.random((4, count)), np.zeros(4), np.zeros(count), np.zeros(4), rng.integers(0, 2, count))
     cmc, precisions, penalties = evaluate_rank(*case)
     assert cmc[0] == 1 and precisions == [1.0] * 4 and penalties == [1.0] * 4

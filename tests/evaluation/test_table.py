@@ -1,6 +1,6 @@
 """Results as a table."""
 
-from fastreid_sskd.evaluation.table import METRICS, results_table
+from fastreid_sskd.evaluation.evaluator import METRICS, results_table
 
 ROW = {"mAP": 12.345, "Rank-1": 50.0, "Rank-5": 60.0, "Rank-10": 70.0, "mINP": 1.0, "metric": 3.0}
 

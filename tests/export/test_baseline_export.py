@@ -14,7 +14,7 @@ from fastreid.modeling import build_model
 
 import fastreid_sskd
 from fastreid_sskd.export import deployed, export_baseline
-from fastreid_sskd.export.parity import check_parity, random_images
+from fastreid_sskd.export.deployed import check_parity, random_images
 
 # fast-reid as it is, but for the names that torch and Python have dropped since: without those it cannot be imported
 # here. Of this package only `compat` is there, and of that only what holds while fast-reid is imported: the package's

@@ -11,7 +11,7 @@ from tiny_reid import CONFIGS, TINY_TARGET, draw
 from fastreid_sskd.engine import load_config, predict, run
 from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.export import deployed, export_baseline, export_onnx
-from fastreid_sskd.export.neighbours import nearest
+from fastreid_sskd.export.feature_files import nearest
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastreid_sskd.export.neighbours import nearest, neighbours_picture
+from fastreid_sskd.export.feature_files import nearest, neighbours_picture
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "grey": (128, 128, 128)}
 

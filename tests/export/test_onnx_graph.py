@@ -12,7 +12,7 @@ from host_backbones import BACKBONES, config
 from tiny_reid import CONFIGS
 
 from fastreid_sskd.export import deployed, export_onnx, onnx_graph
-from fastreid_sskd.export.parity import random_images
+from fastreid_sskd.export.deployed import random_images
 
 onnx = pytest.importorskip("onnx", reason='needs the extra onnx: pip install "fastreid-sskd[onnx]"')
 onnxruntime = pytest.importorskip("onnxruntime", reason='needs the extra onnx: pip install "fastreid-sskd[onnx]"')

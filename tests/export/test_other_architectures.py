@@ -12,7 +12,7 @@ from tiny_reid import CONFIGS, TINY
 from fastreid_sskd.engine import load_config, trainer_class
 from fastreid_sskd.evaluation.features import Encoder
 from fastreid_sskd.export import deployed, export_baseline, export_onnx
-from fastreid_sskd.export.parity import random_images
+from fastreid_sskd.export.deployed import random_images
 
 SIZE = [32, 16]
 

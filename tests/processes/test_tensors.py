@@ -12,7 +12,7 @@ from fastreid_sskd.processes import (
     broadcast_buffers,
     broadcast_model,
     check_agreement,
-    tensors,
+    distributed,
 )
 
 
@@ -36,9 +36,9 @@ def test_alone():
 @pytest.mark.parametrize("limit, expected", [(1, 5), (6, 3), (100, 2)])
 def test_buckets(monkeypatch, limit, expected):
     """In order, of one type, none above the limit but for a single larger tensor."""
-    monkeypatch.setattr(tensors, "_BUCKET", limit)
+    monkeypatch.setattr(distributed, "_BUCKET", limit)
     parts = [torch.zeros(3), torch.zeros(2), torch.zeros(4), torch.zeros(1, dtype=torch.long), torch.zeros(5, dtype=torch.long)]
-    buckets = list(tensors._buckets(parts))
+    buckets = list(distributed._buckets(parts))
     assert len(buckets) == expected
     assert [id(part) for bucket in buckets for part in bucket] == [id(part) for part in parts]
     assert all(len({part.dtype for part in bucket}) == 1 for bucket in buckets)
@@ -47,7 +47,7 @@ def test_buckets(monkeypatch, limit, expected):
 def gradients_of_shares():
     """Of the mean loss of a batch, each process with its half; a frozen parameter has none."""
     rank, world = comm.get_rank(), comm.get_world_size()
-    tensors._BUCKET = 50  # several buckets
+    distributed._BUCKET = 50  # several buckets
     images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 
     def gradients(net, batch):
