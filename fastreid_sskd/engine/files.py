@@ -1,6 +1,6 @@
 """Files that are whole or not there, and output folders that one run at a time writes into."""
 import contextlib
-import fcntl
+import errno
 import glob
 import logging
 import os
@@ -11,32 +11,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO
 
-from fastreid.utils import comm
+from filelock import FileLock, Timeout
 
 from ..processes import on_main
 from ..refusals import REFUSED, checking
 
-__all__ = ["LOCK_FILE", "FolderInUseError", "check_output", "make_folder", "output_folder", "remove_unfinished", "write_atomically", "written_together"]
+__all__ = [
+    "LOCK_FILE", "FolderInUseError", "check_output", "make_folder", "output_folder", "remove_unfinished", "write_atomically",
+    "written_together",
+]
 
 _UNFINISHED = re.compile(r".+\.\d+\.tmp")
-
-
-class _Noting:
-    """A file whose first failed write is remembered: torch.save reports it as an error of its own."""
-
-    def __init__(self, file: IO[bytes]):
-        self.file = file
-        self.error: OSError | None = None
-
-    def write(self, data) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-
-    def __getattr__(self, name: str):
-        return getattr(self.file, name)
 
 
 def check_output(path: str | os.PathLike, endings: Sequence[str] = (), reads: Iterable[str | os.PathLike] = ()) -> str:
@@ -142,6 +127,24 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
             os.remove(temporary)
 
 
+class _Noting:
+    """A file that remembers its first failed write: torch.save reports it as an error of its own."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)
+
+
 def _flush_folder(folder: str) -> None:
     """Make a rename survive a power cut; file systems that cannot flush a folder are left alone."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -165,7 +168,7 @@ logger = logging.getLogger("fastreid.sskd.lock")
 
 LOCK_FILE = ".lock"
 
-_held: dict[str, int] = {}  # real paths of the folders that this process holds, with their file descriptors
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems
 
 
 class FolderInUseError(RuntimeError):
@@ -174,23 +177,12 @@ class FolderInUseError(RuntimeError):
     exit_status = REFUSED
 
 
-def _close_in_child() -> None:
-    # a loader's workers are forked: they would keep the lock for seconds after a run was killed
-    for descriptor in _held.values():
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
-
-
 @contextlib.contextmanager
 def output_folder(folder: str) -> Iterator[None]:
-    """Make the folder and hold it for this run, by its main process; what killed runs left half-written there is removed.
+    """Make a folder and lock it for this run, by its main process; remove what killed runs left half-written there.
 
-    The lock is the kernel's (``flock`` on ``.lock``, which stays): it ends with the process, however that ends. May be
-    nested. Without a folder there is nothing to hold; on a file system without locks a warning says so.
+    The lock is the kernel's (``flock`` on ``.lock``, which stays). It ends with the process, however that ends; forked loader
+    workers do not keep it. May be nested. A file system without locks is warned of.
 
     Args:
         folder: ``OUTPUT_DIR``; "" for none.
@@ -200,12 +192,10 @@ def output_folder(folder: str) -> Iterator[None]:
         NotADirectoryError: if a file is there.
         PermissionError: if nothing can be written there.
     """
-    taken = bool(folder) and on_main(lambda: _take(folder))
-    try:
+    with contextlib.ExitStack() as held:
+        if folder:
+            on_main(lambda: _lock(folder, held))
         yield
-    finally:
-        if taken and comm.is_main_process():
-            os.close(_held.pop(os.path.realpath(folder)))
 
 
 @checking()
@@ -221,39 +211,30 @@ def make_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
         raise PermissionError(f"{folder!r} cannot be written into: give another {key}, or change its permissions")
 
 
-def _take(folder: str) -> bool:
-    """Hold a folder; False if it is held already."""
-    real = os.path.realpath(folder)
-    if real in _held:
-        return False
+def _lock(folder: str, held: contextlib.ExitStack) -> None:
+    """Lock a folder until ``held`` is closed, where its file system has locks."""
     make_folder(folder)
-    descriptor = os.open(os.path.join(folder, LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o666)
+    path = os.path.join(os.path.realpath(folder), LOCK_FILE)
+    lock = FileLock(path, timeout=0, is_singleton=True)
     try:
-        if _lock(descriptor, folder):
-            for path in remove_unfinished(folder):
-                logger.warning("removed %s, which a killed run left half-written", path)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    _held[real] = descriptor
-    return True
-
-
-def _lock(descriptor: int, folder: str) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+        lock.acquire()
+    except Timeout:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            holder = file.read(200).strip()
         raise FolderInUseError(
             f"another run writes into {folder!r} ({holder or 'unknown process'}): wait for it, stop it, or give this "
             "run another OUTPUT_DIR"
         ) from None
     except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
         logger.warning(
             "%r is on a file system without locks (%s): take care that no other run writes there", folder, error.strerror
         )
-        return False
-    os.ftruncate(descriptor, 0)
-    holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
-    os.pwrite(descriptor, holder.encode(), 0)
-    return True
+        return
+    held.callback(lock.release)
+    if lock.lock_counter == 1:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        for left in remove_unfinished(folder):
+            logger.warning("removed %s, which a killed run left half-written", left)

@@ -1,18 +1,24 @@
-"""Distances in blocks of queries, and CMC, average precision and inverse negative penalty of them."""
+"""Rank a gallery for every query: distances in blocks of queries, and CMC, average precision and INP of them.
+
+The metrics need only the *positions* of a query's few matches, so the gallery is never sorted.
+"""
+
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..clustering.parallel import num_threads, over_rows
 from ..processes import stop_if_asked
 
-__all__ = ["METRICS_IN_BLOCKS", "Relations", "distance_blocks", "evaluate_blocks", "evaluate_rank", "match_positions"]
+__all__ = ["METRICS_IN_BLOCKS", "distance_blocks", "evaluate_blocks", "evaluate_rank"]
 
-BLOCK_BYTES = 64 * 2**20  # of distances looked at, and where need be converted, at a time
+#: values of ``TEST.METRIC`` that need no more than a query and the gallery
+METRICS_IN_BLOCKS = ("cosine", "euclidean")
+
+BLOCK_BYTES = 64 * 2**20  # of distances at a time: enough rows for a fast product
 
 
 def evaluate_rank(
@@ -27,37 +33,30 @@ def evaluate_rank(
 ) -> tuple[np.ndarray, list[float], list[float]]:
     """Compute CMC, AP and INP by the Market-1501 protocol.
 
-    Images of the query's identity and camera are junk: they take no position. Queries whose identity is in
-    the gallery only as junk, or not at all, are left out. Among equal distances the gallery image with the
-    smaller index comes first (a stable argsort); the host's order there is arbitrary.
+    Images of the query's identity and camera are junk: they take no position. Queries without another image of their identity
+    are left out. Among equal distances the smaller gallery index comes first (a stable argsort); the host's order is arbitrary.
 
     Args:
-        distmat: num_query x num_gallery distances, smaller is more similar; not modified.
-        q_pids: identities of the queries.
-        g_pids: identities of the gallery images.
-        q_camids: cameras of the queries.
-        g_camids: cameras of the gallery images.
+        distmat: (Q, G) distances, smaller is more similar; not modified.
+        q_pids, q_camids: (Q,) identities and cameras of the queries.
+        g_pids, g_camids: (G,) those of the gallery images.
         max_rank: length of the CMC curve, >= 1.
         use_metric_cuhk03: must be False: the cuhk03 protocol draws random galleries (fastreid's eval_cuhk03).
         use_cython: accepted for the host's sake and not used.
 
     Returns:
-        (cmc, all_AP, all_INP): cmc[r - 1] is the share, 0..1, of queries with a match among their first r
-        images, padded with its last value where the gallery is smaller than ``max_rank``; AP (Zheng et al.,
-        ICCV 2015) and INP (mINP of Ye et al., TPAMI 2021: matches / position of the last match), one value a
+        (cmc, all_AP, all_INP): cmc[r - 1] is the ratio, 0..1, of queries with a match among their first r images; AP (Zheng
+        et al., ICCV 2015) and INP (mINP of Ye et al., TPAMI 2021: matches / position of the last match), one value for each
         query that counts.
 
     Raises:
-        ValueError: on shapes that do not fit, NaN distances, ``max_rank`` < 1, the cuhk03 protocol, or if no
-            query has a match.
+        ValueError: on shapes that do not fit, NaN distances, ``max_rank`` < 1, the cuhk03 protocol, or if no query has a match.
     """
     distances = np.asarray(distmat)
     if distances.ndim != 2 or 0 in distances.shape:
         raise ValueError(f"distmat must be num_query x num_gallery, neither 0, got shape {distances.shape}")
     if use_metric_cuhk03:
-        raise ValueError(
-            "the cuhk03 protocol is not computed here: call fastreid.evaluation.rank.eval_cuhk03"
-        )
+        raise ValueError("the cuhk03 protocol is not computed here: call fastreid.evaluation.rank.eval_cuhk03")
     labels = _checked(distances.shape, q_pids, g_pids, q_camids, g_camids)
     return evaluate_blocks(_blocks(distances), *labels, max_rank)
 
@@ -70,202 +69,53 @@ def evaluate_blocks(
     g_camids: np.ndarray,
     max_rank: int = 50,
 ) -> tuple[np.ndarray, list[float], list[float]]:
-    """`evaluate_rank` of a matrix that comes in blocks of rows, so that it is never there as a whole.
+    """`evaluate_rank` of a matrix that comes in blocks of rows, so that the whole is never in memory.
+
+    All threads that torch may use take part; the GIL is released.
 
     Args:
-        blocks: distances of the first queries to the whole gallery, then of the next, until all queries have come;
-            each (rows, num_gallery) float32 or float64 in C order. A block is done with when the next is asked for.
+        blocks: distances of the first queries to the whole gallery, then of the next, until all queries have come; each
+            (rows, G) float32 or float64 in C order. A block is done with when the next is asked for.
         The others are those of `evaluate_rank`, whose results and errors these are.
     """
     sizes = (len(q_pids), len(g_pids))
-    query_ids, gallery_ids, query_cameras, gallery_cameras = _checked(sizes, q_pids, g_pids, q_camids, g_camids)
+    labels = _checked(sizes, q_pids, g_pids, q_camids, g_camids)
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, got {max_rank}")
-    by_identity = np.argsort(gallery_ids, kind="stable")
-    identities = gallery_ids[by_identity]
-    first: list[int] = []
-    average_precision: list[float] = []
-    inverse_penalty: list[float] = []
-    start = 0
-    for block in blocks:
-        own = slice(start, start + len(block))
-        ids = query_ids[own]
-        if block.shape != (len(ids), sizes[1]):
-            raise ValueError(
-                f"distances of shape {block.shape} from query {start} on do not fit {sizes[0]} queries and {sizes[1]} "
-                "gallery images: give the distances of these"
-            )
-        span = (np.searchsorted(identities, ids, side=side) for side in ("left", "right"))
-        relations = _relations(by_identity, *span, query_cameras[own], gallery_cameras)
-        positions = match_positions(block, relations, first_query=start)
-        measures = _measures(positions, relations.match_start)
-        for values, more in zip((first, average_precision, inverse_penalty), measures):
-            values.extend(more.tolist())
-        start += len(block)
-    if start != sizes[0]:
-        raise ValueError(f"the distances of {start} of {sizes[0]} queries were given: give those of all")
-    if not first:
+    (query_ids, ids), (query_cameras, cameras) = _numbered(*labels[:2]), _numbered(*labels[2:])
+    found: list[np.ndarray] = []  # positions of the matches, for every query
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for block in blocks:
+            first = len(found)
+            if block.shape != (min(len(block), sizes[0] - first), sizes[1]):
+                raise ValueError(
+                    f"distances of shape {block.shape} from query {first} on do not fit {sizes[0]} queries and {sizes[1]} "
+                    "gallery images: give the distances of these"
+                )
+            nan = np.isnan(block.min(axis=1, initial=np.inf))
+            if nan.any():
+                raise ValueError(f"the distances of query {first + nan.argmax()} contain NaN: check the features of the model")
+            own = slice(first, first + len(block))
+            found += pool.map(
+                lambda row, identity, camera: _match_positions(row, ids == identity, cameras == camera),
+                block, query_ids[own], query_cameras[own],
+            )  # fmt: skip
+    if len(found) != sizes[0]:
+        raise ValueError(f"the distances of {len(found)} of {sizes[0]} queries were given: give those of all")
+    found = [positions for positions in found if len(positions)]
+    if not found:
         raise ValueError(
             f"none of the {sizes[0]} queries has a match in the gallery of {sizes[1]} images "
             "(same identity, other camera): check identities and cameras of query and gallery"
         )
-    found = np.bincount(np.minimum(first, max_rank + 1), minlength=max_rank + 2)[1 : max_rank + 1]
-    return np.cumsum(found) / len(first), average_precision, inverse_penalty
-
-
-def _checked(sizes: tuple[int, int], *labels: np.ndarray) -> list[np.ndarray]:
-    """The labels of query, gallery, query, gallery as arrays of the right shapes."""
-    arrays = []
-    for name, values, size in zip(("q_pids", "g_pids", "q_camids", "g_camids"), labels, sizes * 2):
-        array = np.asarray(values)
-        if array.shape != (size,):
-            raise ValueError(f"{name} must have shape ({size},) for distmat {sizes}, got {array.shape}")
-        arrays.append(array)
-    return arrays
-
-
-def _blocks(distances: np.ndarray) -> Iterator[np.ndarray]:
-    """Blocks of rows, as float32 or float64 in C order; views where they are that already."""
-    dtype = np.float32 if distances.dtype in (np.float16, np.float32) else np.float64
-    rows = max(1, BLOCK_BYTES // (np.dtype(dtype).itemsize * distances.shape[1]))
-    for start in range(0, len(distances), rows):
-        yield np.ascontiguousarray(distances[start : start + rows], dtype=dtype)
-
-
-@dataclass(frozen=True)
-class Relations:
-    """Gallery indices that matter to each of Q queries, one query's after the other's, ascending within a query.
-
-    Attributes:
-        matches: (M,) int64; those of query q are matches[match_start[q]:match_start[q + 1]].
-        match_start: (Q + 1,) int64.
-        junk: (J,) int64, images that take no position; junk_start as above.
-        junk_start: (Q + 1,) int64.
-    """
-
-    matches: np.ndarray
-    match_start: np.ndarray
-    junk: np.ndarray
-    junk_start: np.ndarray
-
-
-def _relations(
-    by_identity: np.ndarray, begin: np.ndarray, end: np.ndarray, query_cameras: np.ndarray, gallery_cameras: np.ndarray
-) -> Relations:
-    """Matches and junk of a block of queries.
-
-    Args:
-        by_identity: gallery indices by identity, then index. begin, end: the range of each query's identity in it.
-    """
-    counts = end - begin
-    query = np.repeat(np.arange(len(counts)), counts)
-    before = np.cumsum(counts) - counts
-    same = by_identity[np.arange(len(query)) + np.repeat(begin - before, counts)]
-    is_junk = gallery_cameras[same] == query_cameras[query]
-
-    def start_of(kept: np.ndarray) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(np.bincount(query[kept], minlength=len(counts)))])
-
-    return Relations(same[~is_junk], start_of(~is_junk), same[is_junk], start_of(is_junk))
-
-
-def _measures(positions: np.ndarray, match_start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First position, AP and INP of each query with a match, from the ascending positions of all matches."""
-    counts = np.diff(match_start)
-    start, counts = match_start[:-1][counts > 0], counts[counts > 0]
+    positions, counts = np.concatenate(found), np.array([len(own) for own in found])
+    start = np.cumsum(counts) - counts
     number = np.arange(len(positions)) - np.repeat(start, counts) + 1  # of the match within its query
-    precision = np.add.reduceat(number / positions, start) / counts
-    return positions[start], precision, counts / positions[start + counts - 1]
+    average_precision = np.add.reduceat(number / positions, start) / counts
+    inverse_penalty = counts / positions[start + counts - 1]
+    first = np.bincount(np.minimum(positions[start], max_rank + 1), minlength=max_rank + 2)[1 : max_rank + 1]
+    return np.cumsum(first) / len(found), average_precision.tolist(), inverse_penalty.tolist()
 
-
-#: matches of a query from which one stable argsort costs less than a pass over the row for each of them
-MANY_MATCHES = 512
-
-
-@numba.njit(cache=True, nogil=True)
-def _count_closer(line, at):
-    """Images before `at` in a stable ranking of the row by distance."""
-    value = line[at]
-    before, after = line[:at], line[at + 1 :]
-    count = np.int32(0)  # 32 bits, no branch: compiles to vector comparisons
-    for j in range(before.shape[0]):
-        count = np.int32(count + np.int32(before[j] <= value))
-    for j in range(after.shape[0]):
-        count = np.int32(count + np.int32(after[j] < value))
-    return count
-
-
-@numba.njit(cache=True, nogil=True)
-def _by_counting(distances, matches, match_start, junk, junk_start, positions, has_nan, rows):
-    """Positions of the matches of these rows, parallel to the matches."""
-    for row in rows:
-        line = distances[row]
-        nan = np.int32(0)
-        for j in range(line.shape[0]):
-            nan |= np.int32(line[j] != line[j])
-        has_nan[row] = nan
-        for p in range(match_start[row], match_start[row + 1]):
-            at = matches[p]
-            place = _count_closer(line, at) + 1
-            for j in junk[junk_start[row] : junk_start[row + 1]]:
-                if line[j] < line[at] or (line[j] == line[at] and j < at):
-                    place -= 1
-            positions[p] = place
-
-
-def _by_sorting(line: np.ndarray, matches: np.ndarray, junk: np.ndarray) -> np.ndarray:
-    """Positions of the matches of one row, ascending."""
-    kind = np.zeros(len(line), dtype=np.int8)
-    kind[matches], kind[junk] = 1, -1
-    ranked = kind[np.argsort(line, kind="stable")]
-    return np.flatnonzero(ranked[ranked >= 0]) + 1
-
-
-def match_positions(
-    distances: np.ndarray, relations: Relations, *, first_query: int = 0, many: int = MANY_MATCHES
-) -> np.ndarray:
-    """1-based positions of the matches among what is not junk, ascending within a query.
-
-    Among equal distances the image with the smaller index comes first, as in a stable argsort. All threads that torch
-    may use take part; the GIL is released.
-
-    Args:
-        distances: (Q, G) float32 or float64, C order; not modified.
-        relations: of these Q queries.
-        first_query: number of the first one, for the error.
-        many: matches of a query from which its row is sorted.
-
-    Returns:
-        (M,) int64, parallel to ``relations.matches`` query by query.
-
-    Raises:
-        ValueError: a NaN among the distances; names the first such row.
-    """
-    count, size = distances.shape
-    positions = np.empty(len(relations.matches), dtype=np.int64)
-    has_nan = np.zeros(count, dtype=np.bool_)
-    starts, junk_starts = relations.match_start, relations.junk_start
-    given = (relations.matches, starts, relations.junk, junk_starts, positions, has_nan)
-    matches_of = np.diff(starts)
-    few = np.flatnonzero(matches_of < many)
-    over_rows(
-        lambda start, stop: _by_counting(distances, *given, few[start:stop]),
-        len(few), max(1, len(few) // (4 * num_threads())),
-    )  # fmt: skip
-    for row in np.flatnonzero(matches_of >= many):
-        own = slice(starts[row], starts[row + 1])
-        junk = relations.junk[junk_starts[row] : junk_starts[row + 1]]
-        positions[own] = _by_sorting(distances[row], relations.matches[own], junk)
-        has_nan[row] = np.isnan(distances[row]).any()
-    if has_nan.any():
-        bad = first_query + int(has_nan.argmax())
-        raise ValueError(f"the distances of query {bad} contain NaN: check the features of the model")
-    query = np.repeat(np.arange(count), matches_of) * (size + 1)
-    return np.sort(query + positions) - query  # ascending within each query
-
-
-#: values of ``TEST.METRIC`` that need no more than a query and the gallery
-METRICS_IN_BLOCKS = ("cosine", "euclidean")
 
 @torch.no_grad()
 def distance_blocks(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> Iterator[np.ndarray]:
@@ -276,8 +126,7 @@ def distance_blocks(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> 
         metric: "cosine", 1 - cos; "euclidean", which is the squared distance, as in the host.
 
     Yields:
-        (rows, G) float32. The host's formulas in its order; a value may differ from that of one product of all queries
-        in its last bits, as products do with their sizes.
+        (rows, G) float32. The host's formulas in its order; the last bits may differ from those of one product of all queries.
 
     Raises:
         ValueError: another metric.
@@ -308,3 +157,50 @@ def distance_blocks(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> 
 def _squares(rows: torch.Tensor) -> torch.Tensor:
     """Squared norms, without a second copy of the rows."""
     return torch.cat([part.pow(2).sum(dim=1) for part in rows.split(4096)])
+
+
+def _checked(sizes: tuple[int, int], *labels: np.ndarray) -> list[np.ndarray]:
+    """The labels of query, gallery, query, gallery as arrays of the right shapes."""
+    arrays = [np.asarray(values) for values in labels]
+    for name, array, size in zip(("q_pids", "g_pids", "q_camids", "g_camids"), arrays, sizes * 2):
+        if array.shape != (size,):
+            raise ValueError(f"{name} must have shape ({size},) for distmat {sizes}, got {array.shape}")
+    return arrays
+
+
+def _blocks(distances: np.ndarray) -> Iterator[np.ndarray]:
+    """Blocks of rows, as float32 or float64 in C order; views where they are that already."""
+    dtype = np.float32 if distances.dtype in (np.float16, np.float32) else np.float64
+    rows = max(1, BLOCK_BYTES // (np.dtype(dtype).itemsize * distances.shape[1]))
+    for start in range(0, len(distances), rows):
+        yield np.ascontiguousarray(distances[start : start + rows], dtype=dtype)
+
+
+def _numbered(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of any type as int32 numbers."""
+    numbers = np.unique(np.concatenate([query, gallery]), return_inverse=True)[1].astype(np.int32)
+    return numbers[: len(query)], numbers[len(query) :]
+
+
+@numba.njit(cache=True, nogil=True)
+def _match_positions(distances, same_identity, same_camera):
+    """1-based positions, ascending, of a query's matches among the gallery images that are not junk.
+
+    A binary search among the few matches gives those that each image stands before.
+    """
+    matches = np.flatnonzero(same_identity & ~same_camera)
+    matches = matches[np.argsort(distances[matches], kind="mergesort")]
+    between = np.zeros(len(matches) + 1, np.int64)  # images before the first match, between it and the second, ...
+    for j in range(len(distances)):
+        if same_identity[j] and same_camera[j]:
+            continue
+        low, high = 0, len(matches)
+        while low < high:
+            middle = (low + high) // 2
+            at = matches[middle]
+            if distances[at] < distances[j] or (distances[at] == distances[j] and at <= j):
+                low = middle + 1
+            else:
+                high = middle
+        between[low] += 1
+    return np.cumsum(between)[:-1] + 1

@@ -1,4 +1,7 @@
-"""The processes of one run: their group, what they tell each other, and what keeps their models the same."""
+"""The processes of one run: joining, what they tell each other, and what keeps their models the same.
+
+What they tell each other goes over a gloo group of its own, whatever the device. With one process nothing here does anything.
+"""
 import contextlib
 import datetime
 import functools
@@ -17,23 +20,117 @@ from torch import nn
 from ..refusals import checking
 from .stop import Stopped
 
-__all__ = ["LAUNCHER", "DisagreementError", "agree", "all_rows", "alone", "average_gradients", "broadcast_buffers", "broadcast_model", "check_agreement", "control_group", "gather_rows", "in_all", "join", "joined_from_outside", "on_every", "on_main", "share_of"]
+__all__ = [
+    "LAUNCHER", "DisagreementError", "agree", "all_rows", "alone", "average_gradients", "broadcast_buffers", "broadcast_model",
+    "check_agreement", "control_group", "gather_rows", "in_all", "join", "joined_from_outside", "on_every", "on_main", "share_of",
+]
 
 T = TypeVar("T")
 
+#: environment variable with the process number of our launcher, set in the processes that it starts
+LAUNCHER = "FASTREID_SSKD_LAUNCHER"
+
 # A refresh of a million images on the main process takes longer than any time limit; one that has died is noticed at once.
 _PATIENCE = datetime.timedelta(days=7)
+# values sent at once: large enough not to wait for the network's latency, small enough not to double the memory
+_BUCKET = 25_000_000
+
+
+# ---- joining ----------------------------------------------------------------------------------------------------------
+
+
+def joined_from_outside() -> bool:
+    """Whether a launcher, torchrun or ours, has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+@contextlib.contextmanager
+def join(device: str) -> Iterator[None]:
+    """Form a group with the other processes while the body runs, as the environment of torchrun describes it.
+
+    NCCL on CUDA, each process with the device of its local rank; gloo elsewhere. Alone, nothing happens.
+
+    Args:
+        device: ``MODEL.DEVICE``.
+
+    Raises:
+        ValueError: if the device names a number, which all processes would share, or there are too few.
+    """
+    if not joined_from_outside():
+        yield
+        return
+    local_size = int(os.environ["LOCAL_WORLD_SIZE"])
+    on_cuda = torch.device(device).type == "cuda" and torch.cuda.is_available()
+    if on_cuda:
+        _choose_device(device, int(os.environ["LOCAL_RANK"]), local_size)
+    _end_with_the_launcher()
+    dist.init_process_group("nccl" if on_cuda else "gloo", init_method="env://")
+    control_group()
+    for first in range(0, dist.get_world_size(), local_size):
+        group = dist.new_group(list(range(first, first + local_size)))
+        if first <= dist.get_rank() < first + local_size:
+            comm._LOCAL_PROCESS_GROUP = group
+    try:
+        yield
+    except Exception:
+        raise  # the process ends with it: taking leave of processes that may be gone could wait for ever
+    except Stopped:
+        _leave_together()
+        raise
+    except BaseException:
+        _leave()
+        raise
+    else:
+        _leave_together()
+
+
+@checking()
+def _choose_device(device: str, local_rank: int, local_size: int) -> None:
+    if torch.device(device).index is not None:
+        raise ValueError(f"MODEL.DEVICE {device!r} is one device for {local_size} processes: set it to cuda")
+    if local_size > torch.cuda.device_count():
+        raise ValueError(f"{local_size} processes on this machine, but {torch.cuda.device_count()} CUDA devices")
+    torch.cuda.set_device(local_rank)
+
+
+def _leave_together() -> None:
+    dist.barrier(group=control_group())  # where one left early torch 2.1 was once seen to hang in leaving
+    _leave()
+
+
+def _leave() -> None:
+    comm._LOCAL_PROCESS_GROUP = None
+    control_group.cache_clear()
+    comm._get_global_gloo_group.cache_clear()
+    dist.destroy_process_group()
+
+
+def _end_with_the_launcher() -> None:
+    """Exit when the launcher is killed: no process stays behind that holds devices and the output folder."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# ---- what they tell each other -----------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1)
 def control_group() -> dist.ProcessGroup:
-    """The group; every process has to call this for the first time at the same place, see :func:`join`."""
+    """The gloo group of all processes, which must call this for the first time at the same place: in :func:`join`."""
     return dist.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """The host's code in the body takes this process for the only one, and so waits for no other."""
+    """Let the host's code in the body take this process for the only one, so that it waits for no other."""
     world, comm.get_world_size = comm.get_world_size, lambda: 1
     try:
         yield
@@ -90,7 +187,7 @@ def on_every(value: T) -> list[T]:
 
 
 def agree(*flags: bool) -> list[bool]:
-    """Each flag, whether any process has set it: the same in all."""
+    """Each flag, whether any process has set it: the same in all. Called every step, so without pickle."""
     if comm.get_world_size() == 1:
         return list(flags)
     found = torch.tensor([int(flag) for flag in flags])
@@ -99,7 +196,7 @@ def agree(*flags: bool) -> list[bool]:
 
 
 def share_of(items: Sequence[T]) -> Sequence[T]:
-    """This process's contiguous share of what all have; shares in the order of the ranks make up the whole."""
+    """This process's contiguous shard of what all have; the shards in the order of the ranks make up the whole."""
     rank, world = comm.get_rank(), comm.get_world_size()
     return items[len(items) * rank // world:len(items) * (rank + 1) // world]
 
@@ -122,10 +219,7 @@ def all_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:
-    """All processes' rows (n_rank, d) one below the other in the order of the ranks, in the main process; None elsewhere.
-
-    Memory: the main process holds the whole once, on its device.
-    """
+    """As :func:`all_rows`, in the main process; None elsewhere. Memory: only the main process holds the whole."""
     if comm.get_world_size() == 1:
         return rows
     sizes, mine = on_every(len(rows)), rows.detach().cpu().contiguous()
@@ -134,137 +228,28 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:
             dist.send(mine, dst=0, group=control_group())
         return None
     whole = mine.new_empty((sum(sizes), *mine.shape[1:]))
-    at = 0
-    for rank, size in enumerate(sizes):
-        part = whole[at:at + size]
+    for rank, part in enumerate(whole.split(sizes)):
         if rank == 0:
             part.copy_(mine)
-        elif size:
+        elif len(part):
             dist.recv(part, src=rank, group=control_group())
-        at += size
     return whole.to(rows.device)
 
 
-#: environment variable with the process number of our launcher, set in the processes that it starts
-LAUNCHER = "FASTREID_SSKD_LAUNCHER"
+# ---- the same model in all ---------------------------------------------------------------------------------------------
 
 
-def joined_from_outside() -> bool:
-    """Whether a launcher, torchrun or ours, has started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
-@contextlib.contextmanager
-def join(device: str) -> Iterator[None]:
-    """Form a group with the other processes while the body runs, as the environment of torchrun describes it.
-
-    NCCL on CUDA, each process with the device of its local rank; gloo elsewhere. Alone, nothing happens.
-
-    Args:
-        device: ``MODEL.DEVICE``.
-
-    Raises:
-        ValueError: if the device names a number, which all processes would share, or there are too few.
-    """
-    if not joined_from_outside():
-        yield
-        return
-    local_rank = int(os.environ["LOCAL_RANK"])
-    local_size = int(os.environ["LOCAL_WORLD_SIZE"])
-    on_cuda = torch.device(device).type == "cuda" and torch.cuda.is_available()
-    if on_cuda:
-        _choose_device(device, local_rank, local_size)
-    _end_with_the_launcher()
-    dist.init_process_group("nccl" if on_cuda else "gloo", init_method="env://")
-    control_group()
-    for first in range(0, dist.get_world_size(), local_size):
-        group = dist.new_group(list(range(first, first + local_size)))
-        if first <= dist.get_rank() < first + local_size:
-            comm._LOCAL_PROCESS_GROUP = group
-    try:
-        yield
-    except Exception:
-        raise  # the process ends with it: taking leave of processes that may be gone could wait for ever
-    except Stopped:
-        _leave_together()
-        raise
-    except BaseException:
-        _leave()
-        raise
-    else:
-        _leave_together()
-
-
-@checking()
-def _choose_device(device: str, local_rank: int, local_size: int) -> None:
-    if torch.device(device).index is not None:
-        raise ValueError(f"MODEL.DEVICE {device!r} is one device for {local_size} processes: set it to cuda")
-    if local_size > torch.cuda.device_count():
-        raise ValueError(f"{local_size} processes on this machine, but {torch.cuda.device_count()} CUDA devices")
-    torch.cuda.set_device(local_rank)
-
-
-def _leave_together() -> None:
-    dist.barrier(group=control_group())  # where one left early torch 2.1 was once seen to hang in leaving
-    _leave()
-
-
-def _leave() -> None:
-    comm._LOCAL_PROCESS_GROUP = None
-    control_group.cache_clear()
-    comm._get_global_gloo_group.cache_clear()
-    dist.destroy_process_group()
-
-
-def _end_with_the_launcher() -> None:
-    """A launcher that is killed leaves no process behind that holds devices and the output folder."""
-    launcher = os.environ.get(LAUNCHER)
-    if launcher is None:
-        return
-
-    def watch() -> None:
-        while os.getppid() == int(launcher):
-            time.sleep(2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-# values sent at once: large enough not to wait for the network's latency, small enough not to double the memory
-_BUCKET = 25_000_000
-
-
-def _buckets(tensors: list[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
-    """Groups of one type and device, in order, each of about ``_BUCKET`` values."""
-    bucket: list[torch.Tensor] = []
-    size = 0
-    for tensor in tensors:
-        same = bucket and (bucket[0].dtype, bucket[0].device) == (tensor.dtype, tensor.device)
-        if bucket and (not same or size + tensor.numel() > _BUCKET):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.numel()
-    if bucket:
-        yield bucket
-
-
-def _through_flat(tensors: list[torch.Tensor], communicate) -> None:
-    """Put the tensors side by side, let ``communicate`` change that, and put the values back."""
-    for bucket in _buckets(tensors):
-        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-        communicate(flat)
-        parts = flat.split([tensor.numel() for tensor in bucket])
-        torch._foreach_copy_(bucket, [part.view_as(tensor) for tensor, part in zip(bucket, parts)])
+class DisagreementError(RuntimeError):
+    """Processes of one run have different models."""
 
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes: that of the whole batch, where each has an equal share.
+    """Replace every gradient by its mean over the processes: that of the whole batch, where each has an equal shard.
 
-    After the backward pass, instead of torch's DistributedDataParallel, which wraps a module, hooks each parameter once
-    for all, and so goes neither with classifiers that change their size nor with teachers beside students. Parameters without a
-    gradient (frozen ones) have none in any process.
+    After the backward pass, instead of torch's DistributedDataParallel: that wraps a module and hooks each parameter once
+    for all, and so goes neither with classifiers that change their size nor with teachers beside students. Parameters
+    without a gradient (frozen ones) have none in any process.
     """
     world = comm.get_world_size()
     if world == 1:
@@ -291,16 +276,12 @@ def broadcast_model(model: nn.Module) -> None:
         _through_flat([*model.parameters(), *model.buffers()], lambda flat: dist.broadcast(flat, src=0))
 
 
-class DisagreementError(RuntimeError):
-    """Processes of one run have different models."""
-
-
 @torch.no_grad()
 def check_agreement(model: nn.Module) -> None:
     """Compare a checksum of every parameter and buffer between the processes.
 
     Raises:
-        DisagreementError: in every process, naming the first tensor that differs and the values' ranks.
+        DisagreementError: in every process, naming the first tensor that differs and the ranks that have other values.
     """
     if comm.get_world_size() == 1:
         return
@@ -312,5 +293,29 @@ def check_agreement(model: nn.Module) -> None:
         if ranks:
             raise DisagreementError(
                 f"{name} differs between the main process and rank {', '.join(map(str, ranks))}: the processes no longer train "
-                "the same model. Unequal devices or versions of torch can do that; go on from the last checkpoint"
+                "the same model. Unequal devices or versions of torch can do that; resume from the last checkpoint"
             )
+
+
+def _through_flat(tensors: list[torch.Tensor], communicate: Callable[[torch.Tensor], object]) -> None:
+    """Put the tensors side by side, let ``communicate`` change that, and put the values back."""
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        communicate(flat)
+        parts = flat.split([tensor.numel() for tensor in bucket])
+        torch._foreach_copy_(bucket, [part.view_as(tensor) for tensor, part in zip(bucket, parts)])
+
+
+def _buckets(tensors: list[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
+    """Groups of one type and device, in order, each of about ``_BUCKET`` values."""
+    bucket: list[torch.Tensor] = []
+    size = 0
+    for tensor in tensors:
+        same = bucket and (bucket[0].dtype, bucket[0].device) == (tensor.dtype, tensor.device)
+        if bucket and (not same or size + tensor.numel() > _BUCKET):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.numel()
+    if bucket:
+        yield bucket

@@ -64,7 +64,7 @@ def test_config_files(run_tool, folder, tool, name, said):
         (("benchmark", "table", "--published", "Market1501 -> DukeMTCM"), "nearest that there is: Market1501 -> DukeMTMC"),
         (("benchmark", "grid", "broken.yml", "--output", "out"), "grid 'broken.yml' is no YAML"),
         (("benchmark", "run", "--config-file", CONFIG, "--output", "person.jpg"), "give another --output"),
-        (("train_net", "--config-file", CONFIG, "--predict", ".", "--eval-only"), "neither trains nor evaluates"),
+        (("train_net", "--config-file", CONFIG, "--predict", ".", "--features", "f.npz"), "tools/predict.py"),
         (("report", "missing_run"), "missing_run"),
         (("report", "."), "config.yaml"),
         (("train_net", "--config-file", CONFIG, "--resume", "runs/a/model_final.pth"), "--resume takes no file"),
