@@ -3,22 +3,25 @@ r"""Train, adapt, resume or evaluate: SSKD configs and plain fast-reid ones.
 
     tools/train_net.py --config-file configs/sskd_m2d.yml
     tools/train_net.py --config-file configs/sskd_m2d.yml --resume
-    tools/train_net.py --config-file configs/sskd_m2d.yml --num-gpus 4      # as many processes on this machine
+    tools/train_net.py --config-file configs/sskd_m2d.yml --num-gpus 4    # as many processes here
     torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --rdzv-id sskd \
-        tools/train_net.py --config-file configs/sskd_m2d.yml               # on each of two machines
+        tools/train_net.py --config-file configs/sskd_m2d.yml             # on each of two machines
     tools/train_net.py --config-file configs/sskd_m2d.yml SSKD.SOURCE.WEIGHTS "['a.pth', 'b.pth', 'c.pth']"
-    tools/train_net.py --config-file configs/sskd_m2d.yml --eval-only MODEL.WEIGHTS runs/sskd_m2d/model_final.pth
+    tools/train_net.py --config-file configs/sskd_m2d.yml --eval-only \
+        MODEL.WEIGHTS runs/sskd_m2d/model_final.pth
 
 Features of a folder of images: tools/predict.py.
 
 Exit status:
     0  done
     1  failed, with Python's traceback
-    2  refused, in one message: the command line, a config or data that cannot work, a folder that another run writes into or
+    2 refused, in one message: the command line, a config or data that cannot work, a folder that another run
+    writes into or
        that cannot be written into, a checkpoint of another config
     3  stopped because the pseudo-labels cannot be trained on; checkpoints are kept
     4  stopped by SIGTERM or SIGINT after saving; --resume goes on from there
 """
+
 import argparse
 import os
 import shlex
@@ -43,15 +46,18 @@ def prepare(args) -> tuple[str, int | None]:
     """The device, and the status of the processes that were started in place of this one, if any were."""
     if args.predict:
         raise ValueError(
-            "--predict is a command of its own: tools/predict.py --config-file FILE --images FOLDER --output features.npz "
-            "MODEL.WEIGHTS FILE"
+            "--predict is a command of its own: tools/predict.py --config-file FILE --images FOLDER "
+            "--output features.npz MODEL.WEIGHTS FILE"
         )
     device = load_config(args.config_file, args.opts).MODEL.DEVICE
     check_device(device)
     if joined_from_outside():
         return device, None
     if args.num_machines > 1:
-        raise ValueError(f"--num-machines: several machines are started by torchrun, by this command on each:\n{torchrun(args)}")
+        raise ValueError(
+            "--num-machines: several machines are started by torchrun, by this command on "
+            f"each:\n{torchrun(args)}"
+        )
     return device, None if args.num_gpus == 1 else launch(args.num_gpus)
 
 
@@ -61,15 +67,25 @@ def torchrun(args) -> str:
     if machine_0.startswith(("127.0.0.1", "localhost")):  # the default
         machine_0 = ""
     command = [
-        "torchrun", f"--nnodes={args.num_machines}", f"--nproc-per-node={args.num_gpus}", "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={machine_0 or 'HOST_OF_ONE_OF_THEM:29500'}", "--rdzv-id=sskd", sys.argv[0], "--config-file",
-        args.config_file, *(["--resume"] if args.resume else []), *(["--eval-only"] if args.eval_only else []), *args.opts,
-    ]  # fmt: skip
+        "torchrun",
+        f"--nnodes={args.num_machines}",
+        f"--nproc-per-node={args.num_gpus}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={machine_0 or 'HOST_OF_ONE_OF_THEM:29500'}",
+        "--rdzv-id=sskd",
+        sys.argv[0],
+        "--config-file",
+        args.config_file,
+        *(["--resume"] if args.resume else []),
+        *(["--eval-only"] if args.eval_only else []),
+        *args.opts,
+    ]
     return shlex.join(command)
 
 
 @exit_status
 def main(args) -> int:
+    """Run the command, in this process or in several; the exit status."""
     device, status = prepare(args)
     if status is not None:
         return status
@@ -78,6 +94,7 @@ def main(args) -> int:
 
 
 def one_process(args) -> int:
+    """Train or evaluate, alone or as one of several processes."""
     cfg = read_config(args)
     if args.eval_only:
         check_trained(cfg)
@@ -92,7 +109,9 @@ def one_process(args) -> int:
                 begin(cfg, args)
                 train(cfg, args.resume)
         except PseudoLabelError as error:
-            raise PseudoLabelError(f"training stopped, its checkpoints are kept in {cfg.OUTPUT_DIR}: {error}") from error
+            raise PseudoLabelError(
+                f"training stopped, its checkpoints are kept in {cfg.OUTPUT_DIR}: {error}"
+            ) from error
     return 0
 
 

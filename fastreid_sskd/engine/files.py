@@ -1,4 +1,5 @@
 """Files that are whole or not there, and output folders that one run at a time writes into."""
+
 import contextlib
 import errno
 import glob
@@ -17,15 +18,23 @@ from ..processes import on_main
 from ..refusals import REFUSED, checking
 
 __all__ = [
-    "LOCK_FILE", "FolderInUseError", "check_output", "make_folder", "output_folder", "remove_unfinished", "write_atomically",
+    "LOCK_FILE",
+    "FolderInUseError",
+    "check_output",
+    "make_folder",
+    "output_folder",
+    "remove_unfinished",
+    "write_atomically",
     "written_together",
 ]
 
 _UNFINISHED = re.compile(r".+\.\d+\.tmp")
 
 
-def check_output(path: str | os.PathLike, endings: Sequence[str] = (), reads: Iterable[str | os.PathLike] = ()) -> str:
-    """Refuse a file that could not be written, or must not be; to be asked before the work that it is for.
+def check_output(
+    path: str | os.PathLike, endings: Sequence[str] = (), reads: Iterable[str | os.PathLike] = ()
+) -> str:
+    """Refuse a file that could not be written, or must not be, before the work that it is for.
 
     Leaves nothing behind: a missing folder is only looked at, the writers below make it.
 
@@ -38,8 +47,8 @@ def check_output(path: str | os.PathLike, endings: Sequence[str] = (), reads: It
         The ending, in small letters.
 
     Raises:
-        ValueError: for another ending, a folder or device in the file's place, a folder that cannot be made or written into, and a
-            file of ``reads``.
+        ValueError: for another ending, a folder or device in the file's place, a folder that cannot be made
+            or written into, and a file of ``reads``.
     """
     path = os.fspath(path)
     ending = os.path.splitext(path)[1].lower()
@@ -49,8 +58,12 @@ def check_output(path: str | os.PathLike, endings: Sequence[str] = (), reads: It
     if os.path.exists(path) and not os.path.isfile(path):
         what = "a folder" if os.path.isdir(path) else "no regular file"
         raise ValueError(f"{path!r} is {what}: give the name of a file to write")
-    if os.path.exists(path) and any(os.path.exists(other) and os.path.samefile(path, other) for other in reads):
-        raise ValueError(f"{path!r} is read by this command, which would overwrite it: give the output another name")
+    if os.path.exists(path) and any(
+        os.path.exists(other) and os.path.samefile(path, other) for other in reads
+    ):
+        raise ValueError(
+            f"{path!r} is read by this command, which would overwrite it: give the output another name"
+        )
     folder, name = os.path.split(os.path.abspath(path))
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
@@ -59,13 +72,15 @@ def check_output(path: str | os.PathLike, endings: Sequence[str] = (), reads: It
         open(probe, "xb").close()
         os.remove(probe)
     except OSError as error:
-        raise ValueError(f"{path!r} cannot be written, {folder!r} takes no new file: {error.strerror}") from error
+        raise ValueError(
+            f"{path!r} cannot be written, {folder!r} takes no new file: {error.strerror}"
+        ) from error
     return ending
 
 
 @contextlib.contextmanager
 def written_together(*paths: str) -> Iterator[list[str]]:
-    """Give temporary names to files of one folder, which get their own when the block has ended without an error.
+    """Give temporary names to files of one folder, and their own when the block ends without an error.
 
     So they can be read again and checked before they replace older ones. The folder is made.
 
@@ -100,7 +115,8 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
         write: is given the open binary file.
 
     Raises:
-        OSError: if it cannot be written (disk full, read-only, ...), naming the file; no temporary file is left.
+        OSError: if it cannot be written (disk full, read-only, ...), naming the file; no temporary file is
+            left.
     """
     temporary = f"{path}.{os.getpid()}.tmp"
     failed = None
@@ -158,7 +174,9 @@ def _flush_folder(folder: str) -> None:
 
 def remove_unfinished(folder: str) -> list[str]:
     """Delete what killed processes left half-written in a folder; only for the one run that holds it."""
-    gone = [path for path in glob.glob(os.path.join(glob.escape(folder), "*.tmp")) if _UNFINISHED.fullmatch(path)]
+    gone = [
+        path for path in glob.glob(os.path.join(glob.escape(folder), "*.tmp")) if _UNFINISHED.fullmatch(path)
+    ]
     for path in gone:
         shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
     return gone
@@ -179,10 +197,10 @@ class FolderInUseError(RuntimeError):
 
 @contextlib.contextmanager
 def output_folder(folder: str) -> Iterator[None]:
-    """Make a folder and lock it for this run, by its main process; remove what killed runs left half-written there.
+    """Make a folder and lock it for this run, by its main process; remove what killed runs left there.
 
-    The lock is the kernel's (``flock`` on ``.lock``, which stays). It ends with the process, however that ends; forked loader
-    workers do not keep it. May be nested. A file system without locks is warned of.
+    The lock is the kernel's (``flock`` on ``.lock``, which stays). It ends with the process, however that
+    ends; forked loader workers do not keep it. May be nested. A file system without locks is warned of.
 
     Args:
         folder: ``OUTPUT_DIR``; "" for none.
@@ -200,15 +218,19 @@ def output_folder(folder: str) -> Iterator[None]:
 
 @checking()
 def make_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
-    """Make a folder that can be written into, those above it too; ``key`` names it. Raises as :func:`output_folder`."""
+    """Make a folder that can be written into; ``key`` names it. Raises as :func:`output_folder`."""
     try:
         os.makedirs(folder, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"{folder!r} cannot be an output folder, a file is in its place: give another {key}") from None
+        raise NotADirectoryError(
+            f"{folder!r} cannot be an output folder, a file is in its place: give another {key}"
+        ) from None
     except OSError as error:
         raise PermissionError(f"{folder!r} cannot be made ({error.strerror}): give another {key}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder!r} cannot be written into: give another {key}, or change its permissions")
+        raise PermissionError(
+            f"{folder!r} cannot be written into: give another {key}, or change its permissions"
+        )
 
 
 def _lock(folder: str, held: contextlib.ExitStack) -> None:
@@ -222,19 +244,24 @@ def _lock(folder: str, held: contextlib.ExitStack) -> None:
         with open(path, encoding="utf-8", errors="replace") as file:
             holder = file.read(200).strip()
         raise FolderInUseError(
-            f"another run writes into {folder!r} ({holder or 'unknown process'}): wait for it, stop it, or give this "
-            "run another OUTPUT_DIR"
+            f"another run writes into {folder!r} ({holder or 'unknown process'}): wait for it, stop it, or "
+            "give this run another OUTPUT_DIR"
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
         logger.warning(
-            "%r is on a file system without locks (%s): take care that no other run writes there", folder, error.strerror
+            "%r is on a file system without locks (%s): take care that no other run writes there",
+            folder,
+            error.strerror,
         )
         return
     held.callback(lock.release)
     if lock.lock_counter == 1:
         with open(path, "w", encoding="utf-8") as file:
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            file.write(
+                f"process {os.getpid()} on {socket.gethostname()} since "
+                f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+            )
         for left in remove_unfinished(folder):
             logger.warning("removed %s, which a killed run left half-written", left)

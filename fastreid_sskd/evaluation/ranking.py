@@ -33,8 +33,9 @@ def evaluate_rank(
 ) -> tuple[np.ndarray, list[float], list[float]]:
     """Compute CMC, AP and INP by the Market-1501 protocol.
 
-    Images of the query's identity and camera are junk: they take no position. Queries without another image of their identity
-    are left out. Among equal distances the smaller gallery index comes first (a stable argsort); the host's order is arbitrary.
+    Images of the query's identity and camera are junk: they take no position. Queries without another image
+    of their identity are left out. Among equal distances the smaller gallery index comes first (a stable
+    argsort); the host's order is arbitrary.
 
     Args:
         distmat: (Q, G) distances, smaller is more similar; not modified.
@@ -45,18 +46,22 @@ def evaluate_rank(
         use_cython: accepted for the host's sake and not used.
 
     Returns:
-        (cmc, all_AP, all_INP): cmc[r - 1] is the ratio, 0..1, of queries with a match among their first r images; AP (Zheng
-        et al., ICCV 2015) and INP (mINP of Ye et al., TPAMI 2021: matches / position of the last match), one value for each
-        query that counts.
+        (cmc, all_AP, all_INP): cmc[r - 1] is the ratio, 0..1, of queries with a match among their first r
+            images; AP (Zheng
+        et al., ICCV 2015) and INP (mINP of Ye et al., TPAMI 2021: matches / position of the last match), one
+        value for each query that counts.
 
     Raises:
-        ValueError: on shapes that do not fit, NaN distances, ``max_rank`` < 1, the cuhk03 protocol, or if no query has a match.
+        ValueError: on shapes that do not fit, NaN distances, ``max_rank`` < 1, the cuhk03 protocol, or if no
+            query has a match.
     """
     distances = np.asarray(distmat)
     if distances.ndim != 2 or 0 in distances.shape:
         raise ValueError(f"distmat must be num_query x num_gallery, neither 0, got shape {distances.shape}")
     if use_metric_cuhk03:
-        raise ValueError("the cuhk03 protocol is not computed here: call fastreid.evaluation.rank.eval_cuhk03")
+        raise ValueError(
+            "the cuhk03 protocol is not computed here: call fastreid.evaluation.rank.eval_cuhk03"
+        )
     labels = _checked(distances.shape, q_pids, g_pids, q_camids, g_camids)
     return evaluate_blocks(_blocks(distances), *labels, max_rank)
 
@@ -74,8 +79,9 @@ def evaluate_blocks(
     All threads that torch may use take part; the GIL is released.
 
     Args:
-        blocks: distances of the first queries to the whole gallery, then of the next, until all queries have come; each
-            (rows, G) float32 or float64 in C order. A block is done with when the next is asked for.
+        blocks: distances of the first queries to the whole gallery, then of the next, until all queries have
+            come; each (rows, G) float32 or float64 in C order. A block is done with when the next is asked
+            for.
         The others are those of `evaluate_rank`, whose results and errors these are.
     """
     sizes = (len(q_pids), len(g_pids))
@@ -89,12 +95,15 @@ def evaluate_blocks(
             first = len(found)
             if block.shape != (min(len(block), sizes[0] - first), sizes[1]):
                 raise ValueError(
-                    f"distances of shape {block.shape} from query {first} on do not fit {sizes[0]} queries and {sizes[1]} "
-                    "gallery images: give the distances of these"
+                    f"distances of shape {block.shape} from query {first} on do not fit {sizes[0]} queries "
+                    f"and {sizes[1]} gallery images: give the distances of these"
                 )
             nan = np.isnan(block.min(axis=1, initial=np.inf))
             if nan.any():
-                raise ValueError(f"the distances of query {first + nan.argmax()} contain NaN: check the features of the model")
+                raise ValueError(
+                    f"the distances of query {first + nan.argmax()} contain NaN: check the features of the "
+                    "model"
+                )
             own = slice(first, first + len(block))
             found += pool.map(
                 lambda row, identity, camera: _match_positions(row, ids == identity, cameras == camera),
@@ -105,8 +114,8 @@ def evaluate_blocks(
     found = [positions for positions in found if len(positions)]
     if not found:
         raise ValueError(
-            f"none of the {sizes[0]} queries has a match in the gallery of {sizes[1]} images "
-            "(same identity, other camera): check identities and cameras of query and gallery"
+            f"none of the {sizes[0]} queries has a match in the gallery of {sizes[1]} images (same identity, "
+            "other camera): check identities and cameras of query and gallery"
         )
     positions, counts = np.concatenate(found), np.array([len(own) for own in found])
     start = np.cumsum(counts) - counts
@@ -126,7 +135,8 @@ def distance_blocks(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> 
         metric: "cosine", 1 - cos; "euclidean", which is the squared distance, as in the host.
 
     Yields:
-        (rows, G) float32. The host's formulas in its order; the last bits may differ from those of one product of all queries.
+        (rows, G) float32. The host's formulas in its order; the last bits may differ from those of one
+        product of all queries.
 
     Raises:
         ValueError: another metric.
@@ -134,7 +144,9 @@ def distance_blocks(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> 
     Memory: one block of 64 MB (at least one row); for "cosine" also a normalised copy of the gallery.
     """
     if metric not in METRICS_IN_BLOCKS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS_IN_BLOCKS)}, got {metric!r}: see TEST.METRIC")
+        raise ValueError(
+            f"metric must be one of {', '.join(METRICS_IN_BLOCKS)}, got {metric!r}: see TEST.METRIC"
+        )
     if metric == "cosine":
         gallery = F.normalize(gallery, dim=1)
     else:
@@ -190,7 +202,9 @@ def _match_positions(distances, same_identity, same_camera):
     """
     matches = np.flatnonzero(same_identity & ~same_camera)
     matches = matches[np.argsort(distances[matches], kind="mergesort")]
-    between = np.zeros(len(matches) + 1, np.int64)  # images before the first match, between it and the second, ...
+    between = np.zeros(
+        len(matches) + 1, np.int64
+    )  # images before the first match, between it and the second, ...
     for j in range(len(distances)):
         if same_identity[j] and same_camera[j]:
             continue

@@ -1,8 +1,8 @@
-"""What a deployment runs, and whether an exported model gives the features of the one it was made from."""
+"""The network that is exported, and the check that an export gives the same features."""
+
 import copy
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
@@ -14,8 +14,9 @@ from ..modeling.pixels import PixelNormalisation
 
 __all__ = ["Deployed", "check_parity", "deployed", "random_images"]
 
+
 class Deployed(nn.Module):
-    """Images (B, 3, H, W) to features (B, d), as they are exported: an :class:`Encoder` and what others may want otherwise.
+    """Map images (B, 3, H, W) to features (B, d), as they are exported: an :class:`Encoder` with options.
 
     Args:
         model, peer: see :func:`deployed`.
@@ -51,14 +52,20 @@ class Deployed(nn.Module):
         self._evaluate = evaluate  # a function, since a copy of this network would copy the model too
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images, of 0..255 or normalised, to one feature each."""
         feature = self.encoder(images)
         return F.normalize(feature, dim=1) if self.unit_length else feature
 
     @torch.no_grad()
     def expected(self, images: torch.Tensor) -> torch.Tensor:
-        """The features (B, d) of images of 0..255 by the model's own evaluation of a loader's batch: what exports are compared with."""
+        """Compute what exports are compared with: the model's own evaluation of images of 0..255."""
         nobody = torch.zeros(len(images), dtype=torch.long)
-        batch = {"images": images.clone(), "targets": nobody, "camids": nobody, "img_paths": [""] * len(images)}
+        batch = {
+            "images": images.clone(),
+            "targets": nobody,
+            "camids": nobody,
+            "img_paths": [""] * len(images),
+        }
         feature = self._evaluate(batch).float()
         return F.normalize(feature, dim=1) if self.unit_length else feature
 
@@ -71,19 +78,30 @@ def _normalisation(encoder: Encoder) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean and the standard deviation that images of 0..255 are normalised with."""
     model = encoder if encoder.pixels is not None else encoder.networks[0]
     try:
-        return (model.pixels.mean, model.pixels.std) if hasattr(model, "pixels") else (model.pixel_mean, model.pixel_std)
+        return (
+            (model.pixels.mean, model.pixels.std)
+            if hasattr(model, "pixels")
+            else (model.pixel_mean, model.pixel_std)
+        )
     except AttributeError:
         raise ValueError(
-            f"a {type(model).__name__} has no pixel_mean and pixel_std, so its normalisation cannot be left out: take it inside"
+            f"a {type(model).__name__} has no pixel_mean and pixel_std, so its normalisation cannot be left "
+            "out: take it inside"
         ) from None
 
 
-def deployed(model: nn.Module, peer: str = "best", *, normalise_pixels: bool = True, unit_length: bool = False) -> Deployed:
-    """The network that a model answers with, as its evaluation does; it shares the model's weights unless pixels come normalised.
+def deployed(
+    model: nn.Module, peer: str = "best", *, normalise_pixels: bool = True, unit_length: bool = False
+) -> Deployed:
+    """Make the network that a model answers with in evaluation.
+
+    It shares the model's weights unless pixels come normalised.
 
     Args:
-        model: any meta-architecture of fast-reid's registry: an ``SSKD``, an ``SSKDSource``, the host's, a user's own.
-        peer: of an ``SSKD``, what ``SSKD.EVAL_WITH`` takes: "best", "ensemble" or a number. Others have one network.
+        model: any meta-architecture of fast-reid's registry: an ``SSKD``, an ``SSKDSource``, the host's, a
+            user's own.
+        peer: of an ``SSKD``, what ``SSKD.EVAL_WITH`` takes: "best", "ensemble" or a number. Others have one
+            network.
         normalise_pixels: whether it takes values of 0..255; False: normalised ones.
         unit_length: whether features are divided by their length; the ensemble's always are.
 
@@ -95,12 +113,14 @@ def deployed(model: nn.Module, peer: str = "best", *, normalise_pixels: bool = T
         META_ARCH_REGISTRY.get(type(model).__name__)
     except KeyError:
         name = type(model).__name__
-        raise TypeError(f"a model of fast-reid's registry of meta-architectures can be exported, got a {name}") from None
+        raise TypeError(
+            f"a model of fast-reid's registry of meta-architectures can be exported, got a {name}"
+        ) from None
     return Deployed(model, peer, normalise_pixels, unit_length).eval()
 
 
 def random_images(size: Sequence[int], batch: int = 4, seed: int = 0) -> torch.Tensor:
-    """(batch, 3, H, W) float32 in 0..255: smooth shapes with noise, so that deep layers are not all zero or all equal.
+    """Draw images (batch, 3, H, W) of 0..255: smooth shapes with noise, so that features differ.
 
     Args:
         size: (height, width) in pixels.
@@ -116,33 +136,32 @@ def random_images(size: Sequence[int], batch: int = 4, seed: int = 0) -> torch.T
 def check_parity(
     expected: Callable, exported: Callable, batches: Iterable[torch.Tensor], tolerance: float, what: str
 ) -> float:
-    """Compare features on batches of images.
+    """Compare an exported model's features with the model's own.
 
     Args:
-        expected: maps a batch on the CPU to features (B, d), a tensor: the model's own.
+        expected: maps a batch of images on the CPU to features (B, d), a tensor: the model's own.
         exported: the same of what was exported, or an array. Gets a copy.
         batches: of images.
-        tolerance: the largest difference of a feature allowed, as a share of the largest feature.
+        tolerance: the largest difference of a feature allowed, relative to the largest feature.
         what: names the export in the error.
 
     Returns:
-        The largest difference found, as that share.
+        The largest difference found, relative to the largest feature.
 
     Raises:
         RuntimeError: if it is above the tolerance, or the features have another shape or are not finite.
     """
     worst = 0.0
     for images in batches:
-        mine = expected(images).float().cpu().numpy()
-        theirs = exported(images.clone())
-        theirs = theirs.float().cpu().numpy() if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
-        if mine.shape != theirs.shape:
-            raise RuntimeError(f"{what} gives features of shape {theirs.shape}, the model of {mine.shape}: it is not usable")
-        error = float(np.abs(mine - theirs).max() / max(np.abs(mine).max(), np.finfo(np.float32).tiny))
-        if not error <= tolerance:
+        mine = expected(images).float().cpu()
+        theirs = torch.as_tensor(exported(images.clone())).float().cpu()
+        largest = max(float(mine.abs().max()), torch.finfo().tiny)
+        try:
+            torch.testing.assert_close(theirs, mine, rtol=0, atol=tolerance * largest)
+        except AssertionError as error:
+            said = " ".join(str(error).split())
             raise RuntimeError(
-                f"{what} gives other features than the model: off by {error:.2g} of the largest, {tolerance:.0e} is "
-                "allowed; it is not usable"
-            )
-        worst = max(worst, error)
+                f"{what} gives other features than the model and is not usable: {said}"
+            ) from error
+        worst = max(worst, float((theirs - mine).abs().max()) / largest)
     return worst

@@ -1,4 +1,5 @@
-"""Several processes of one run: starting them, and what they tell each other. With one process nothing here does anything."""
+"""Start and join the processes of one run, and let them talk. With one process nothing here does anything."""
+
 from .distributed import (
     DisagreementError,
     agree,
@@ -20,7 +21,24 @@ from .launcher import launch
 from .stop import Stopped, StopRequest, listen, stop_if_asked
 
 __all__ = [
-    "DisagreementError", "StopRequest", "Stopped", "agree", "all_rows", "alone", "average_gradients", "broadcast_buffers",
-    "broadcast_model", "check_agreement", "control_group", "gather_rows", "in_all", "join", "launch", "listen", "on_every", "on_main",
-    "share_of", "stop_if_asked",
+    "DisagreementError",
+    "StopRequest",
+    "Stopped",
+    "agree",
+    "all_rows",
+    "alone",
+    "average_gradients",
+    "broadcast_buffers",
+    "broadcast_model",
+    "check_agreement",
+    "control_group",
+    "gather_rows",
+    "in_all",
+    "join",
+    "launch",
+    "listen",
+    "on_every",
+    "on_main",
+    "share_of",
+    "stop_if_asked",
 ]

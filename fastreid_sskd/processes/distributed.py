@@ -1,7 +1,9 @@
 """The processes of one run: joining, what they tell each other, and what keeps their models the same.
 
-What they tell each other goes over a gloo group of its own, whatever the device. With one process nothing here does anything.
+What they tell each other goes over a gloo group of its own, whatever the device. With one process nothing
+here does anything.
 """
+
 import contextlib
 import datetime
 import functools
@@ -21,8 +23,23 @@ from ..refusals import checking
 from .stop import Stopped
 
 __all__ = [
-    "LAUNCHER", "DisagreementError", "agree", "all_rows", "alone", "average_gradients", "broadcast_buffers", "broadcast_model",
-    "check_agreement", "control_group", "gather_rows", "in_all", "join", "joined_from_outside", "on_every", "on_main", "share_of",
+    "LAUNCHER",
+    "DisagreementError",
+    "agree",
+    "all_rows",
+    "alone",
+    "average_gradients",
+    "broadcast_buffers",
+    "broadcast_model",
+    "check_agreement",
+    "control_group",
+    "gather_rows",
+    "in_all",
+    "join",
+    "joined_from_outside",
+    "on_every",
+    "on_main",
+    "share_of",
 ]
 
 T = TypeVar("T")
@@ -30,13 +47,16 @@ T = TypeVar("T")
 #: environment variable with the process number of our launcher, set in the processes that it starts
 LAUNCHER = "FASTREID_SSKD_LAUNCHER"
 
-# A refresh of a million images on the main process takes longer than any time limit; one that has died is noticed at once.
+# A refresh of a million images on the main process takes longer than any time limit; one that has died is
+# noticed at once.
 _PATIENCE = datetime.timedelta(days=7)
-# values sent at once: large enough not to wait for the network's latency, small enough not to double the memory
+# values sent at once: large enough not to wait for the network's latency, small enough not to double the
+# memory
 _BUCKET = 25_000_000
 
 
-# ---- joining ----------------------------------------------------------------------------------------------------------
+# ---- joining
+# ----------------------------------------------------------------------------------------------------------
 
 
 def joined_from_outside() -> bool:
@@ -89,7 +109,9 @@ def _choose_device(device: str, local_rank: int, local_size: int) -> None:
     if torch.device(device).index is not None:
         raise ValueError(f"MODEL.DEVICE {device!r} is one device for {local_size} processes: set it to cuda")
     if local_size > torch.cuda.device_count():
-        raise ValueError(f"{local_size} processes on this machine, but {torch.cuda.device_count()} CUDA devices")
+        raise ValueError(
+            f"{local_size} processes on this machine, but {torch.cuda.device_count()} CUDA devices"
+        )
     torch.cuda.set_device(local_rank)
 
 
@@ -119,12 +141,13 @@ def _end_with_the_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-# ---- what they tell each other -----------------------------------------------------------------------------------------
+# ---- what they tell each other
+# -----------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1)
 def control_group() -> dist.ProcessGroup:
-    """The gloo group of all processes, which must call this for the first time at the same place: in :func:`join`."""
+    """The gloo group of all processes; the first call, in :func:`join`, makes it."""
     return dist.new_group(backend="gloo", timeout=_PATIENCE)
 
 
@@ -196,9 +219,9 @@ def agree(*flags: bool) -> list[bool]:
 
 
 def share_of(items: Sequence[T]) -> Sequence[T]:
-    """This process's contiguous shard of what all have; the shards in the order of the ranks make up the whole."""
+    """This rank's contiguous shard of what all have; the shards of all ranks make up the whole."""
     rank, world = comm.get_rank(), comm.get_world_size()
-    return items[len(items) * rank // world:len(items) * (rank + 1) // world]
+    return items[len(items) * rank // world : len(items) * (rank + 1) // world]
 
 
 def all_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -219,7 +242,7 @@ def all_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:
-    """As :func:`all_rows`, in the main process; None elsewhere. Memory: only the main process holds the whole."""
+    """As :func:`all_rows`, in the main process, which alone holds the whole; None elsewhere."""
     if comm.get_world_size() == 1:
         return rows
     sizes, mine = on_every(len(rows)), rows.detach().cpu().contiguous()
@@ -236,7 +259,8 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:
     return whole.to(rows.device)
 
 
-# ---- the same model in all ---------------------------------------------------------------------------------------------
+# ---- the same model in all
+# ---------------------------------------------------------------------------------------------
 
 
 class DisagreementError(RuntimeError):
@@ -245,11 +269,11 @@ class DisagreementError(RuntimeError):
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes: that of the whole batch, where each has an equal shard.
+    """Replace every gradient by its mean over the processes, which have equal shards of the batch.
 
-    After the backward pass, instead of torch's DistributedDataParallel: that wraps a module and hooks each parameter once
-    for all, and so goes neither with classifiers that change their size nor with teachers beside students. Parameters
-    without a gradient (frozen ones) have none in any process.
+    After the backward pass, instead of torch's DistributedDataParallel: that wraps a module and hooks each
+    parameter once for all, and so goes neither with classifiers that change their size nor with teachers
+    beside students. Parameters without a gradient (frozen ones) have none in any process.
     """
     world = comm.get_world_size()
     if world == 1:
@@ -264,7 +288,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give every process the main one's batch-norm statistics, as those of the first chunk stand for a chunked batch."""
+    """Give every process the main one's batch-norm statistics."""
     if comm.get_world_size() > 1:
         _through_flat(list(model.buffers()), lambda flat: dist.broadcast(flat, src=0))
 
@@ -281,19 +305,24 @@ def check_agreement(model: nn.Module) -> None:
     """Compare a checksum of every parameter and buffer between the processes.
 
     Raises:
-        DisagreementError: in every process, naming the first tensor that differs and the ranks that have other values.
+        DisagreementError: in every process, naming the first tensor that differs and the ranks that have
+            other values.
     """
     if comm.get_world_size() == 1:
         return
-    own = {name: zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()) for name, tensor in model.state_dict().items()
-           if tensor.numel()}
+    own = {
+        name: zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        for name, tensor in model.state_dict().items()
+        if tensor.numel()
+    }
     found = on_every(own)
     for name in own:
         ranks = [rank for rank, sums in enumerate(found) if sums.get(name) != found[0].get(name)]
         if ranks:
             raise DisagreementError(
-                f"{name} differs between the main process and rank {', '.join(map(str, ranks))}: the processes no longer train "
-                "the same model. Unequal devices or versions of torch can do that; resume from the last checkpoint"
+                f"{name} differs between the main process and rank {', '.join(map(str, ranks))}: the "
+                "processes no longer train the same model. Unequal devices or versions of torch can do "
+                "that; resume from the last checkpoint"
             )
 
 

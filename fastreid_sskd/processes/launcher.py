@@ -1,4 +1,5 @@
 """Start the processes of a run on this machine, and end all of them when one fails."""
+
 import contextlib
 import os
 import signal
@@ -14,10 +15,11 @@ __all__ = ["launch", "reserved_port", "supervise"]
 
 
 def launch(num_processes: int) -> int:
-    """Run this very command line in ``num_processes`` processes on this machine, as torchrun would, and wait for them.
+    """Run this command line in ``num_processes`` processes on this machine, and wait for them.
 
-    Differs from torch's elastic launcher where a run depends on it. A process that refuses its config may print why before the
-    others end it. After SIGTERM all may save for as long as they need (elastic kills them after 30 s), and the exit status is theirs.
+    Differs from torch's elastic launcher where a run depends on it. A process that refuses its config may
+    print why before the others end it. After SIGTERM all may save for as long as they need (elastic kills
+    them after 30 s), and the exit status is theirs.
 
     Returns:
         The exit status for this process: 0, or that of the first process that failed.
@@ -29,14 +31,19 @@ def launch(num_processes: int) -> int:
         raise ValueError(f"--num-gpus must be >= 1, got {num_processes}")
     with reserved_port() as port:
         shared = {
-            **os.environ, LAUNCHER: str(os.getpid()), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes),
+            **os.environ,
+            LAUNCHER: str(os.getpid()),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(num_processes),
+            "LOCAL_WORLD_SIZE": str(num_processes),
         }
         # as many threads in all as one process would have
         shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
         processes = [
             subprocess.Popen(
-                [sys.executable, *sys.orig_argv[1:]], env={**shared, "RANK": str(k), "LOCAL_RANK": str(k)},
+                [sys.executable, *sys.orig_argv[1:]],
+                env={**shared, "RANK": str(k), "LOCAL_RANK": str(k)},
                 start_new_session=True,  # Ctrl-C reaches them through this process, once
             )
             for k in range(num_processes)
@@ -47,12 +54,14 @@ def launch(num_processes: int) -> int:
 def supervise(processes: Sequence[subprocess.Popen], grace: float = 20.0) -> int:
     """Wait for processes, by rank; when one fails, end the others.
 
-    SIGTERM and SIGINT are passed on to all of them. The others of a failed one notice by themselves that it is gone, and
-    print their own errors; those still there after ``grace`` seconds (waiting on a device) are killed.
+    SIGTERM and SIGINT are passed on to all of them. The others of a failed one notice by themselves that it
+    is gone, and print their own errors; those still there after ``grace`` seconds (waiting on a device) are
+    killed.
 
     Returns:
         0, or the exit status of the first that failed, as a shell gives it (128 + the signal that killed it).
     """
+
     def pass_on(number: int, frame: object) -> None:
         for process in processes:
             if process.poll() is None:
@@ -69,7 +78,10 @@ def supervise(processes: Sequence[subprocess.Popen], grace: float = 20.0) -> int
                 status = codes[failed] if codes[failed] > 0 else 128 - codes[failed]
                 deadline = time.monotonic() + grace
                 if running:
-                    print(f"rank {failed} ended with status {status}: the other processes are ended", file=sys.stderr)
+                    print(
+                        f"rank {failed} ended with status {status}: the other processes are ended",
+                        file=sys.stderr,
+                    )
             if time.monotonic() > deadline:
                 for process in processes:
                     process.kill()
@@ -85,9 +97,10 @@ def supervise(processes: Sequence[subprocess.Popen], grace: float = 20.0) -> int
 
 @contextlib.contextmanager
 def reserved_port() -> Iterator[int]:
-    """A free port of this machine that no other process gets before torch's store, which reuses addresses, listens on it.
+    """A free port that no other process gets before torch's store, which reuses addresses, listens on it.
 
-    Without that a process that is given it meanwhile takes the store's place, and those that connect to it wait for ever.
+    Without that a process that is given it meanwhile takes the store's place, and those that connect to it
+    wait for ever.
     """
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -20,7 +20,7 @@ TOOL = CONFIGS.parent / "tools" / "train_net.py"
 
 @pytest.fixture(scope="module")
 def main():
-    """The tool's main(args), in this process."""
+    """The tool's function main, in this process."""
     spec = importlib.util.spec_from_file_location("train_net", TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -39,7 +39,10 @@ def test_adaptation_and_evaluation(main, finished, tmp_path, host_logging, capsy
     record = json.loads((tmp_path / "results.json").read_text())
     assert record == finished.record
     assert main(arguments(tmp_path, *start, resume=True)) == 0
-    assert main(arguments(tmp_path / "eval", "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"), eval_only=True)) == 0
+    assert (
+        main(arguments(tmp_path / "eval", "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"), eval_only=True))
+        == 0
+    )
     log = (tmp_path / "log.txt").read_text()
     assert "direct transfer" in log and "nothing left to train" in log and "Running with full config" in log
     table = (tmp_path / "eval" / "log.txt").read_text()
@@ -78,7 +81,9 @@ def test_folder_in_use_exits_with_2(main, finished, tmp_path, host_logging, caps
 def test_signal_exits_with_4(main, finished, tmp_path, host_logging, monkeypatch):
     step = AdaptationTrainer.run_step
     monkeypatch.setattr(
-        AdaptationTrainer, "run_step", lambda self: (step(self), self.iter == 1 and os.kill(os.getpid(), signal.SIGTERM))
+        AdaptationTrainer,
+        "run_step",
+        lambda self: (step(self), self.iter == 1 and os.kill(os.getpid(), signal.SIGTERM)),
     )
     start = ["SSKD.SOURCE.WEIGHTS", str(finished.sources), "TEST.EVAL_PERIOD", "0"]
     with pytest.raises(SystemExit) as raised:
@@ -90,10 +95,28 @@ def test_signal_exits_with_4(main, finished, tmp_path, host_logging, monkeypatch
 
 @pytest.mark.slow
 def test_as_a_command(tmp_path, world):
-    """A ResNet-18 from nothing to the end, in processes of their own; then the numbers again by --eval-only."""
-    resnet = ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", "512"]
-    opts = [*TINY_TARGET, *resnet, "SSKD.NUM_PEERS", "1", "SOLVER.MAX_EPOCH", "1", "OUTPUT_DIR", str(tmp_path)]
-    source = str([*TINY_SOURCE[-6:], "SSKD.ITERS_PER_EPOCH", "1", "SOLVER.MAX_EPOCH", "1", "SOLVER.IMS_PER_BATCH", "8"])
+    """A ResNet-18 from scratch to the end; then the numbers again by --eval-only."""
+    resnet = [
+        "MODEL.BACKBONE.NAME",
+        "build_resnet_backbone",
+        "MODEL.BACKBONE.DEPTH",
+        "18x",
+        "MODEL.BACKBONE.FEAT_DIM",
+        "512",
+    ]
+    opts = [
+        *TINY_TARGET,
+        *resnet,
+        "SSKD.NUM_PEERS",
+        "1",
+        "SOLVER.MAX_EPOCH",
+        "1",
+        "OUTPUT_DIR",
+        str(tmp_path),
+    ]
+    source = str(
+        [*TINY_SOURCE[-6:], "SSKD.ITERS_PER_EPOCH", "1", "SOLVER.MAX_EPOCH", "1", "SOLVER.IMS_PER_BATCH", "8"]
+    )
     command = [sys.executable, str(TOOL), "--config-file", str(CONFIGS / "sskd_d2m.yml")]
     env = {**os.environ, "FASTREID_DATASETS": str(world)}
 
@@ -107,26 +130,41 @@ def test_as_a_command(tmp_path, world):
     assert (tmp_path / "source" / "peer0" / "model_final.pth").is_file()
     record = json.loads((tmp_path / "results.json").read_text())
     assert [entry["epoch"] for entry in record["evaluations"]] == [0, 1]
-    call("--eval-only", *opts, "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "eval"))
+    call(
+        "--eval-only",
+        *opts,
+        "MODEL.WEIGHTS",
+        str(tmp_path / "model_final.pth"),
+        "OUTPUT_DIR",
+        str(tmp_path / "eval"),
+    )
     value = record["evaluations"][-1]["results"]["Market1501"]["peer0"]["mAP"]
     assert f"| Market1501 | peer0     |  {value:.1f} |" in (tmp_path / "eval" / "log.txt").read_text()
 
 
 def test_prediction_is_a_command_of_its_own(main, tmp_path, capsys):
     assert main(arguments(tmp_path, predict="crops")) == 2
-    assert "tools/predict.py --config-file FILE --images FOLDER" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "tools/predict.py --config-file FILE --images FOLDER" in capsys.readouterr().err and not list(
+        tmp_path.iterdir()
+    )
 
 
-@pytest.mark.parametrize("url, machine_0", [("tcp://10.0.0.7:29511", "10.0.0.7:29511"), ("tcp://127.0.0.1:50152", "HOST_OF_ONE")])
+@pytest.mark.parametrize(
+    "url, machine_0", [("tcp://10.0.0.7:29511", "10.0.0.7:29511"), ("tcp://127.0.0.1:50152", "HOST_OF_ONE")]
+)
 def test_several_machines_are_told_the_command_of_torchrun(main, tmp_path, capsys, url, machine_0):
     """It holds all that was asked for, and can be copied."""
-    args = arguments(tmp_path, "SSKD.SOURCE.WEIGHTS", "['a b.pth']", num_gpus=4, num_machines=2, dist_url=url, resume=True)
+    args = arguments(
+        tmp_path, "SSKD.SOURCE.WEIGHTS", "['a b.pth']", num_gpus=4, num_machines=2, dist_url=url, resume=True
+    )
     assert main(args) == 2
     first, command = capsys.readouterr().err.splitlines()
     assert "several machines are started by torchrun" in first
     found = shlex.split(command)
-    assert found[:3] == ["torchrun", "--nnodes=2", "--nproc-per-node=4"] and any(machine_0 in word for word in found[3:5])
-    assert found[found.index("--config-file") + 1:] == [args.config_file, "--resume", *args.opts]
+    assert found[:3] == ["torchrun", "--nnodes=2", "--nproc-per-node=4"] and any(
+        machine_0 in word for word in found[3:5]
+    )
+    assert found[found.index("--config-file") + 1 :] == [args.config_file, "--resume", *args.opts]
 
 
 def test_evaluation_of_nothing(finished):
@@ -174,7 +212,8 @@ def test_evaluation_that_is_refused(main, finished, tmp_path, host_logging, caps
     assert main(arguments(tmp_path, eval_only=True)) == 2
     assert "a trained model is needed" in capsys.readouterr().err and not list(tmp_path.iterdir())
     for opts, said in (
-        (["DATASETS.TESTS", "()"], "DATASETS.TESTS is empty"), (["TEST.METRIC", "cosinus"], "TEST.METRIC must be"),
+        (["DATASETS.TESTS", "()"], "DATASETS.TESTS is empty"),
+        (["TEST.METRIC", "cosinus"], "TEST.METRIC must be"),
         (["DATASETS.TESTS", "MSMT17"], "data set MSMT17"), (["MODEL.HEADS.NAME", "Head"], "MODEL.HEADS.NAME"),
     ):  # fmt: skip
         assert main(arguments(tmp_path, *weights, *opts, eval_only=True)) == 2
@@ -204,7 +243,14 @@ def test_several_processes_say_it_once(tmp_path):
     """Each of them refuses: the tiny backbone is registered in this process only."""
     command = [sys.executable, str(TOOL), "--config-file", str(CONFIGS / "sskd_d2m.yml"), "--num-gpus", "2"]
     done = subprocess.run(
-        [*command, *TINY_TARGET, "OUTPUT_DIR", str(tmp_path / "out")], capture_output=True, text=True, check=False
+        [*command, *TINY_TARGET, "OUTPUT_DIR", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 2 and done.stderr.count("MODEL.BACKBONE.NAME must be one of") == 1 and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.count("MODEL.BACKBONE.NAME must be one of") == 1
+        and "Traceback" not in done.stderr
+    )
     assert not (tmp_path / "out").exists()

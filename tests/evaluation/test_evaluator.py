@@ -1,4 +1,4 @@
-"""The evaluator beside the host's, under every option of the host; every teacher and the ensemble in one evaluation; their table."""
+"""The evaluator compared with the host's, under every option; all teachers in one evaluation; the table."""
 
 import copy
 import shutil
@@ -59,7 +59,9 @@ def matrices(monkeypatch):
     from fastreid.evaluation import reid_evaluation
 
     real = reid_evaluation.build_dist
-    monkeypatch.setattr(reid_evaluation, "build_dist", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
+    monkeypatch.setattr(
+        reid_evaluation, "build_dist", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs)
+    )
     return calls
 
 
@@ -101,7 +103,10 @@ def test_queries_that_count(cfg, option):
     if option:
         pytest.importorskip("faiss")
         cfg.TEST[option].ENABLED = True
-    labels = {"targets": torch.tensor([1, 2, 3, 1, 2, 9, 9, 9]), "camids": torch.tensor([0, 0, 0, 1, 0, 1, 0, 2])}
+    labels = {
+        "targets": torch.tensor([1, 2, 3, 1, 2, 9, 9, 9]),
+        "camids": torch.tensor([0, 0, 0, 1, 0, 1, 0, 2]),
+    }
     made = BlockwiseEvaluator(cfg, 3)
     made.process(labels, torch.eye(8) + 0.1)
     assert made.evaluate()["queries"] == 1.0
@@ -143,7 +148,7 @@ def test_metrics_of_a_placed_example():
 
 
 def shared(cfg):
-    """Each process has its share of the batches, one of them none: the main process ranks all, and tells what it found or raised."""
+    """Each process has its shard of the batches, one has none: the main process ranks all and tells."""
     from fastreid.utils import comm
 
     given, rank = batches(), comm.get_rank()
@@ -169,7 +174,7 @@ def test_three_processes(cfg):
 
 
 def shared_with_limit(cfg, rerank):
-    """No process may wait in a group with a device's time limit: the main one ranks for as long as it takes."""
+    """No process may wait in a group with a time limit: the main one ranks for as long as it takes."""
     from fastreid.utils import comm
 
     from fastreid_sskd.processes import control_group
@@ -179,9 +184,13 @@ def shared_with_limit(cfg, rerank):
 
     gather, rank, given = comm.gather, comm.get_rank(), batches()
     comm.synchronize = refuse
-    comm.gather = lambda data, dst=0, group=None: gather(data, dst, group) if group is control_group() else refuse()
+    comm.gather = lambda data, dst=0, group=None: (
+        gather(data, dst, group) if group is control_group() else refuse()
+    )
     cfg.TEST.RERANK.ENABLED = rerank
-    found = [results(BlockwiseEvaluator, cfg, (given[:3], given[3:])[rank]) for _ in range(2)]  # a teacher after the other
+    found = [
+        results(BlockwiseEvaluator, cfg, (given[:3], given[3:])[rank]) for _ in range(2)
+    ]  # a teacher after the other
     assert comm.get_world_size() == 2
     comm.get_world_size = lambda: 1
     expected = results(BlockwiseEvaluator, cfg)
@@ -266,7 +275,9 @@ def test_one_peer(cfg):
 def test_a_teacher_whose_features_are_not_finite(cfg, model):
     """The teacher is named, before any ranking."""
     model.teachers[1].heads.bottleneck[0].bias.data[0] = float("inf")
-    with pytest.raises(FloatingPointError, match="teacher 1 gives features that are not finite for 30 of 30 images"):
+    with pytest.raises(
+        FloatingPointError, match="teacher 1 gives features that are not finite for 30 of 30 images"
+    ):
         evaluate_peers(cfg, model)
 
 
@@ -279,7 +290,7 @@ def test_several_test_sets(cfg, model):
 
 @pytest.mark.parametrize("rerank", [False, True])
 def test_queries_left_out_are_said_once(cfg, model, world, tmp_path, monkeypatch, caplog, rerank):
-    """Five of the six queries lose their matches: one warning for all teachers, and the count in every row."""
+    """Five of the six queries lose their matches: one warning, and the count in every row."""
     if rerank:
         pytest.importorskip("faiss")
         cfg.TEST.RERANK.ENABLED = True
@@ -318,8 +329,14 @@ def cells(line):
 
 
 def test_table():
-    header, _, first, second = results_table([(("a", "x"), ROW), (("b", "y"), ROW)], ("set", "row")).splitlines()
-    assert cells(header) == ["set", "row", *METRICS] == ["set", "row", "mAP", "Rank-1", "Rank-5", "Rank-10", "mINP"]
+    header, _, first, second = results_table(
+        [(("a", "x"), ROW), (("b", "y"), ROW)], ("set", "row")
+    ).splitlines()
+    assert (
+        cells(header)
+        == ["set", "row", *METRICS]
+        == ["set", "row", "mAP", "Rank-1", "Rank-5", "Rank-10", "mINP"]
+    )
     assert cells(first) == ["a", "x", "12.3", "50.0", "60.0", "70.0", "1.0"]
     assert cells(second)[:2] == ["b", "y"]
 

@@ -1,4 +1,4 @@
-"""Ranking against a loop written from the definition, the host's own ranking, and placed examples; distances in blocks."""
+"""Ranking against a loop from the definition, the host's ranking and placed examples; distances."""
 
 import numpy as np
 import pytest
@@ -168,7 +168,8 @@ def test_integer_distances_and_text_labels():
     assert evaluate_rank(distances, *arguments)[1] == [1.0]
 
 
-# ---- blocks and positions ---------------------------------------------------------------------------------------
+# ---- blocks and positions
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", [None, 3])
@@ -274,8 +275,12 @@ def test_formulas():
     for i in range(3):
         for j in range(5):
             a, b = query[i].double(), gallery[j].double()
-            assert whole(query, gallery, "cosine")[i, j] == pytest.approx(float(1 - a @ b / a.norm() / b.norm()), abs=1e-6)
-            assert whole(query, gallery, "euclidean")[i, j] == pytest.approx(float(((a - b) ** 2).sum()), rel=1e-5)
+            assert whole(query, gallery, "cosine")[i, j] == pytest.approx(
+                float(1 - a @ b / a.norm() / b.norm()), abs=1e-6
+            )
+            assert whole(query, gallery, "euclidean")[i, j] == pytest.approx(
+                float(((a - b) ** 2).sum()), rel=1e-5
+            )
 
 
 def test_a_block_has_at_least_one_row(monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastreid_sskd.export.feature_files import check_feature_file, nearest, neighbours_picture, write_features
+from fastreid_sskd.export.feature_files import check_feature_file, nearest, neighbors_picture, write_features
 
 PATHS = ["b/ü.jpg", "a.jpg", "c d.png"]
 FEATURES = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
@@ -102,9 +102,7 @@ def places(picture, colour):
 
 
 def test_every_image_is_there_in_its_place(images):
-    picture = neighbours_picture(
-        images["grey"], [images["green"], images["blue"]], [0.9, 0.5], size=(64, 32)
-    )
+    picture = neighbors_picture(images["grey"], [images["green"], images["blue"]], [0.9, 0.5], size=(64, 32))
     grey, green, blue = (places(picture, COLOURS[name]) for name in ("grey", "green", "blue"))
     assert grey[2] < green[0] and green[2] < blue[0]  # from left to right
     assert (grey[2] - grey[0] + 1, grey[3] - grey[1] + 1) == (32, 64)  # its shape fits the cell
@@ -113,18 +111,18 @@ def test_every_image_is_there_in_its_place(images):
 
 
 def test_rows(images):
-    one_row = neighbours_picture(images["grey"], [images["red"]] * 4, [0.1] * 4, size=(64, 32), columns=4)
-    two_rows = neighbours_picture(images["grey"], [images["red"]] * 3, [0.1] * 3, size=(64, 32), columns=2)
+    one_row = neighbors_picture(images["grey"], [images["red"]] * 4, [0.1] * 4, size=(64, 32), columns=4)
+    two_rows = neighbors_picture(images["grey"], [images["red"]] * 3, [0.1] * 3, size=(64, 32), columns=2)
     assert one_row.width > two_rows.width and two_rows.height > 1.8 * one_row.height
-    assert neighbours_picture(images["grey"], [], [], size=(64, 32)).width > 32
+    assert neighbors_picture(images["grey"], [], [], size=(64, 32)).width > 32
 
 
 def test_numbers_that_do_not_fit(images):
     with pytest.raises(ValueError, match="1 neighbours with 2"):
-        neighbours_picture(images["grey"], [images["red"]], [0.1, 0.2])
+        neighbors_picture(images["grey"], [images["red"]], [0.1, 0.2])
 
 
 def test_damaged_image_is_named(images, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(OSError, match="bad.jpg"):
-        neighbours_picture(images["grey"], [str(tmp_path / "bad.jpg")], [0.1])
+        neighbors_picture(images["grey"], [str(tmp_path / "bad.jpg")], [0.1])

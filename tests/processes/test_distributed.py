@@ -121,7 +121,13 @@ def test_one_process_keeps_its_own():
 def test_buckets(monkeypatch, limit, expected):
     """In order, of one type, none above the limit but for a single larger tensor."""
     monkeypatch.setattr(distributed, "_BUCKET", limit)
-    parts = [torch.zeros(3), torch.zeros(2), torch.zeros(4), torch.zeros(1, dtype=torch.long), torch.zeros(5, dtype=torch.long)]
+    parts = [
+        torch.zeros(3),
+        torch.zeros(2),
+        torch.zeros(4),
+        torch.zeros(1, dtype=torch.long),
+        torch.zeros(5, dtype=torch.long),
+    ]
     buckets = list(distributed._buckets(parts))
     assert len(buckets) == expected
     assert [id(part) for bucket in buckets for part in bucket] == [id(part) for part in parts]
@@ -142,7 +148,7 @@ def gradients_of_shares():
 
     whole = gradients(network(0), images)
     net = network(0)
-    gradients(net, images[rank * 4:(rank + 1) * 4])
+    gradients(net, images[rank * 4 : (rank + 1) * 4])
     assert world == 2 and not torch.allclose(net[0].weight.grad, whole[0])
     average_gradients(net.parameters())
     for parameter, expected in zip(net.parameters(), whole):

@@ -15,7 +15,10 @@ from own_processes import HANG
 from fastreid_sskd.processes.launcher import launch, reserved_port, supervise
 
 WAIT = "import time; time.sleep(600)"
-NO_SIGNALS = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+READY = (
+    "import signal, sys, time; signal.signal(signal.SIGTERM, {}); print('ready', flush=True); time.sleep(600)"
+)
+NO_SIGNALS = READY.format("signal.SIG_IGN")
 
 
 def python(code):
@@ -60,7 +63,7 @@ def test_the_last_one_may_fail():
 
 
 def test_signals_are_passed_on():
-    leaves = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: sys.exit(4)); print('ready', flush=True); time.sleep(600)"
+    leaves = READY.format("lambda *a: sys.exit(4)")
     processes = [python(leaves), python(leaves)]
     for process in processes:
         assert process.stdout.readline() == b"ready\n"
@@ -82,7 +85,8 @@ import os, sys
 sys.path.insert(0, {folder!r})
 import runpy
 if "RANK" in os.environ:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
+             "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
     os.write(1, (" ".join([*(os.environ[name] for name in names), *sys.argv[1:]]) + "\\n").encode())
     sys.exit(0)
 from fastreid_sskd.processes import launch
@@ -97,7 +101,9 @@ def test_the_command_is_run_again_with_torchruns_environment(tmp_path):
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     script.write_text(SCRIPT.format(folder=root))
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = subprocess.run([sys.executable, str(script), "--a", "b c"], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, str(script), "--a", "b c"], env=env, capture_output=True, text=True, check=True
+    )
     threads = max(1, os.cpu_count() // 2)
     first, second = (line.split(" ", 6) for line in sorted(done.stdout.splitlines()))
     assert (first[:5], first[6]) == (["0", "2", "0", "2", "127.0.0.1"], f"{threads} --a b c")
