@@ -19,7 +19,7 @@ from tabulate import tabulate
 import fastreid_sskd  # noqa: F401  mends the host before anything imports it
 
 # isort: split
-from fastreid_sskd.engine.atomic import check_output, write_atomically
+from fastreid_sskd.engine.files import check_output, write_atomically
 
 
 @dataclass

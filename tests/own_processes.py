@@ -6,8 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-# Seconds after which a test gives up on something that does not end. No limit for work, which may share its cores with
-# anything: far above what the slowest test takes, and below the half hour after which gloo ends a wait of its own.
+# Seconds after which a test gives up on something that does not end. No limit for work, which may share its
+# cores with anything: far above what the slowest test takes, and below the half hour after which gloo ends a
+# wait of its own.
 HANG = 1200
 
 _SERVER = multiprocessing.get_context("forkserver")
@@ -15,7 +16,7 @@ _TESTS = str(Path(__file__).resolve().parent)
 
 
 def start(function, *args):
-    """Start `function(*args)`, a function of a test module or of this folder, with this process's number of threads.
+    """Start `function(*args)`, a function of a test module, with this process's number of threads.
 
     With another number its results may have other bits, as with torch 2.1 they do.
     """
@@ -23,7 +24,9 @@ def start(function, *args):
 
     os.environ["PYTHONPATH"] = os.pathsep.join([_TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
     _SERVER.set_forkserver_preload(["tiny_reid"])
-    process = _SERVER.Process(target=_call, args=(dict(os.environ), list(sys.path), torch.get_num_threads(), function, args))
+    process = _SERVER.Process(
+        target=_call, args=(dict(os.environ), list(sys.path), torch.get_num_threads(), function, args)
+    )
     process.start()
     return process
 
@@ -32,7 +35,9 @@ def _call(environment, path, threads, function, args):
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:] = path
-    multiprocessing.set_start_method("fork", force=True)  # a loader's workers, as in a process of the command line
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # a loader's workers, as in a process of the command line
     import torch
 
     torch.set_num_threads(threads)
@@ -59,7 +64,12 @@ def together(function, *args, world=2):
 
     members = []
     with reserved_port() as port:
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+        }
         for rank in range(world):
             own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             members.append(start(_as_member, own, function, args))

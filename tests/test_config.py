@@ -23,7 +23,7 @@ from fastreid_sskd.config import HOST, KEYS, OneOf, Rule, reference, value_of
 from fastreid_sskd.data.transforms import PLACES
 from fastreid_sskd.engine import Trainer, load_config, source_config
 from fastreid_sskd.engine.events import LABEL_FREE
-from fastreid_sskd.evaluation.distances import METRICS_IN_BLOCKS
+from fastreid_sskd.evaluation.ranking import METRICS_IN_BLOCKS
 from fastreid_sskd.losses import SSKD_LOSS_REGISTRY
 from fastreid_sskd.losses.loss_set import build_losses
 from fastreid_sskd.modeling.sskd import LABEL_STATISTICS

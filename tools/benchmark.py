@@ -27,8 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from fastreid.utils.logger import setup_logger
 
 from fastreid_sskd import benchmark
-from fastreid_sskd.engine.atomic import check_output, write_atomically
-from fastreid_sskd.engine.lock import make_folder
+from fastreid_sskd.engine.files import check_output, make_folder, write_atomically
 from fastreid_sskd.refusals import checking, exit_status, nearest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -37,7 +37,7 @@ from tabulate import tabulate
 
 from fastreid_sskd.clustering import KNN_BACKENDS, VARIANTS, pseudo_labels
 from fastreid_sskd.clustering.diagnostics import bcubed, noise_as_singletons
-from fastreid_sskd.engine.atomic import check_output, write_atomically
+from fastreid_sskd.engine.files import check_output, write_atomically
 
 #: the product is made in one piece up to this many images, else in blocks of rows, which is no slower
 PRODUCT_ROWS = 16384

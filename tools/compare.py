@@ -29,7 +29,7 @@ from fastreid.utils.logger import setup_logger
 
 from fastreid_sskd import benchmark
 from fastreid_sskd.engine import load_config, resolve
-from fastreid_sskd.engine.atomic import check_output, write_atomically
+from fastreid_sskd.engine.files import check_output, write_atomically
 from fastreid_sskd.refusals import checking, exit_status
 
 GRID = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "comparison", "grid.yml")

@@ -3,13 +3,14 @@ r"""Export a trained model: as a plain fast-reid checkpoint with its yml, or as 
 
     tools/export.py --config-file runs/sskd_m2d/config.yaml --format fastreid --output exported/m2d.pth \
         MODEL.WEIGHTS runs/sskd_m2d/model_final.pth
-    tools/export.py --config-file runs/sskd_m2d/config.yaml --format onnx --output exported/m2d.onnx --peer ensemble \
-        MODEL.WEIGHTS runs/sskd_m2d/model_final.pth
+    tools/export.py --config-file runs/sskd_m2d/config.yaml --format onnx --output exported/m2d.onnx \
+        --peer ensemble MODEL.WEIGHTS runs/sskd_m2d/model_final.pth
 
-What is written is loaded again and compared with the model's own evaluation before it gets its name: fast-reid's checkpoint
-through fast-reid, the graph through onnxruntime. ONNX needs the extra: pip install "fastreid-sskd[onnx]".
-Exit status 2: refused, nothing is exported, and an older export stays as it was.
+What is written is loaded again and compared with the model's own evaluation before it gets its name:
+fast-reid's checkpoint through fast-reid, the graph through onnxruntime. ONNX needs the extra: pip install
+"fastreid-sskd[onnx]". Exit status 2: refused, nothing is exported, and an older export stays as it was.
 """
+
 import argparse
 import os
 import sys
@@ -27,18 +28,31 @@ from fastreid_sskd.refusals import checking, exit_status
 
 @exit_status
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Export as the command line says; the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config-file", required=True, help="of the run: config.yaml in its output folder")
-    parser.add_argument("--output", required=True, help="file to write: .pth (the yml goes beside it) or .onnx")
+    parser.add_argument(
+        "--output", required=True, help="file to write: .pth (the yml goes beside it) or .onnx"
+    )
     parser.add_argument("--format", required=True, choices=("fastreid", "onnx"))
     parser.add_argument("--peer", default="best", help="best (default), a number, or for onnx also ensemble")
-    parser.add_argument("--pixels", default="inside", choices=("inside", "outside"),
-                        help="onnx: the graph takes values of 0..255 (inside, the default), or normalised ones")
+    parser.add_argument(
+        "--pixels",
+        default="inside",
+        choices=("inside", "outside"),
+        help="onnx: the graph takes values of 0..255 (inside, the default), or normalised ones",
+    )
     parser.add_argument("--unit-length", action="store_true", help="onnx: divide features by their length")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="overrides: MODEL.WEIGHTS FILE, KEY value ...")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, default=[], help="overrides: MODEL.WEIGHTS FILE, KEY value ..."
+    )
     args = parser.parse_args()
     if args.format == "fastreid" and (args.pixels != "inside" or args.unit_length):
-        parser.error("--pixels and --unit-length are for --format onnx: a fast-reid Baseline does as its config says")
+        parser.error(
+            "--pixels and --unit-length are for --format onnx: a fast-reid Baseline does as its config says"
+        )
 
     with checking(RuntimeError, TypeError):
         cfg = resolve(load_config(args.config_file, args.opts))

@@ -10,7 +10,7 @@ import os
 import sys
 
 from fastreid_sskd.data.image import find_images
-from fastreid_sskd.engine.lock import make_folder
+from fastreid_sskd.engine.files import make_folder
 from fastreid_sskd.refusals import exit_status
 
 SPLITS = ("bounding_box_train", "query", "bounding_box_test")

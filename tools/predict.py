@@ -3,12 +3,14 @@ r"""Features of the images of a folder, and the nearest of them to a query image
 
     tools/predict.py --config-file runs/sskd_m2d/config.yaml --images CROPS --output features.parquet \
         MODEL.WEIGHTS runs/sskd_m2d/model_final.pth SSKD.EVAL_WITH ensemble
-    tools/predict.py --config-file runs/sskd_m2d/config.yaml --images CROPS --query person.jpg --picture found.png \
-        MODEL.WEIGHTS runs/sskd_m2d/model_final.pth
+    tools/predict.py --config-file runs/sskd_m2d/config.yaml --images CROPS --query person.jpg \
+        --picture found.png MODEL.WEIGHTS runs/sskd_m2d/model_final.pth
 
---output writes .npy (the paths go into a .txt beside it), .npz or .parquet (pip install "fastreid-sskd[parquet]").
-Works with SSKD, source and plain fast-reid configs. Exit status 2: refused, nothing is written.
+--output writes .npy (the paths go into a .txt beside it), .npz or .parquet (pip install
+"fastreid-sskd[parquet]"). Works with SSKD, source and plain fast-reid configs. Exit status 2: refused,
+nothing is written.
 """
+
 import argparse
 import os
 import sys
@@ -20,22 +22,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from fastreid_sskd.data.image import IMAGE_ENDINGS
 from fastreid_sskd.engine import load_config, resolve
-from fastreid_sskd.engine.atomic import check_output, write_atomically
+from fastreid_sskd.engine.files import check_output, write_atomically
 from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.engine.predict import image_features, image_paths
-from fastreid_sskd.export.feature_files import check_feature_file, write_features
-from fastreid_sskd.export.neighbours import nearest, neighbours_picture
+from fastreid_sskd.export.feature_files import check_feature_file, nearest, neighbors_picture, write_features
 from fastreid_sskd.refusals import checking, exit_status
 
 
-def show_neighbours(args, query, paths, features) -> None:
+def show_neighbors(args, query, paths, features) -> None:
     """Write the picture and print the list; the query itself, where it is among the images, is left out."""
     others = [i for i, path in enumerate(paths) if os.path.realpath(path) != os.path.realpath(args.query)]
     if not others:
         raise ValueError(f"{args.images!r} holds no image but the query")
     order, similarities = nearest(features[others], query, args.neighbours)
     found = [paths[others[i]] for i in order]
-    picture = neighbours_picture(args.query, found, similarities)
+    picture = neighbors_picture(args.query, found, similarities)
     form = Image.registered_extensions()[os.path.splitext(args.picture)[1].lower()]
     write_atomically(args.picture, lambda file: picture.save(file, form))
     for rank, (path, similarity) in enumerate(zip(found, similarities), start=1):
@@ -53,7 +54,10 @@ def check_files(args, weights: str) -> list:
             raise FileNotFoundError(f"--query: no file {args.query!r}")
         check_output(args.picture, IMAGE_ENDINGS, reads)
         if os.path.realpath(args.picture).startswith(os.path.join(os.path.realpath(args.images), "")):
-            raise ValueError(f"--picture {args.picture!r} would be one of the images of {args.images!r}: write it elsewhere")
+            raise ValueError(
+                f"--picture {args.picture!r} would be one of the images of {args.images!r}: write it "
+                "elsewhere"
+            )
     paths = image_paths(args.images)
     if args.output:
         check_feature_file(args.output, paths)
@@ -62,14 +66,23 @@ def check_files(args, weights: str) -> list:
 
 @exit_status
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="of the model: config.yaml in the output folder of its run")
+    """Write what the command line asks for; the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file", required=True, help="of the model: config.yaml in the output folder of its run"
+    )
     parser.add_argument("--images", required=True, metavar="FOLDER", help="searched with its sub-folders")
     parser.add_argument("--output", metavar="FILE", help="features: .npy, .npz or .parquet")
     parser.add_argument("--query", metavar="IMAGE", help="find the images that are nearest to this one")
     parser.add_argument("--neighbours", type=int, default=10, metavar="N", help="how many (default 10)")
-    parser.add_argument("--picture", default="neighbours.png", metavar="FILE", help="where the picture of them goes")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="overrides: MODEL.WEIGHTS FILE, KEY value ...")
+    parser.add_argument(
+        "--picture", default="neighbours.png", metavar="FILE", help="where the picture of them goes"
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, default=[], help="overrides: MODEL.WEIGHTS FILE, KEY value ..."
+    )
     args = parser.parse_args()
     if not (args.output or args.query):
         parser.error("nothing to do: give --output, --query, or both")
@@ -82,7 +95,7 @@ def main() -> int:
         wanted = [args.query, *paths] if args.query else paths
         features = image_features(cfg, load_trained(cfg), wanted)
         if args.query:
-            show_neighbours(args, features[0], paths, features[1:])
+            show_neighbors(args, features[0], paths, features[1:])
             features = features[1:]
         if args.output:
             files = write_features(args.output, paths, features)

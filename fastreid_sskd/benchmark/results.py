@@ -14,12 +14,12 @@ import yaml
 from fastreid.config import CfgNode
 
 from ..engine import load_config
-from ..engine.atomic import write_atomically
 from ..engine.checkpoint import read_stamp
 from ..engine.defaults import EARLIER
 from ..engine.events import read_record
+from ..engine.files import write_atomically
 from ..engine.shares import images_per_bn
-from ..evaluation.table import METRICS
+from ..evaluation.evaluator import METRICS
 
 Rows = Mapping[str, Mapping[str, float]]  # {row of the table: {"mAP": percent, ...}}
 Series = list[tuple[int, float]]

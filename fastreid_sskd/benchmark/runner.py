@@ -17,13 +17,12 @@ from fastreid.utils.collect_env import collect_env_info
 from ..clustering import PseudoLabelError
 from ..config import names_with
 from ..engine import load_config, resolve, run
-from ..engine.atomic import write_atomically
 from ..engine.checkpoint import OtherConfigError, last_checkpoint, plain_config, same_value
 from ..engine.defaults import starts_from_backbone
-from ..engine.lock import make_folder, output_folder
+from ..engine.files import make_folder, output_folder, write_atomically
 from ..engine.pipeline import check_inputs, check_source, evaluate_start, pretrains, source_weights
 from ..engine.refresh import one_network_config, supervised_config
-from ..evaluation.table import METRICS
+from ..evaluation.evaluator import METRICS
 from ..processes import listen, stop_if_asked
 from ..refusals import UnknownNameError, checking
 from .results import RECORD, SELECTIONS, Result, Rows, is_recorded, read_run, run_results, write_results

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from tabulate import tabulate
 
-from ..evaluation.table import METRICS
+from ..evaluation.evaluator import METRICS
 from .results import Result
 
 __all__ = ["FORMATS", "Summary", "summarise", "write_table"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine.atomic import check_output, write_atomically
+from ..engine.files import check_output, write_atomically
 from .backends import KNN_BACKENDS, ApproximateOptions
 from .diagnostics import cluster_agreement
 from .guards import PseudoLabelError, check_usable

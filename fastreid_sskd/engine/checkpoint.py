@@ -17,8 +17,8 @@ from fastreid.utils.checkpoint import Checkpointer as HostCheckpointer
 from ..config import is_below, names_with
 from ..modeling.weights import WeightsError, load_exactly, read_file
 from ..refusals import REFUSED
-from .atomic import write_atomically
 from .defaults import load_config
+from .files import write_atomically
 
 __all__ = ["Checkpointer", "OtherConfigError", "check_same_images", "check_same_run", "damage", "image_names", "last_checkpoint", "plain_config", "random_state", "read_stamp", "restore_random_state", "same_value"]
 

@@ -17,8 +17,7 @@ from ..config_values import merge_file, merge_overrides
 from ..modeling import peer_config
 from ..processes import on_main
 from ..refusals import checking
-from .atomic import write_atomically
-from .lock import make_folder
+from .files import make_folder, write_atomically
 
 __all__ = [
     "EARLIER", "begin", "check_device", "keep_config", "load_config", "make_deterministic", "read_config", "resolve", "seed_everything", "setup",

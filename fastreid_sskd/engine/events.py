@@ -15,8 +15,8 @@ from fastreid.utils.events import (
     get_event_storage,
 )
 
-from ..evaluation.table import results_table
-from .atomic import write_atomically
+from ..evaluation.evaluator import results_table
+from .files import write_atomically
 
 __all__ = ["LABEL_FREE", "MetricsFile", "ProgressPrinter", "Record", "TensorBoard", "build_writers", "read_record", "restore_storage", "storage_state"]
 

@@ -13,8 +13,7 @@ from ..config import KEYS, value_of
 from ..config_values import merge_overrides
 from ..data.items import test_items, training_items
 from ..data.seeding import derive_seed
-from ..evaluation.peers import evaluate_peers
-from ..evaluation.table import results_table
+from ..evaluation.evaluator import evaluate_peers, results_table
 from ..modeling import build_peer, ema_decay, load_source_weights, peer_config
 from ..modeling.weights import load_model, load_network, read_state_dict
 from ..processes import listen, on_main
@@ -30,7 +29,7 @@ from .defaults import (
     use_device,
     without_pretraining,
 )
-from .lock import output_folder
+from .files import output_folder
 from .refresh import reestimate_batch_norm
 from .stages import AdaptationTrainer, SourceTrainer
 from .train_step import Precision

@@ -1,4 +1,5 @@
 """Features of images by any model that a config describes."""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ __all__ = ["image_features", "image_paths", "predict"]
 
 
 def image_features(cfg: CfgNode, model: nn.Module, paths: Sequence[str]) -> np.ndarray:
-    """Features (N, d) of N >= 1 images, float32 of unit length, by what the model answers with in evaluation."""
+    """Compute features (N, d) of N >= 1 images, float32 of unit length, as the model's evaluation does."""
     loader = extraction_loader(cfg, [(path, 0, 0) for path in paths])
     return F.normalize(encode_images(Encoder(model), loader, flip=cfg.TEST.FLIP.ENABLED), dim=1).numpy()
 
@@ -24,7 +25,8 @@ def predict(cfg: CfgNode, folder: str) -> tuple[list[str], np.ndarray]:
     """The paths of N images and their features (N, d), float32 of unit length.
 
     Args:
-        cfg: describes the model; ``MODEL.WEIGHTS`` its checkpoint, ``SSKD.EVAL_WITH`` which teacher of an SSKD model.
+        cfg: describes the model; ``MODEL.WEIGHTS`` its checkpoint, ``SSKD.EVAL_WITH`` which teacher of an
+            SSKD model.
         folder: searched with its sub-folders.
     """
     paths = image_paths(folder)

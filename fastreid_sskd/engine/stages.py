@@ -15,7 +15,7 @@ from ..data.loaders import source_items
 from ..data.samplers import check_batch
 from ..data.seeding import derive_seed
 from ..data.transforms import build_view_transforms
-from ..evaluation.peers import evaluate_peers
+from ..evaluation.evaluator import evaluate_peers
 from ..losses.loss_set import build_losses
 from ..modeling import ema_momentum, load_source_weights
 from ..modeling.weights import is_sskd_state, load_exactly, load_network, read_state_dict

@@ -1,1 +1,1 @@
-"""Ranking and the evaluation of teachers and ensemble."""
+"""Features of images, ranking, and the evaluation of teachers and ensemble."""

@@ -1,34 +1,46 @@
-"""The host's evaluator without a matrix of all distances, where the options allow it."""
+"""Evaluation of a model on its test sets, without a matrix of all distances where the options allow it."""
+
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from fastreid.config import CfgNode
 from fastreid.evaluation import DatasetEvaluator, ReidEvaluator
 from fastreid.evaluation.query_expansion import aqe
 from fastreid.utils import comm
+from tabulate import tabulate
 
 from ..data.items import matched_queries
+from ..data.loaders import test_loader
+from ..modeling import SSKD
 from ..processes import alone, control_group, in_all, on_main
-from .distances import METRICS_IN_BLOCKS, distance_blocks
 from .features import Encoder, encode_batches
-from .ranking import evaluate_blocks
+from .ranking import METRICS_IN_BLOCKS, distance_blocks, evaluate_blocks
 
-__all__ = ["BlockwiseEvaluator", "evaluate_encoder", "evaluate_features"]
+__all__ = [
+    "METRICS",
+    "BlockwiseEvaluator",
+    "evaluate_encoder",
+    "evaluate_features",
+    "evaluate_peers",
+    "peer_names",
+    "results_table",
+]
 
 
 class BlockwiseEvaluator(ReidEvaluator):
-    """CMC, mAP and mINP as the host's ``ReidEvaluator`` gives them, in memory of the features and one block of distances.
+    """CMC, mAP and mINP as the host's ``ReidEvaluator`` gives them, without a matrix of all distances.
 
-    Re-ranking and ROC need all distances at once and take the host's way, as does a metric that is neither cosine nor
-    euclidean. ``TEST.AQE`` is the host's, whose own matrix is (Q + G) x (Q + G).
+    Re-ranking and ROC need all distances at once and take the host's way, as does a metric that is neither
+    cosine nor euclidean. ``TEST.AQE`` is the host's, whose own matrix is (Q + G) x (Q + G).
     """
 
     def evaluate(self) -> dict[str, float]:
-        """The metrics in percent, and "queries", the number of those that count; the main process ranks and tells all.
+        """Compute the metrics in percent, and "queries", the number of those that count.
 
-        An error of the main process is raised in all of them.
+        The main process ranks and tells all; an error of it is raised in all.
         """
         predictions = self._predictions
         if comm.get_world_size() > 1:
@@ -37,7 +49,9 @@ class BlockwiseEvaluator(ReidEvaluator):
         return on_main(lambda: self._ranked(predictions))
 
     def _ranked(self, predictions: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        identities, cameras = (torch.cat([prediction[key] for prediction in predictions]) for key in ("pids", "camids"))
+        identities, cameras = (
+            torch.cat([prediction[key] for prediction in predictions]) for key in ("pids", "camids")
+        )
         sides = [slice(None, self._num_query), slice(self._num_query, None)]
         labels = [values[side].numpy() for values in (identities, cameras) for side in sides]
         test = self.cfg.TEST
@@ -67,11 +81,11 @@ class BlockwiseEvaluator(ReidEvaluator):
 def evaluate_encoder(
     encoder: Encoder, loader: Iterable[dict], evaluators: Sequence[DatasetEvaluator], *, flip: bool = False
 ) -> list[dict]:
-    """What every evaluator says of one pass over the images.
+    """Evaluate every network, and perhaps their combined feature, in one pass over the images.
 
     Args:
         encoder: of K networks.
-        loader: batches of query and gallery, this process's share.
+        loader: batches of query and gallery, this process's shard.
         evaluators: one for each network's own feature, and perhaps one more for the combined feature.
         flip: see `encode_batches`, also for what is raised: in every process.
     """
@@ -90,16 +104,61 @@ def evaluate_encoder(
 def evaluate_features(
     query: torch.Tensor, gallery: torch.Tensor, q_pids, g_pids, q_camids, g_camids, *, metric: str = "cosine"
 ) -> dict[str, float]:
-    """Rank-1, Rank-5, Rank-10, mAP, mINP and the host's "metric", (mAP + Rank-1) / 2, in percent.
+    """Compute Rank-1, Rank-5, Rank-10, mAP, mINP and the host's "metric", (mAP + Rank-1) / 2, in percent.
 
     Args:
         query: (Q, d) float32 features on the CPU. gallery: (G, d). Neither is modified.
-        q_pids, g_pids, q_camids, g_camids: see `evaluate_rank`, also for what is raised and the rule for ties.
+        q_pids, g_pids, q_camids, g_camids: see `evaluate_rank`, also for what is raised and the rule for
+            ties.
         metric: see `distance_blocks`.
     """
     blocks = distance_blocks(query, gallery, metric)
     cmc, precisions, penalties = evaluate_blocks(blocks, q_pids, g_pids, q_camids, g_camids)
     mean_ap, mean_inp = float(np.mean(precisions)), float(np.mean(penalties))
     results = OrderedDict((f"Rank-{rank}", float(cmc[rank - 1]) * 100) for rank in (1, 5, 10))
-    results.update({"mAP": mean_ap * 100, "mINP": mean_inp * 100, "metric": (mean_ap + float(cmc[0])) / 2 * 100})
+    results.update(
+        {"mAP": mean_ap * 100, "mINP": mean_inp * 100, "metric": (mean_ap + float(cmc[0])) / 2 * 100}
+    )
     return results
+
+
+def peer_names(num_peers: int) -> list:
+    """Name the rows of an evaluation: ``peer0`` ... and, with more than one, ``ensemble``."""
+    names = [f"peer{k}" for k in range(num_peers)]
+    return names + ["ensemble"] if num_peers > 1 else names
+
+
+def evaluate_peers(cfg: CfgNode, model: SSKD) -> dict[str, dict[str, dict[str, float]]]:
+    """Evaluate all teachers and the ensemble in one pass over the images of each test set.
+
+    Returns:
+        {data set: {peer or "ensemble": {"mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "metric", "queries"}}},
+        in percent.
+    """
+    encoder = Encoder(model, "ensemble")
+    results = OrderedDict()
+    for name in cfg.DATASETS.TESTS:
+        loader, num_query = test_loader(cfg, name)
+        rows = peer_names(model.num_peers)
+        evaluators = [BlockwiseEvaluator(cfg, num_query) for _ in rows]
+        found = evaluate_encoder(encoder, loader, evaluators, flip=cfg.TEST.FLIP.ENABLED)
+        results[name] = OrderedDict(zip(rows, found))
+    return results
+
+
+METRICS = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP")
+
+
+def results_table(
+    rows: Iterable[tuple[Sequence[str], dict[str, float]]], headers: Sequence[str], tablefmt: str = "pipe"
+) -> str:
+    """Format (labels, metrics) rows as a table, metrics in percent.
+
+    Args:
+        rows: labels, as many as ``headers``, and a dict with the keys of ``METRICS`` (a missing one prints as
+            "-").
+        headers: names of the label columns.
+        tablefmt: one of tabulate's formats.
+    """
+    body = [[*labels, *(metrics.get(name) for name in METRICS)] for labels, metrics in rows]
+    return tabulate(body, headers=[*headers, *METRICS], tablefmt=tablefmt, floatfmt=".1f", missingval="-")

@@ -1,4 +1,5 @@
 """From images to features: the one way of the refresh, evaluation, prediction, report and export."""
+
 import contextlib
 import datetime
 import logging
@@ -18,16 +19,16 @@ logger = logging.getLogger("fastreid.sskd.evaluation")
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) of 0..255, float or uint8, to the features (B, d), float32, that the model's evaluation gives.
+    """Map images (B, 3, H, W) of 0..255 to the features (B, d), float32, of a model's evaluation.
 
-    Of any model: a plain fast-reid one with whatever forward its meta-architecture has, an ``SSKDSource``, or the teachers of an
-    ``SSKD``. The feature of one network is not normalised; the ensemble's has unit length, see ``SSKD.COMBINE``. Weights are the
-    model's own, not copies.
+    Of any model: a plain fast-reid one with whatever forward its meta-architecture has, an ``SSKDSource``, or
+    the teachers of an ``SSKD``. The feature of one network is not normalised; the ensemble's has unit length,
+    see ``SSKD.COMBINE``. Weights are the model's own, not copies.
 
     Args:
         model: what is evaluated.
-        answer: which teacher of an SSKD model, as ``SSKD.EVAL_WITH``; "": the one that the model answers with. Others have one
-            network: "", "best" or "0".
+        answer: which teacher of an SSKD model, as ``SSKD.EVAL_WITH``; "": the one that the model answers
+            with. Others have one network: "", "best" or "0".
 
     Attributes:
         networks: K of them for "ensemble", else one.
@@ -50,7 +51,9 @@ class Encoder(nn.Module):
             self.networks, self.names = nn.ModuleList([model]), ["the network"]
             self.pixels = self.combination = None  # it normalises images itself
         else:
-            raise ValueError(f"a {type(model).__name__} has one network: leave the peer at best, got {answer!r}")
+            raise ValueError(
+                f"a {type(model).__name__} has one network: leave the peer at best, got {answer!r}"
+            )
         self.training = model.training
 
     def each(self, batch: dict) -> list[torch.Tensor]:
@@ -69,6 +72,7 @@ class Encoder(nn.Module):
         return self.combination(features) if self.combination else features[0]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images alone to one feature each."""
         return self.combine(self.each({"images": images}))
 
 
@@ -87,8 +91,8 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 class _Fitting:
     """The features of a batch, in as few parts as the device's memory allows.
 
-    A batch that does not fit is halved until it does, and so are those after it, so ``TEST.IMS_PER_BATCH`` may be as
-    large as one likes.
+    A batch that does not fit is halved until it does, and so are those after it, so ``TEST.IMS_PER_BATCH``
+    may be as large as one likes.
     """
 
     def __init__(self, encoder: Encoder):
@@ -126,7 +130,9 @@ class _Fitting:
 def encode_batches(
     encoder: Encoder, loader: Iterable[dict], *, flip: bool = False
 ) -> Iterator[tuple[dict, list[torch.Tensor]]]:
-    """Every batch of a loader with the feature (B, d_k) of each network, in evaluation mode; that of before is restored.
+    """Give every batch of a loader with the feature (B, d_k) of each network, in evaluation mode.
+
+    Afterwards every module has the mode that it had.
 
     Args:
         encoder: says of which networks.
@@ -145,25 +151,29 @@ def encode_batches(
             if flip:
                 mirrored = features_of({**batch, "images": batch["images"].flip(dims=[3])})
                 features = [(one + other) / 2 for one, other in zip(features, mirrored)]
-            wrong = [count + (~torch.isfinite(feature)).any(dim=1).sum() for count, feature in zip(wrong, features)]
+            wrong = [
+                count + (~torch.isfinite(feature)).any(dim=1).sum() for count, feature in zip(wrong, features)
+            ]
             images += len(batch["images"])
             yield batch, features
             left = (time.monotonic() - start) / (i + 1) * (len(loader) - i - 1)
             log_every_n_seconds(
-                logging.INFO, f"features: batch {i + 1}/{len(loader)}, {datetime.timedelta(seconds=round(left))} left",
-                n=30, name="fastreid.sskd",
-            )  # fmt: skip
+                logging.INFO,
+                f"features: batch {i + 1}/{len(loader)}, {datetime.timedelta(seconds=round(left))} left",
+                n=30,
+                name="fastreid.sskd",
+            )
     for name, count in zip(encoder.names, map(int, wrong)):
         if count:
             raise FloatingPointError(
-                f"{name} gives features that are not finite for {count} of {images} images: look for NaN or inf in the weights file "
-                "that it comes from; if that is good, its training has diverged"
+                f"{name} gives features that are not finite for {count} of {images} images: look for NaN or "
+                "inf in the weights file that it comes from; if that is good, its training has diverged"
             )
 
 
 @torch.no_grad()
 def encode_images(encoder: Encoder, loader: Iterable[dict], *, flip: bool = False) -> torch.Tensor:
-    """The features (N, d) of N >= 1 images, float32 on the CPU, in the loader's order; see `encode_batches`."""
+    """Compute features (N, d) of N >= 1 images, float32 on the CPU, in the loader's order."""
     batches = encode_batches(encoder, loader, flip=flip)
     return torch.cat([encoder.combine(features).cpu() for _, features in batches])
 

@@ -1,4 +1,5 @@
-"""From a trained model to what others run: a plain fast-reid checkpoint, an ONNX graph, tables and pictures."""
+"""Export a trained model: a plain fast-reid checkpoint, an ONNX graph, files of features."""
+
 from .baseline import export_baseline
 from .deployed import Deployed, deployed
 from .onnx_graph import export_onnx

@@ -1,4 +1,5 @@
-"""One trained network as a plain fast-reid model: a checkpoint and a yml that need nothing of this package."""
+"""Write one trained network as a plain fast-reid model: a checkpoint and a yml."""
+
 import os
 from collections.abc import Sequence
 
@@ -10,11 +11,10 @@ from fastreid.modeling.meta_arch import Baseline, MoCo
 from fastreid.utils.checkpoint import Checkpointer
 from torch import nn
 
-from ..engine.atomic import check_output, written_together
+from ..engine.files import check_output, written_together
 from ..modeling import SSKD, Peer
 from ..modeling.peer import peer_config
-from .deployed import deployed
-from .parity import check_parity, random_images
+from .deployed import check_parity, deployed, random_images
 
 __all__ = ["baseline_config", "check_baseline_files", "export_baseline"]
 
@@ -25,9 +25,10 @@ TOLERANCE = 1e-5
 
 
 def check_baseline_files(path: str, reads: Sequence[str] = ()) -> str:
-    """Whether :func:`export_baseline` can write a checkpoint and the yml beside it; returns the path of the yml.
+    """Check that :func:`export_baseline` can write its two files; returns the path of the yml.
 
-    An older export is replaced. A checkpoint or a yml that stands alone is no export: it may be the only copy of a trained model.
+    An older export is replaced. A checkpoint or a yml that stands alone is no export: it may be the only copy
+    of a trained model.
 
     Args:
         reads: files that must not be overwritten.
@@ -40,14 +41,16 @@ def check_baseline_files(path: str, reads: Sequence[str] = ()) -> str:
     alone = [file for file in (path, yml) if os.path.exists(file)]
     if len(alone) == 1:
         raise ValueError(
-            f"{alone[0]!r} is there and is no export, which has a .pth and a .yml of one name: give the output another name, or "
-            "remove that file"
+            f"{alone[0]!r} is there and is no export, which has a .pth and a .yml of one name: give the "
+            "output another name, or remove that file"
         )
     return yml
 
 
-def baseline_config(cfg: CfgNode, k: int, num_classes: int, weights: str, architecture: str = "Baseline") -> dict:
-    """What a yml has to say, over fast-reid's defaults, to describe a network alone.
+def baseline_config(
+    cfg: CfgNode, k: int, num_classes: int, weights: str, architecture: str = "Baseline"
+) -> dict:
+    """Describe one network by what differs from fast-reid's defaults, for a yml.
 
     Args:
         cfg: the run's config.
@@ -59,7 +62,10 @@ def baseline_config(cfg: CfgNode, k: int, num_classes: int, weights: str, archit
     of_peers = cfg.MODEL.META_ARCHITECTURE in ("SSKD", "SSKDSource")
     cfg = peer_config(cfg, k)
     model = cfg.MODEL
-    model.META_ARCHITECTURE, model.DEVICE = architecture, get_cfg().MODEL.DEVICE  # whoever loads it has another device
+    model.META_ARCHITECTURE, model.DEVICE = (
+        architecture,
+        get_cfg().MODEL.DEVICE,
+    )  # whoever loads it has another device
     model.WEIGHTS = weights
     model.BACKBONE.PRETRAIN, model.BACKBONE.PRETRAIN_PATH = False, ""
     model.HEADS.NUM_CLASSES = num_classes
@@ -82,10 +88,10 @@ def _differences(node: CfgNode, default: CfgNode) -> dict:
 
 
 def export_baseline(cfg: CfgNode, model: nn.Module, path: str, peer: str = "best") -> tuple[str, float]:
-    """Write ``path`` (.pth) and the yml beside it, load both as fast-reid does, and compare with the model's own evaluation.
+    """Write a checkpoint and its yml, load both as fast-reid does, and compare with the model's evaluation.
 
-    A network that is backbone and head becomes a ``Baseline``, another keeps its meta-architecture. The files get their names when
-    the features agree; older ones stay where they do not.
+    A network that is backbone and head becomes a ``Baseline``, another keeps its meta-architecture. The files
+    get their names when the features agree; older ones stay where they do not.
 
     Args:
         cfg: the config that the model was built from.
@@ -103,8 +109,8 @@ def export_baseline(cfg: CfgNode, model: nn.Module, path: str, peer: str = "best
     yml = check_baseline_files(path, [cfg.MODEL.WEIGHTS, *cfg.SSKD.PEERS])
     if isinstance(model, SSKD) and model.chosen_peer(peer) is None:
         raise ValueError(
-            "the ensemble is several networks, and a Baseline holds one: export a teacher (best or its number), or the "
-            "ensemble as onnx"
+            "the ensemble is several networks, and a Baseline holds one: export a teacher (best or its "
+            "number), or the ensemble as onnx"
         )
     network = deployed(model, peer)
     (single,) = network.encoder.networks
@@ -129,5 +135,7 @@ def export_baseline(cfg: CfgNode, model: nn.Module, path: str, peer: str = "best
         again = build_model(plain).eval()
         Checkpointer(again).load(weights)
         images = [random_images(cfg.INPUT.SIZE_TEST)]
-        error = check_parity(network.expected, lambda batch: again({"images": batch}), images, TOLERANCE, what=path)
+        error = check_parity(
+            network.expected, lambda batch: again({"images": batch}), images, TOLERANCE, what=path
+        )
     return yml, error

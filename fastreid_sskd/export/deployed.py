@@ -1,5 +1,7 @@
-"""What a deployment runs: images to features as the model's evaluation gives them, by one teacher or by all of them."""
+"""The network that is exported, and the check that an export gives the same features."""
+
 import copy
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +12,11 @@ from ..evaluation.features import Encoder, evaluation_mode
 from ..modeling import SSKD
 from ..modeling.peer import PixelNormalisation
 
-__all__ = ["Deployed", "deployed"]
+__all__ = ["Deployed", "check_parity", "deployed", "random_images"]
 
 
 class Deployed(nn.Module):
-    """Images (B, 3, H, W) to features (B, d), as they are exported: an :class:`Encoder` and what others may want otherwise.
+    """Map images (B, 3, H, W) to features (B, d), as they are exported: an :class:`Encoder` with options.
 
     Args:
         model, peer: see :func:`deployed`.
@@ -50,14 +52,20 @@ class Deployed(nn.Module):
         self._evaluate = evaluate  # a function, since a copy of this network would copy the model too
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images, of 0..255 or normalised, to one feature each."""
         feature = self.encoder(images)
         return F.normalize(feature, dim=1) if self.unit_length else feature
 
     @torch.no_grad()
     def expected(self, images: torch.Tensor) -> torch.Tensor:
-        """The features (B, d) of images of 0..255 by the model's own evaluation of a loader's batch: what exports are compared with."""
+        """Compute what exports are compared with: the model's own evaluation of images of 0..255."""
         nobody = torch.zeros(len(images), dtype=torch.long)
-        batch = {"images": images.clone(), "targets": nobody, "camids": nobody, "img_paths": [""] * len(images)}
+        batch = {
+            "images": images.clone(),
+            "targets": nobody,
+            "camids": nobody,
+            "img_paths": [""] * len(images),
+        }
         feature = self._evaluate(batch).float()
         return F.normalize(feature, dim=1) if self.unit_length else feature
 
@@ -70,19 +78,30 @@ def _normalisation(encoder: Encoder) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean and the standard deviation that images of 0..255 are normalised with."""
     model = encoder if encoder.pixels is not None else encoder.networks[0]
     try:
-        return (model.pixels.mean, model.pixels.std) if hasattr(model, "pixels") else (model.pixel_mean, model.pixel_std)
+        return (
+            (model.pixels.mean, model.pixels.std)
+            if hasattr(model, "pixels")
+            else (model.pixel_mean, model.pixel_std)
+        )
     except AttributeError:
         raise ValueError(
-            f"a {type(model).__name__} has no pixel_mean and pixel_std, so its normalisation cannot be left out: take it inside"
+            f"a {type(model).__name__} has no pixel_mean and pixel_std, so its normalisation cannot be left "
+            "out: take it inside"
         ) from None
 
 
-def deployed(model: nn.Module, peer: str = "best", *, normalise_pixels: bool = True, unit_length: bool = False) -> Deployed:
-    """The network that a model answers with, as its evaluation does; it shares the model's weights unless pixels come normalised.
+def deployed(
+    model: nn.Module, peer: str = "best", *, normalise_pixels: bool = True, unit_length: bool = False
+) -> Deployed:
+    """Make the network that a model answers with in evaluation.
+
+    It shares the model's weights unless pixels come normalised.
 
     Args:
-        model: any meta-architecture of fast-reid's registry: an ``SSKD``, an ``SSKDSource``, the host's, a user's own.
-        peer: of an ``SSKD``, what ``SSKD.EVAL_WITH`` takes: "best", "ensemble" or a number. Others have one network.
+        model: any meta-architecture of fast-reid's registry: an ``SSKD``, an ``SSKDSource``, the host's, a
+            user's own.
+        peer: of an ``SSKD``, what ``SSKD.EVAL_WITH`` takes: "best", "ensemble" or a number. Others have one
+            network.
         normalise_pixels: whether it takes values of 0..255; False: normalised ones.
         unit_length: whether features are divided by their length; the ensemble's always are.
 
@@ -94,5 +113,55 @@ def deployed(model: nn.Module, peer: str = "best", *, normalise_pixels: bool = T
         META_ARCH_REGISTRY.get(type(model).__name__)
     except KeyError:
         name = type(model).__name__
-        raise TypeError(f"a model of fast-reid's registry of meta-architectures can be exported, got a {name}") from None
+        raise TypeError(
+            f"a model of fast-reid's registry of meta-architectures can be exported, got a {name}"
+        ) from None
     return Deployed(model, peer, normalise_pixels, unit_length).eval()
+
+
+def random_images(size: Sequence[int], batch: int = 4, seed: int = 0) -> torch.Tensor:
+    """Draw images (batch, 3, H, W) of 0..255: smooth shapes with noise, so that features differ.
+
+    Args:
+        size: (height, width) in pixels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, 3, 8, 4, generator=generator)
+    smooth = F.interpolate(coarse, size=tuple(size), mode="bilinear", align_corners=False)
+    noise = torch.rand(batch, 3, *size, generator=generator)
+    return ((0.8 * smooth + 0.2 * noise) * 255).round()
+
+
+@torch.no_grad()
+def check_parity(
+    expected: Callable, exported: Callable, batches: Iterable[torch.Tensor], tolerance: float, what: str
+) -> float:
+    """Compare an exported model's features with the model's own.
+
+    Args:
+        expected: maps a batch of images on the CPU to features (B, d), a tensor: the model's own.
+        exported: the same of what was exported, or an array. Gets a copy.
+        batches: of images.
+        tolerance: the largest difference of a feature allowed, relative to the largest feature.
+        what: names the export in the error.
+
+    Returns:
+        The largest difference found, relative to the largest feature.
+
+    Raises:
+        RuntimeError: if it is above the tolerance, or the features have another shape or are not finite.
+    """
+    worst = 0.0
+    for images in batches:
+        mine = expected(images).float().cpu()
+        theirs = torch.as_tensor(exported(images.clone())).float().cpu()
+        largest = max(float(mine.abs().max()), torch.finfo().tiny)
+        try:
+            torch.testing.assert_close(theirs, mine, rtol=0, atol=tolerance * largest)
+        except AssertionError as error:
+            said = " ".join(str(error).split())
+            raise RuntimeError(
+                f"{what} gives other features than the model and is not usable: {said}"
+            ) from error
+        worst = max(worst, float((theirs - mine).abs().max()) / largest)
+    return worst

@@ -1,13 +1,17 @@
-"""Features and the paths of their images in a file, in the format that its ending names."""
+"""Features and the paths of their images in a file, and the images most similar to one."""
+
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image, ImageDraw
 
-from ..engine.atomic import check_output, written_together
+from ..data.image import read_image
+from ..engine.files import check_output, written_together
 
-__all__ = ["check_feature_file", "write_features"]
+__all__ = ["check_feature_file", "nearest", "neighbors_picture", "write_features"]
 
 _ENDINGS = (".npy", ".npz", ".parquet")
+_GAP, _LINE = 6, 14  # pixels of a picture between images, and under each for its number
 
 
 def _files(path: str, ending: str) -> list[str]:
@@ -16,7 +20,7 @@ def _files(path: str, ending: str) -> list[str]:
 
 
 def check_feature_file(path: str, paths: Sequence[str] = (), reads: Sequence[str] = ()) -> str:
-    """Whether :func:`write_features` can write a file; to be asked before features are computed.
+    """Check that :func:`write_features` can write a file, before features are computed.
 
     Args:
         path, paths: as there.
@@ -26,8 +30,8 @@ def check_feature_file(path: str, paths: Sequence[str] = (), reads: Sequence[str
         The ending.
 
     Raises:
-        ValueError: if the ending is of no known format, the format cannot hold a path, or the file, or the list of paths beside
-            it, cannot or must not be written.
+        ValueError: if the ending is of no known format, the format cannot hold a path, or the file, or the
+            list of paths beside it, cannot or must not be written.
         ImportError: if the format needs a package that is not there.
     """
     ending = check_output(path, _ENDINGS, reads)
@@ -37,10 +41,14 @@ def check_feature_file(path: str, paths: Sequence[str] = (), reads: Sequence[str
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError as error:
-            raise ImportError(f'.parquet needs pyarrow: pip install "fastreid-sskd[parquet]" ({error})') from error
+            raise ImportError(
+                f'.parquet needs pyarrow: pip install "fastreid-sskd[parquet]" ({error})'
+            ) from error
     for name in paths:
         if ending == ".npy" and "\n" in name:
-            raise ValueError(f"a list of paths has one a line, and {name!r} has several: write .npz or .parquet")
+            raise ValueError(
+                f"a list of paths has one a line, and {name!r} has several: write .npz or .parquet"
+            )
         if ending == ".parquet" and any("\ud800" <= letter <= "\udfff" for letter in name):
             raise ValueError(f".parquet holds names in UTF-8, and {name!r} is none: write .npz or .npy")
     return ending
@@ -50,8 +58,9 @@ def write_features(path: str, paths: Sequence[str], features: np.ndarray) -> lis
     """Write N features and the paths of their images, all or nothing.
 
     Args:
-        path: ``.npy`` (the array; the paths go into a ``.txt`` beside it, one a line), ``.npz`` (arrays ``paths`` and
-            ``features``) or ``.parquet`` (columns ``path`` and ``feature``, a list of d floats). Its folder is made.
+        path: ``.npy`` (the array; the paths go into a ``.txt`` beside it, one a line), ``.npz`` (arrays
+            ``paths`` and ``features``) or ``.parquet`` (columns ``path`` and ``feature``, a list of d
+            floats). Its folder is made.
         paths: N names.
         features: (N, d).
 
@@ -59,7 +68,8 @@ def write_features(path: str, paths: Sequence[str], features: np.ndarray) -> lis
         The files written.
 
     Raises:
-        ValueError, ImportError: see :func:`check_feature_file`; ValueError also if the numbers of paths and features differ.
+        ValueError, ImportError: see :func:`check_feature_file`; ValueError also if the numbers of paths and
+            features differ.
     """
     ending = check_feature_file(path, paths)
     if features.ndim != 2 or len(paths) != len(features):
@@ -83,4 +93,73 @@ def _write_parquet(file, paths: Sequence[str], features: np.ndarray) -> None:
     from pyarrow import parquet
 
     values = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.ravel()), features.shape[1])
-    parquet.write_table(pyarrow.table({"path": pyarrow.array(list(paths), pyarrow.string()), "feature": values}), file)
+    parquet.write_table(
+        pyarrow.table({"path": pyarrow.array(list(paths), pyarrow.string()), "feature": values}), file
+    )
+
+
+def nearest(features: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the ``count`` images of largest cosine similarity to the query, ties by index.
+
+    Args:
+        features: (N, d), N >= 1, any length > 0.
+        query: (d,).
+        count: at least 1; all N where there are fewer.
+
+    Returns:
+        Indices and cosines, (min(count, N),) each.
+
+    Raises:
+        ValueError: if the shapes do not fit or ``count`` is below 1.
+    """
+    if features.ndim != 2 or not len(features) or query.shape != features.shape[1:] or count < 1:
+        raise ValueError(
+            f"nearest takes features (N >= 1, d), a query (d,) and a count >= 1, got {features.shape}, "
+            f"{query.shape}, {count}"
+        )
+    cosines = features @ query / (np.linalg.norm(features, axis=1) * np.linalg.norm(query))
+    order = np.argsort(-cosines, kind="stable")[:count]
+    return order, cosines[order]
+
+
+def neighbors_picture(
+    query: str,
+    neighbours: Sequence[str],
+    similarities: Sequence[float],
+    *,
+    size: tuple[int, int] = (256, 128),
+    columns: int = 10,
+) -> Image.Image:
+    """Draw the query in a frame, and its neighbors with rank and similarity, in rows.
+
+    Args:
+        query, neighbours: image files.
+        similarities: one a neighbour.
+        size: (height, width) that every image is shrunk or grown into, its shape kept [pixels].
+        columns: neighbours a row, >= 1.
+
+    Raises:
+        ValueError: if there is not one similarity a neighbour.
+    """
+    if len(neighbours) != len(similarities):
+        raise ValueError(f"{len(neighbours)} neighbours with {len(similarities)} similarities")
+    height, width = size
+    cell_height, cell_width = height + _LINE + _GAP, width + _GAP
+    shown = max(1, min(columns, len(neighbours)))
+    rows = max(1, -(-len(neighbours) // shown))
+    picture = Image.new("RGB", (_GAP + (1 + shown) * cell_width, _GAP + rows * cell_height), "white")
+    pen = ImageDraw.Draw(picture)
+
+    def put(path: str, row: int, column: int, text: str) -> None:
+        image = read_image(path)
+        scale = min(width / image.width, height / image.height)
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+        left, top = _GAP + column * cell_width, _GAP + row * cell_height
+        picture.paste(image, (left + (width - image.width) // 2, top + (height - image.height) // 2))
+        pen.text((left, top + height + 1), text, fill="black")
+
+    put(query, 0, 0, "query")
+    pen.rectangle((1, 1, _GAP + width + 2, _GAP + height + 2), outline="red", width=3)
+    for i, (path, similarity) in enumerate(zip(neighbours, similarities)):
+        put(path, i // shown, 1 + i % shown, f"{i + 1}: {similarity:.3f}")
+    return picture

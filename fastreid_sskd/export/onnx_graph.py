@@ -1,4 +1,5 @@
 """A trained model as an ONNX graph with a dynamic batch, checked with onnxruntime."""
+
 import contextlib
 import copy
 import inspect
@@ -10,9 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
-from ..engine.atomic import check_output, written_together
-from .deployed import Deployed
-from .parity import check_parity, random_images
+from ..engine.files import check_output, written_together
+from .deployed import Deployed, check_parity, random_images
 
 __all__ = ["check_onnx_file", "export_onnx"]
 
@@ -26,7 +26,7 @@ CHECKED, TRACED = (1, 3, 8), 2
 
 
 def check_onnx_file(path: str, reads: Iterable[str] = ()) -> None:
-    """Whether :func:`export_onnx` can write a file, and has the packages that it needs.
+    """Check that :func:`export_onnx` can write a file, and has the packages that it needs.
 
     Args:
         reads: files that must not be overwritten.
@@ -41,16 +41,18 @@ def check_onnx_file(path: str, reads: Iterable[str] = ()) -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401  torch's exporter needs it, and says so less plainly
     except ImportError as error:
-        raise ImportError(f"export to ONNX needs onnx, onnxruntime and onnxscript: {INSTALL} ({error})") from error
+        raise ImportError(
+            f"export to ONNX needs onnx, onnxruntime and onnxscript: {INSTALL} ({error})"
+        ) from error
 
 
 def export_onnx(
     network: Deployed, path: str, size: Sequence[int], *, metadata: Mapping[str, object] | None = None
 ) -> float:
-    """Write a graph with the input ``images`` (batch, 3, H, W) float32 and the output ``features`` (batch, d).
+    """Write a graph from ``images`` (batch, 3, H, W) float32 to ``features`` (batch, d).
 
-    Written under a temporary name and compared with the model's own evaluation there, so that a file at ``path`` is one that gives
-    its features; an older one stays where that fails.
+    Written under a temporary name and compared with the model's own evaluation there, so that a file at
+    ``path`` is one that gives its features; an older one stays where that fails.
 
     Args:
         network: what is exported, on any device; it stays there.
@@ -62,7 +64,8 @@ def export_onnx(
         The largest difference of a feature, relative to the largest feature, over batches of 1, 3 and 8.
 
     Raises:
-        ImportError, ValueError: see :func:`check_onnx_file`; ValueError also if the model needs more than images.
+        ImportError, ValueError: see :func:`check_onnx_file`; ValueError also if the model needs more than
+            images.
         RuntimeError: if the graph gives other features.
     """
     check_onnx_file(path)
@@ -74,7 +77,9 @@ def export_onnx(
     try:
         traced(example)
     except KeyError as error:
-        raise ValueError(f"a graph has images alone, and the model's forward also needs {error} of a batch") from error
+        raise ValueError(
+            f"a graph has images alone, and the model's forward also needs {error} of a batch"
+        ) from error
     with written_together(path) as (draft,):
         with _quiet():
             torch.onnx.export(
@@ -83,20 +88,27 @@ def export_onnx(
             )  # fmt: skip
         graph = onnx.load(draft)
         onnx.helper.set_model_props(
-            graph, {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
+            graph,
+            {
+                key: value if isinstance(value, str) else json.dumps(value)
+                for key, value in (metadata or {}).items()
+            },
         )
         onnx.checker.check_model(graph)
         onnx.save(graph, draft)
 
         session = onnxruntime.InferenceSession(draft, providers=["CPUExecutionProvider"])
         return check_parity(
-            network.expected, lambda images: session.run(["features"], {"images": traced.prepared(images).numpy()})[0],
-            [random_images(size, batch, seed=batch) for batch in CHECKED], TOLERANCE, what=path,
-        )  # fmt: skip
+            network.expected,
+            lambda images: session.run(["features"], {"images": traced.prepared(images).numpy()})[0],
+            [random_images(size, batch, seed=batch) for batch in CHECKED],
+            TOLERANCE,
+            what=path,
+        )
 
 
 def _exporter_options() -> dict:
-    """The exporter, with the batch left open; torch before 2.6 has the one by tracing only (or a first draft of the other)."""
+    """Choose the exporter, with the batch left open; torch before 2.6 has the one by tracing."""
     known = inspect.signature(torch.onnx.export).parameters
     if "dynamic_shapes" not in known or torch.__version__ < (2, 6):
         return {"opset_version": 17, "dynamic_axes": {"images": {0: "batch"}, "features": {0: "batch"}}}

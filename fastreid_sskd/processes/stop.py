@@ -1,4 +1,5 @@
-"""SIGTERM and SIGINT as a request: finish the step, save, leave with a status of its own."""
+"""SIGTERM and SIGINT as a request: finish the step, save, exit with status 4."""
+
 import contextlib
 import logging
 import os
@@ -18,19 +19,19 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-    """A signal has asked the run to end; it is saved and can be resumed. Ends the process with ``EXIT_STOPPED``."""
+    """A signal has asked the run to end, which is saved. Ends the process with ``EXIT_STOPPED``."""
 
     def __init__(self, status: int = EXIT_STOPPED) -> None:
         super().__init__(status)  # an argument, as another process may be told of it by pickle
 
 
 class StopRequest:
-    """Whether a signal has come; another one later ends the process at once, as if nobody listened.
+    """Remember the first signal; another one later ends the process at once, as if nobody listened.
 
     Attributes:
         signal: the first signal's number; None before one.
-        echo: seconds in which further signals are taken for the same one: Ctrl-C reaches a process from the terminal and,
-            as SIGTERM, from torchrun as well; schedulers signal a launcher and its processes.
+        echo: seconds in which further signals are taken for the same one: Ctrl-C reaches a process from the
+            terminal and, as SIGTERM, from torchrun as well; schedulers signal a launcher and its processes.
     """
 
     echo = 3.0
@@ -40,6 +41,7 @@ class StopRequest:
         self._since = 0.0
 
     def __call__(self, number: int, frame: object) -> None:
+        """Take a signal, as its handler."""
         if self.signal is not None:
             if time.monotonic() - self._since < self.echo:
                 return
@@ -48,7 +50,10 @@ class StopRequest:
             return
         self.signal, self._since = number, time.monotonic()
         name = signal.Signals(number).name
-        logger.warning("%s: the run is saved after this step or batch and ends; a second signal, later, ends it at once", name)
+        logger.warning(
+            "%s: the run is saved after this step or batch and ends; a second signal, later, ends it at once",
+            name,
+        )
 
 
 _listening: list[StopRequest] = []
@@ -78,7 +83,7 @@ def listen() -> Iterator[StopRequest]:
 
 
 def stop_if_asked() -> None:
-    """To be called often in what takes long and has changed nothing yet, as between the batches of an evaluation.
+    """Leave long work that has changed nothing yet, if a signal has come: call it often, as between batches.
 
     With several processes only inside ``in_all`` and ``on_main``, which raise the same in all of them.
 

@@ -13,7 +13,7 @@ from ..benchmark.table import write_table
 from ..clustering import sweep_table
 from ..data import training_items
 from ..data.items import test_items
-from ..engine.atomic import check_output, write_atomically
+from ..engine.files import check_output, write_atomically
 from . import plots
 from .images import Row, cluster_rows, embed, model_after, model_before, ranked_rows, run_config
 from .run_files import RunFiles, read_run_files

@@ -26,7 +26,7 @@ from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine import load_config
 from fastreid_sskd.engine.checkpoint import OtherConfigError
 from fastreid_sskd.engine.defaults import start_run
-from fastreid_sskd.evaluation.table import METRICS
+from fastreid_sskd.evaluation.evaluator import METRICS
 from fastreid_sskd.processes import Stopped
 
 BASE = str(CONFIGS / "sskd_d2m.yml")

@@ -6,7 +6,7 @@ import jinja2
 import pytest
 
 from fastreid_sskd.benchmark import read_results, render_zoo, write_results
-from fastreid_sskd.evaluation.table import METRICS
+from fastreid_sskd.evaluation.evaluator import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 

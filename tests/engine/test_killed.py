@@ -1,4 +1,4 @@
-"""Runs killed by SIGKILL at the worst moments, and gone on with: they end as one that was never interrupted."""
+"""Runs killed by SIGKILL at the worst moments, and resumed: they end as one that was never interrupted."""
 
 import glob
 import os
@@ -78,11 +78,20 @@ def before_the_pointer(at):
     Checkpointer.tag_last_checkpoint = killed
 
 
-PLACES = {f.__name__: f for f in (in_a_step, in_pre_training, in_a_refresh, while_writing, before_the_pointer)}
+PLACES = {
+    f.__name__: f for f in (in_a_step, in_pre_training, in_a_refresh, while_writing, before_the_pointer)
+}
 
 
 @pytest.mark.parametrize(
-    "when, at", [("in_a_step", 1), ("in_a_step", 5), ("in_a_refresh", 2), ("while_writing", 3), ("before_the_pointer", 4)]
+    "when, at",
+    [
+        ("in_a_step", 1),
+        ("in_a_step", 5),
+        ("in_a_refresh", 2),
+        ("while_writing", 3),
+        ("before_the_pointer", 4),
+    ],
 )
 def test_adaptation(finished, adaptation, when, at):
     cfg = adaptation("SSKD.CHECKPOINT_ITERS", "1")
@@ -144,7 +153,7 @@ def test_second_run_of_a_folder(tmp_path):
 
 def starts_a_second_run(cfg):
     from fastreid_sskd.engine import Trainer
-    from fastreid_sskd.engine.lock import FolderInUseError
+    from fastreid_sskd.engine.files import FolderInUseError
 
     def run_step(self):
         other = os.fork()

@@ -35,7 +35,9 @@ def trained(finished, eval_with):
 
 
 def test_paths(folder):
-    assert image_paths(str(folder)) == [str(folder / name) for name in ("a/two.JPG", "b/one.jpg", "three.jpeg")]
+    assert image_paths(str(folder)) == [
+        str(folder / name) for name in ("a/two.JPG", "b/one.jpg", "three.jpeg")
+    ]
 
 
 def test_no_folder_and_no_image(tmp_path):

@@ -17,7 +17,7 @@ from fastreid_sskd.data import loaders
 from fastreid_sskd.engine import AdaptationTrainer, SourceTrainer, Trainer, run
 from fastreid_sskd.engine import hooks as refresh_module
 from fastreid_sskd.engine.checkpoint import last_checkpoint
-from fastreid_sskd.evaluation import distances
+from fastreid_sskd.evaluation import ranking
 from fastreid_sskd.processes import stop
 from fastreid_sskd.processes.stop import EXIT_STOPPED, Stopped, listen
 
@@ -64,7 +64,8 @@ def test_plain_config(tmp_path, monkeypatch):
     assert_same_files(tmp_path / "parts", tmp_path / "whole")
 
 
-# ---- where much has to be done before the next step --------------------------------------------------------------
+# ---- where much has to be done before the next step
+# --------------------------------------------------------------
 
 RARE = ("SOLVER.CHECKPOINT_PERIOD", "9")
 
@@ -100,11 +101,15 @@ def stopped_and_resumed(cfg, monkeypatch, *place, **when):
 
 @pytest.mark.parametrize(
     "owner, name, call",
-    [(loaders._OnDevice, "_on_device", 2), (progress.LogProgress, "__call__", 2), (refresh_module, "pseudo_labels", 1)],
+    [
+        (loaders._OnDevice, "_on_device", 2),
+        (progress.LogProgress, "__call__", 2),
+        (refresh_module, "pseudo_labels", 1),
+    ],
     ids=["features", "search", "clustering"],
 )
 def test_signal_during_a_refresh(finished, adaptation, monkeypatch, owner, name, call):
-    """Ends between two batches, or two parts of the clustering; the epoch before is saved, and the refresh made again."""
+    """Ends between two batches, or two parts of the clustering; the refresh is made again."""
     cfg, began = adaptation(*RARE, "TEST.IMS_PER_BATCH", "8"), []
     before_epoch = AdaptationTrainer.before_epoch
     monkeypatch.setattr(AdaptationTrainer, "before_epoch", lambda self: began.append(1) or before_epoch(self))
@@ -143,9 +148,11 @@ def test_signal_before_anything_is_learned(finished, adaptation, monkeypatch, at
     assert_same_files(cfg.OUTPUT_DIR, finished.output)
 
 
-@pytest.mark.parametrize("owner, name, call", [(loaders._OnDevice, "_on_device", 2), (distances, "stop_if_asked", 1)])
+@pytest.mark.parametrize(
+    "owner, name, call", [(loaders._OnDevice, "_on_device", 2), (ranking, "stop_if_asked", 1)]
+)
 def test_signal_during_an_evaluation(finished, adaptation, monkeypatch, owner, name, call):
-    """The epoch's last step is saved, and the evaluation made on resume; the learning rate has its steps once."""
+    """The epoch's last step is saved, the evaluation made on resume; the learning rate steps once."""
     cfg, ended = adaptation(*RARE, "TEST.IMS_PER_BATCH", "8"), []
     after_epoch = Trainer.after_epoch
     monkeypatch.setattr(Trainer, "after_epoch", lambda self: ended.append(1) or after_epoch(self))
@@ -174,7 +181,9 @@ def test_signal_during_a_selection_and_an_evaluation_after_it(adaptation, tmp_pa
     for call in (2, 4):
         ended.clear()
         cfg = adaptation(*opts, output=tmp_path / f"call{call}")
-        stopped_and_resumed(cfg, monkeypatch, loaders._OnDevice, "_on_device", call, armed=lambda: len(ended) == 1)
+        stopped_and_resumed(
+            cfg, monkeypatch, loaders._OnDevice, "_on_device", call, armed=lambda: len(ended) == 1
+        )
         assert_same_files(cfg.OUTPUT_DIR, tmp_path / "whole")
 
 
@@ -201,17 +210,20 @@ def test_signal_in_the_last_evaluation_ends_nothing(finished, adaptation, monkey
     """There is nothing left to save: the run is done."""
     cfg, save = adaptation(), Trainer.after_epoch
     monkeypatch.setattr(
-        Trainer, "after_epoch", lambda self: save(self) or (self.epoch == 1 and os.kill(os.getpid(), signal.SIGTERM))
+        Trainer,
+        "after_epoch",
+        lambda self: save(self) or (self.epoch == 1 and os.kill(os.getpid(), signal.SIGTERM)),
     )
     run(cfg)
     assert_same_files(cfg.OUTPUT_DIR, finished.output)
 
 
-# ---- a signal to the whole group ---------------------------------------------------------------------------------
+# ---- a signal to the whole group
+# ---------------------------------------------------------------------------------
 
 
 def train_in_a_group(cfg, ready, owner, name, call):
-    """Train, with all workers in a process group of its own; before a call of a function wait for the group's signal."""
+    """Train in a process group of its own; before a call of a function wait for the group's signal."""
     os.setsid()
     function, calls = getattr(owner, name), []
 
@@ -247,14 +259,17 @@ WORKERS = ("DATALOADER.NUM_WORKERS", "2", "TEST.IMS_PER_BATCH", "8")
 @pytest.mark.parametrize(
     "number, owner, name, call, epoch, step",
     [
-        (signal.SIGTERM, AdaptationTrainer, "run_step", 2, -1, 2), (signal.SIGINT, AdaptationTrainer, "run_step", 5, 0, 2),
-        # after 4 batches of direct transfer and 6 of the first refresh 4 of the evaluation, then the second refresh
-        (signal.SIGTERM, loaders._OnDevice, "_on_device", 14, -1, 3), (signal.SIGTERM, loaders._OnDevice, "_on_device", 20, 0, None),
+        (signal.SIGTERM, AdaptationTrainer, "run_step", 2, -1, 2),
+        (signal.SIGINT, AdaptationTrainer, "run_step", 5, 0, 2),
+        # after 4 batches of direct transfer and 6 of the first refresh 4 of the evaluation, then the second
+        # refresh
+        (signal.SIGTERM, loaders._OnDevice, "_on_device", 14, -1, 3),
+        (signal.SIGTERM, loaders._OnDevice, "_on_device", 20, 0, None),
     ],
     ids=["step", "ctrl-c", "evaluation", "refresh"],
 )  # fmt: skip
 def test_signal_to_a_group(finished, adaptation, tmp_path, number, owner, name, call, epoch, step):
-    """Of the run and its loaders' workers, as by timeout, systemd, Slurm or a terminal: saved, and goes on."""
+    """Of the run and its workers, as by timeout, systemd, Slurm or a terminal: saved and resumed."""
     cfg = adaptation(*WORKERS, *RARE)
     saved = stopped_in_a_group(cfg, tmp_path, owner, name, call, number=number)
     assert (saved["epoch"], saved.get("step")) == (epoch, step)

@@ -5,23 +5,22 @@ import fcntl
 import importlib.util
 import json
 import os
-import shutil
+import shlex
 import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from tiny_reid import CONFIGS, MARKET, TINY_SOURCE, TINY_TARGET
+from tiny_reid import CONFIGS, TINY_SOURCE, TINY_TARGET
 
-from fastreid_sskd.engine import AdaptationTrainer, evaluate, pipeline
+from fastreid_sskd.engine import AdaptationTrainer, evaluate
 
 TOOL = CONFIGS.parent / "tools" / "train_net.py"
 
 
 @pytest.fixture(scope="module")
 def main():
-    """The tool's main(args), in this process."""
+    """The tool's function main, in this process."""
     spec = importlib.util.spec_from_file_location("train_net", TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -29,7 +28,7 @@ def main():
 
 
 def arguments(output, *opts, **flags):
-    known = {"eval_only": False, "resume": False, "predict": None, "features": "features.npz", "num_gpus": 1, "num_machines": 1}
+    known = {"eval_only": False, "resume": False, "predict": None, "num_gpus": 1, "num_machines": 1}
     overrides = [*TINY_TARGET, "OUTPUT_DIR", str(output), *opts]
     return argparse.Namespace(config_file=str(CONFIGS / "sskd_d2m.yml"), opts=overrides, **{**known, **flags})
 
@@ -40,7 +39,10 @@ def test_adaptation_and_evaluation(main, finished, tmp_path, host_logging, capsy
     record = json.loads((tmp_path / "results.json").read_text())
     assert record == finished.record
     assert main(arguments(tmp_path, *start, resume=True)) == 0
-    assert main(arguments(tmp_path / "eval", "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"), eval_only=True)) == 0
+    assert (
+        main(arguments(tmp_path / "eval", "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"), eval_only=True))
+        == 0
+    )
     log = (tmp_path / "log.txt").read_text()
     assert "direct transfer" in log and "nothing left to train" in log and "Running with full config" in log
     table = (tmp_path / "eval" / "log.txt").read_text()
@@ -79,7 +81,9 @@ def test_folder_in_use_exits_with_2(main, finished, tmp_path, host_logging, caps
 def test_signal_exits_with_4(main, finished, tmp_path, host_logging, monkeypatch):
     step = AdaptationTrainer.run_step
     monkeypatch.setattr(
-        AdaptationTrainer, "run_step", lambda self: (step(self), self.iter == 1 and os.kill(os.getpid(), signal.SIGTERM))
+        AdaptationTrainer,
+        "run_step",
+        lambda self: (step(self), self.iter == 1 and os.kill(os.getpid(), signal.SIGTERM)),
     )
     start = ["SSKD.SOURCE.WEIGHTS", str(finished.sources), "TEST.EVAL_PERIOD", "0"]
     with pytest.raises(SystemExit) as raised:
@@ -91,10 +95,28 @@ def test_signal_exits_with_4(main, finished, tmp_path, host_logging, monkeypatch
 
 @pytest.mark.slow
 def test_as_a_command(tmp_path, world):
-    """A ResNet-18 from nothing to the end, in processes of their own; then the numbers again by --eval-only."""
-    resnet = ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", "512"]
-    opts = [*TINY_TARGET, *resnet, "SSKD.NUM_PEERS", "1", "SOLVER.MAX_EPOCH", "1", "OUTPUT_DIR", str(tmp_path)]
-    source = str([*TINY_SOURCE[-6:], "SSKD.ITERS_PER_EPOCH", "1", "SOLVER.MAX_EPOCH", "1", "SOLVER.IMS_PER_BATCH", "8"])
+    """A ResNet-18 from scratch to the end; then the numbers again by --eval-only."""
+    resnet = [
+        "MODEL.BACKBONE.NAME",
+        "build_resnet_backbone",
+        "MODEL.BACKBONE.DEPTH",
+        "18x",
+        "MODEL.BACKBONE.FEAT_DIM",
+        "512",
+    ]
+    opts = [
+        *TINY_TARGET,
+        *resnet,
+        "SSKD.NUM_PEERS",
+        "1",
+        "SOLVER.MAX_EPOCH",
+        "1",
+        "OUTPUT_DIR",
+        str(tmp_path),
+    ]
+    source = str(
+        [*TINY_SOURCE[-6:], "SSKD.ITERS_PER_EPOCH", "1", "SOLVER.MAX_EPOCH", "1", "SOLVER.IMS_PER_BATCH", "8"]
+    )
     command = [sys.executable, str(TOOL), "--config-file", str(CONFIGS / "sskd_d2m.yml")]
     env = {**os.environ, "FASTREID_DATASETS": str(world)}
 
@@ -108,35 +130,41 @@ def test_as_a_command(tmp_path, world):
     assert (tmp_path / "source" / "peer0" / "model_final.pth").is_file()
     record = json.loads((tmp_path / "results.json").read_text())
     assert [entry["epoch"] for entry in record["evaluations"]] == [0, 1]
-    call("--eval-only", *opts, "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "eval"))
+    call(
+        "--eval-only",
+        *opts,
+        "MODEL.WEIGHTS",
+        str(tmp_path / "model_final.pth"),
+        "OUTPUT_DIR",
+        str(tmp_path / "eval"),
+    )
     value = record["evaluations"][-1]["results"]["Market1501"]["peer0"]["mAP"]
     assert f"| Market1501 | peer0     |  {value:.1f} |" in (tmp_path / "eval" / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("features, message", [
-    ("f.csv", "end in one of .npy, .npz, .parquet"), ("folder.npz", "is a folder"), ("f.txt/f.npz", "cannot be written"),
-    ("model_final.npy", "is read by this command"),
-])  # fmt: skip
-def test_prediction_that_could_not_be_written_is_refused_before_the_work(
-    main, finished, world, tmp_path, monkeypatch, capsys, features, message
-):
-    monkeypatch.setattr(pipeline, "load_trained", None)
-    (tmp_path / "folder.npz").mkdir()
-    (tmp_path / "f.txt").touch()
-    weights = shutil.copy(finished.output / "model_final.pth", str(tmp_path / "model_final.txt"))  # the list of paths would go there
-    crops = str(world / MARKET / "query")
-    given = {"predict": crops, "features": str(tmp_path / features)}
-    assert main(arguments(tmp_path / "out", "MODEL.WEIGHTS", weights, **given)) == 2
-    shown = capsys.readouterr().err
-    assert message in shown and "Traceback" not in shown
-    assert sorted(os.listdir(tmp_path)) == ["f.txt", "folder.npz", "model_final.txt"]
+def test_prediction_is_a_command_of_its_own(main, tmp_path, capsys):
+    assert main(arguments(tmp_path, predict="crops")) == 2
+    assert "tools/predict.py --config-file FILE --images FOLDER" in capsys.readouterr().err and not list(
+        tmp_path.iterdir()
+    )
 
 
-def test_prediction(main, finished, world, tmp_path, host_logging, capsys):
-    crops = str(world / MARKET / "query")
-    given = {"predict": crops, "features": str(tmp_path / "f" / "f.npz")}
-    assert main(arguments(tmp_path / "out", "MODEL.WEIGHTS", str(finished.output / "model_final.pth"), **given)) == 0
-    assert len(np.load(tmp_path / "f" / "f.npz")["features"]) == 6 and "6 features of 16 values" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "url, machine_0", [("tcp://10.0.0.7:29511", "10.0.0.7:29511"), ("tcp://127.0.0.1:50152", "HOST_OF_ONE")]
+)
+def test_several_machines_are_told_the_command_of_torchrun(main, tmp_path, capsys, url, machine_0):
+    """It holds all that was asked for, and can be copied."""
+    args = arguments(
+        tmp_path, "SSKD.SOURCE.WEIGHTS", "['a b.pth']", num_gpus=4, num_machines=2, dist_url=url, resume=True
+    )
+    assert main(args) == 2
+    first, command = capsys.readouterr().err.splitlines()
+    assert "several machines are started by torchrun" in first
+    found = shlex.split(command)
+    assert found[:3] == ["torchrun", "--nnodes=2", "--nproc-per-node=4"] and any(
+        machine_0 in word for word in found[3:5]
+    )
+    assert found[found.index("--config-file") + 1 :] == [args.config_file, "--resume", *args.opts]
 
 
 def test_evaluation_of_nothing(finished):
@@ -168,9 +196,8 @@ def test_what_is_refused_exits_with_2_in_one_message(main, tmp_path, capsys, opt
     assert said in shown and shown.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flags", [{}, {"eval_only": True}, {"predict": "query"}], ids=["train", "evaluate", "predict"])
-def test_output_folders_that_cannot_be(main, finished, data_sets, tmp_path, monkeypatch, host_logging, capsys, flags):
-    monkeypatch.chdir(data_sets / MARKET)
+@pytest.mark.parametrize("flags", [{}, {"eval_only": True}], ids=["train", "evaluate"])
+def test_output_folders_that_cannot_be(main, finished, data_sets, tmp_path, host_logging, capsys, flags):
     (tmp_path / "file").touch()
     weights = ["MODEL.WEIGHTS", str(finished.output / "model_final.pth")]
     for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/1/task/none"):
@@ -185,7 +212,8 @@ def test_evaluation_that_is_refused(main, finished, tmp_path, host_logging, caps
     assert main(arguments(tmp_path, eval_only=True)) == 2
     assert "a trained model is needed" in capsys.readouterr().err and not list(tmp_path.iterdir())
     for opts, said in (
-        (["DATASETS.TESTS", "()"], "DATASETS.TESTS is empty"), (["TEST.METRIC", "cosinus"], "TEST.METRIC must be"),
+        (["DATASETS.TESTS", "()"], "DATASETS.TESTS is empty"),
+        (["TEST.METRIC", "cosinus"], "TEST.METRIC must be"),
         (["DATASETS.TESTS", "MSMT17"], "data set MSMT17"), (["MODEL.HEADS.NAME", "Head"], "MODEL.HEADS.NAME"),
     ):  # fmt: skip
         assert main(arguments(tmp_path, *weights, *opts, eval_only=True)) == 2
@@ -215,7 +243,14 @@ def test_several_processes_say_it_once(tmp_path):
     """Each of them refuses: the tiny backbone is registered in this process only."""
     command = [sys.executable, str(TOOL), "--config-file", str(CONFIGS / "sskd_d2m.yml"), "--num-gpus", "2"]
     done = subprocess.run(
-        [*command, *TINY_TARGET, "OUTPUT_DIR", str(tmp_path / "out")], capture_output=True, text=True, check=False
+        [*command, *TINY_TARGET, "OUTPUT_DIR", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 2 and done.stderr.count("MODEL.BACKBONE.NAME must be one of") == 1 and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.count("MODEL.BACKBONE.NAME must be one of") == 1
+        and "Traceback" not in done.stderr
+    )
     assert not (tmp_path / "out").exists()

@@ -18,7 +18,7 @@ from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.data import loaders
 from fastreid_sskd.engine import AdaptationTrainer, evaluate, run
 from fastreid_sskd.engine.checkpoint import last_checkpoint
-from fastreid_sskd.engine.lock import FolderInUseError, output_folder
+from fastreid_sskd.engine.files import FolderInUseError, output_folder
 from fastreid_sskd.processes import DisagreementError
 from fastreid_sskd.processes.stop import EXIT_STOPPED
 

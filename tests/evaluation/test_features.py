@@ -1,4 +1,4 @@
-"""From images to features: in order, in evaluation mode, as the model answers, with the model left as it was."""
+"""From images to features: in order, in evaluation mode, as the model answers."""
 
 import copy
 
@@ -50,14 +50,18 @@ def test_mode_and_statistics_stay(model, loader, training):
 def test_features_that_are_not_finite(model, loader):
     """Says whose, of how many images, and blames training only as one of the causes."""
     model.teachers[1].backbone[0].weight.data[0, 0, 0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match="teacher 1 gives .* for 48 of 48 images: look for NaN or inf in the weights file"):
+    with pytest.raises(
+        FloatingPointError,
+        match="teacher 1 gives .* for 48 of 48 images: look for NaN or inf in the weights file",
+    ):
         extract_features(model, loader)
     with pytest.raises(FloatingPointError, match="teacher 1"):
         encode_images(Encoder(model, "ensemble"), loader)
     assert torch.isfinite(encode_images(Encoder(model, "0"), loader)).all()
 
 
-# ---- one network of any model -----------------------------------------------------------------------------------
+# ---- one network of any model
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("combine", ["features", "distances"])
@@ -71,10 +75,14 @@ def test_encoder_gives_what_the_model_answers_with(cfg, loader, combine):
         with torch.no_grad():
             expected = model(batch)
         assert torch.equal(Encoder(model, answer)(batch["images"]), expected), answer
-        assert torch.equal(Encoder(model)(batch["images"].byte()), model(batch | {"images": batch["images"].byte().float()}))
+        assert torch.equal(
+            Encoder(model)(batch["images"].byte()), model(batch | {"images": batch["images"].byte().float()})
+        )
         # in eval mode and without gradients, from another answer's model too
         model.eval_with = "best"
-        assert torch.allclose(encode_images(Encoder(model.train(), answer), loader)[:32], expected, atol=1e-6), answer
+        assert torch.allclose(
+            encode_images(Encoder(model.train(), answer), loader)[:32], expected, atol=1e-6
+        ), answer
         model.eval()
     assert expected.shape == (32, 16 if combine == "features" else 32)
     with pytest.raises(ValueError, match="SSKD.EVAL_WITH must be one of"):
@@ -85,14 +93,22 @@ def test_ensemble_of_one_teacher_has_unit_length(cfg, loader):
     cfg.SSKD.NUM_PEERS = 1
     model = build_model(cfg)
     assert encode_images(Encoder(model, "ensemble"), loader).norm(dim=1) == pytest.approx(1, abs=1e-5)
-    assert not torch.allclose(encode_images(Encoder(model, "0"), loader).norm(dim=1), torch.ones(48), atol=1e-2)
+    assert not torch.allclose(
+        encode_images(Encoder(model, "0"), loader).norm(dim=1), torch.ones(48), atol=1e-2
+    )
 
 
 def test_mirror_images(model, loader):
     """As TEST.FLIP: the mean of both features, before they are combined."""
     model.eval()
     with torch.no_grad():
-        pairs = [[model.teacher_features(batch | {"images": x}) for x in (batch["images"], batch["images"].flip(3))] for batch in loader]
+        pairs = [
+            [
+                model.teacher_features(batch | {"images": x})
+                for x in (batch["images"], batch["images"].flip(3))
+            ]
+            for batch in loader
+        ]
         expected = torch.cat([model.combine([(a + b) / 2 for a, b in zip(*pair)]) for pair in pairs])
     assert torch.allclose(encode_images(Encoder(model, "ensemble"), loader, flip=True), expected, atol=1e-6)
 
@@ -130,7 +146,9 @@ def test_every_module_gets_its_own_mode_back(model):
 
 def test_ensemble_is_the_normalised_mean_of_normalised_features(model, loader):
     one, two = extract_features(model, loader)
-    expected = F.normalize((one / one.norm(dim=1, keepdim=True) + two / two.norm(dim=1, keepdim=True)) / 2, dim=1)
+    expected = F.normalize(
+        (one / one.norm(dim=1, keepdim=True) + two / two.norm(dim=1, keepdim=True)) / 2, dim=1
+    )
     assert torch.allclose(ensemble_feature([one, two]), expected, atol=1e-6)
 
 

@@ -1,12 +1,11 @@
-"""Ranking against a loop written from the definition, the host's own python ranking, and placed examples."""
+"""Ranking against a loop from the definition, the host's ranking and placed examples; distances."""
 
 import numpy as np
 import pytest
 import torch
 
-from fastreid_sskd.evaluation import positions, ranking
-from fastreid_sskd.evaluation.positions import Relations, match_positions
-from fastreid_sskd.evaluation.ranking import evaluate_blocks, evaluate_rank
+from fastreid_sskd.evaluation import ranking
+from fastreid_sskd.evaluation.ranking import distance_blocks, evaluate_blocks, evaluate_rank
 
 
 def slow_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50):
@@ -169,26 +168,23 @@ def test_integer_distances_and_text_labels():
     assert evaluate_rank(distances, *arguments)[1] == [1.0]
 
 
-# ---- blocks and positions ---------------------------------------------------------------------------------------
+# ---- blocks and positions
+# ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("many", [0, 3, 10**9])
 @pytest.mark.parametrize("levels", [None, 3])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_counting_and_sorting_find_the_same_positions(many, levels, dtype):
-    """Of three matches and two junk images, by a sorted list; and no matches, and no junk."""
+def test_positions_of_matches_are_those_of_a_sorted_list(levels, dtype):
+    """Of none to three matches with none to three junk images."""
     count = 400  # numpy's default sort is stable on short rows
     distances = problem(5, 20, count, 3, 3, dtype=dtype, levels=levels)[0]
     matches = [[3, 7, 228], [], [100]] * 6 + [[], [399]]
     junk = [[1, 205], [2], []] * 6 + [[], [0, 101, 302]]
-    starts = [np.concatenate([[0], np.cumsum([len(own) for own in of])]) for of in (matches, junk)]
-    flat = [np.array([j for own in of for j in own], dtype=np.int64) for of in (matches, junk)]
-    found = match_positions(distances, Relations(flat[0], starts[0], flat[1], starts[1]), many=many)
-    expected = []
     for row, own, away in zip(distances, matches, junk):
+        same_identity, same_camera = (np.isin(np.arange(count), of) for of in (own + away, away))
         order = sorted((j for j in range(count) if j not in away), key=lambda j: (row[j], j))
-        expected += sorted(order.index(j) + 1 for j in own)
-    assert found.tolist() == expected
+        expected = sorted(order.index(j) + 1 for j in own)
+        assert ranking._match_positions(row, same_identity, same_camera).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4", np.longdouble])
@@ -218,9 +214,9 @@ def test_threads_do_not_matter():
 
 
 def test_one_identity_has_the_whole_gallery():
-    """Every image is a match or junk, and there are more matches than are counted one by one."""
+    """Every image is a match or junk."""
     rng = np.random.default_rng(0)
-    count = 2 * positions.MANY_MATCHES
+    count = 1024
     case = (rng.random((4, count)), np.zeros(4), np.zeros(count), np.zeros(4), rng.integers(0, 2, count))
     cmc, precisions, penalties = evaluate_rank(*case)
     assert cmc[0] == 1 and precisions == [1.0] * 4 and penalties == [1.0] * 4
@@ -247,3 +243,58 @@ def test_blocks_that_do_not_fit(blocks, message):
     labels = problem(0, 5, 8, ids=2, cameras=2)[1:]
     with pytest.raises(ValueError, match=message):
         evaluate_blocks(blocks, *labels)
+
+
+def features(count, dim=16, seed=0):
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def whole(*arguments):
+    """All blocks one below the other; each is copied before the next overwrites it."""
+    return np.concatenate([block.copy() for block in distance_blocks(*arguments)])
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_blocks_are_the_hosts_matrix(metric, rows, monkeypatch):
+    from fastreid.utils.compute_dist import build_dist
+
+    query, gallery = features(10), features(7, seed=1)
+    before = query.clone(), gallery.clone()
+    monkeypatch.setattr(ranking, "BLOCK_BYTES", rows * 7 * 4)
+    blocks = [block.shape for block in distance_blocks(query, gallery, metric)]
+    assert blocks == [(min(rows, 10 - at), 7) for at in range(0, 10, rows)]
+    found = whole(query, gallery, metric)
+    assert found.dtype == np.float32 and found.flags.c_contiguous
+    np.testing.assert_allclose(found, build_dist(query, gallery, metric), rtol=1e-5, atol=1e-5)
+    assert torch.equal(query, before[0]) and torch.equal(gallery, before[1])
+
+
+def test_formulas():
+    query, gallery = features(3), features(5, seed=1)
+    for i in range(3):
+        for j in range(5):
+            a, b = query[i].double(), gallery[j].double()
+            assert whole(query, gallery, "cosine")[i, j] == pytest.approx(
+                float(1 - a @ b / a.norm() / b.norm()), abs=1e-6
+            )
+            assert whole(query, gallery, "euclidean")[i, j] == pytest.approx(
+                float(((a - b) ** 2).sum()), rel=1e-5
+            )
+
+
+def test_a_block_has_at_least_one_row(monkeypatch):
+    monkeypatch.setattr(ranking, "BLOCK_BYTES", 1)
+    assert whole(features(4), features(6, seed=1), "cosine").shape == (4, 6)
+
+
+@pytest.mark.parametrize("num_query, num_gallery", [(0, 3), (2, 0), (0, 0)])
+def test_empty_sides(num_query, num_gallery):
+    for metric in ("cosine", "euclidean"):
+        for block in distance_blocks(features(num_query), features(num_gallery), metric):
+            assert block.shape == (num_query, num_gallery)
+
+
+def test_another_metric():
+    with pytest.raises(ValueError, match="one of cosine, euclidean, got 'jaccard'"):
+        next(distance_blocks(features(2), features(2), "jaccard"))

@@ -1,4 +1,4 @@
-"""A small SSKD model of a backbone that fast-reid knows, as a run would leave it: a config and a checkpoint."""
+"""A small SSKD model as a run would leave it: a config and a checkpoint."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ OSNET = [
 
 @pytest.fixture
 def make_trained(tmp_path):
-    """Makes (cfg, model): every weight and statistic random, teacher 1 the best, a checkpoint in MODEL.WEIGHTS."""
+    """Makes (cfg, model): all weights random, teacher 1 the best, a checkpoint in MODEL.WEIGHTS."""
 
     def make(*opts, network=OSNET):
         overrides = [*TINY, "SSKD.NUM_PEERS", "2", "OUTPUT_DIR", str(tmp_path / "run"), *network, *opts]

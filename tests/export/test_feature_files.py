@@ -1,11 +1,12 @@
-"""Features in a file: what was written is read back, with the paths in the same order."""
+"""Features in a file, read back with the paths in the same order, and the images nearest to one."""
 
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from fastreid_sskd.export.feature_files import check_feature_file, write_features
+from fastreid_sskd.export.feature_files import check_feature_file, nearest, neighbors_picture, write_features
 
 PATHS = ["b/ü.jpg", "a.jpg", "c d.png"]
 FEATURES = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
@@ -60,3 +61,68 @@ def test_a_path_of_two_lines(tmp_path):
     with pytest.raises(ValueError, match="one a line"):
         write_features(str(tmp_path / "f.npy"), ["a\nb.jpg", "c", "d"], FEATURES)
     write_features(str(tmp_path / "f.npz"), ["a\nb.jpg", "c", "d"], FEATURES)
+
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "grey": (128, 128, 128)}
+
+
+def test_order_is_by_cosine_whatever_the_lengths():
+    features = np.array([[1.0, 0], [0, 5], [3, 3], [-2, 0]])
+    order, cosines = nearest(features, np.array([2.0, 0.2]), 3)
+    slow = [f @ [2.0, 0.2] / (np.hypot(*f) * np.hypot(2.0, 0.2)) for f in features]
+    assert order.tolist() == [0, 2, 1] and np.allclose(cosines, [slow[0], slow[2], slow[1]])
+
+
+def test_ties_and_fewer_images_than_asked_for():
+    features = np.ones((3, 2))
+    order, cosines = nearest(features, np.ones(2), 10)
+    assert order.tolist() == [0, 1, 2] and np.allclose(cosines, 1)
+
+
+def test_what_does_not_fit():
+    for features, query, count in (
+        (np.ones((0, 2)), np.ones(2), 1), (np.ones((3, 2)), np.ones(3), 1), (np.ones((3, 2)), np.ones(2), 0),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="count >= 1"):
+            nearest(features, query, count)
+
+
+@pytest.fixture
+def images(tmp_path):
+    sizes = {"red": (20, 40), "green": (40, 20), "blue": (7, 3), "grey": (64, 128)}
+    for name, colour in COLOURS.items():
+        Image.new("RGB", sizes[name], colour).save(tmp_path / f"{name}.png")
+    return {name: str(tmp_path / f"{name}.png") for name in COLOURS}
+
+
+def places(picture, colour):
+    """(left, top, right, bottom) of the pixels of a colour."""
+    rows, columns = np.nonzero((np.asarray(picture) == colour).all(axis=2))
+    return columns.min(), rows.min(), columns.max(), rows.max()
+
+
+def test_every_image_is_there_in_its_place(images):
+    picture = neighbors_picture(images["grey"], [images["green"], images["blue"]], [0.9, 0.5], size=(64, 32))
+    grey, green, blue = (places(picture, COLOURS[name]) for name in ("grey", "green", "blue"))
+    assert grey[2] < green[0] and green[2] < blue[0]  # from left to right
+    assert (grey[2] - grey[0] + 1, grey[3] - grey[1] + 1) == (32, 64)  # its shape fits the cell
+    assert (green[2] - green[0] + 1, green[3] - green[1] + 1) == (32, 16)  # wider than the cell
+    assert places(picture, (255, 0, 0))[0] < grey[0]  # the frame
+
+
+def test_rows(images):
+    one_row = neighbors_picture(images["grey"], [images["red"]] * 4, [0.1] * 4, size=(64, 32), columns=4)
+    two_rows = neighbors_picture(images["grey"], [images["red"]] * 3, [0.1] * 3, size=(64, 32), columns=2)
+    assert one_row.width > two_rows.width and two_rows.height > 1.8 * one_row.height
+    assert neighbors_picture(images["grey"], [], [], size=(64, 32)).width > 32
+
+
+def test_numbers_that_do_not_fit(images):
+    with pytest.raises(ValueError, match="1 neighbours with 2"):
+        neighbors_picture(images["grey"], [images["red"]], [0.1, 0.2])
+
+
+def test_damaged_image_is_named(images, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    with pytest.raises(OSError, match="bad.jpg"):
+        neighbors_picture(images["grey"], [str(tmp_path / "bad.jpg")], [0.1])

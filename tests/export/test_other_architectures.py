@@ -12,7 +12,7 @@ from tiny_reid import CONFIGS, TINY
 from fastreid_sskd.engine import load_config, trainer_class
 from fastreid_sskd.evaluation.features import Encoder
 from fastreid_sskd.export import deployed, export_baseline, export_onnx
-from fastreid_sskd.export.parity import random_images
+from fastreid_sskd.export.deployed import random_images
 
 SIZE = [32, 16]
 
@@ -28,12 +28,25 @@ class StripesForTests(Baseline):
     def forward(self, batched_inputs):
         maps = self.backbone(self.preprocess_image(batched_inputs))
         upper, lower = maps.chunk(2, dim=2)
-        outputs = self.heads(upper * self.part[0] + lower * self.part[1], *([batched_inputs["targets"]] if self.training else []))
+        outputs = self.heads(
+            upper * self.part[0] + lower * self.part[1],
+            *([batched_inputs["targets"]] if self.training else []),
+        )
         return self.losses(outputs, batched_inputs["targets"]) if self.training else outputs
 
 
-MGN = ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", "2048",
-       "MODEL.HEADS.EMBEDDING_DIM", "4", "INPUT.SIZE_TEST", "[96, 32]"]  # fmt: skip
+MGN = [
+    "MODEL.BACKBONE.NAME",
+    "build_resnet_backbone",
+    "MODEL.BACKBONE.DEPTH",
+    "50x",
+    "MODEL.BACKBONE.FEAT_DIM",
+    "2048",
+    "MODEL.HEADS.EMBEDDING_DIM",
+    "4",
+    "INPUT.SIZE_TEST",
+    "[96, 32]",
+]
 
 
 @pytest.fixture(params=["plain", "SSKDSource", "SSKD"])
@@ -43,14 +56,18 @@ def kind(request):
 
 @pytest.fixture
 def made(tmp_path):
-    """Makes (cfg, model) of an architecture as a plain model, as a source model or as the peers of an SSKD."""
+    """Makes (cfg, model) of an architecture: a plain model, a source model or the peers of an SSKD."""
 
     def make(kind, name, *opts):
         which = ["MODEL.META_ARCHITECTURE", name if kind == "plain" else kind]
         which += ["SSKD.PEER_ARCHITECTURE", name] if kind != "plain" else ["MODEL.HEADS.WITH_BNNECK", "True"]
         file = str(CONFIGS / "sskd_d2m.yml") if kind == "SSKD" else ""
-        no_classes = ["MODEL.HEADS.NUM_CLASSES", "5", "SSKD.LOSSES.SoftCE.WEIGHT", "0.0"] if kind != "SSKD" else []
-        cfg = load_config(file, [*TINY, "SSKD.NUM_PEERS", "2", "MODEL.QUEUE_SIZE", "64", *which, *no_classes, *opts])
+        no_classes = (
+            ["MODEL.HEADS.NUM_CLASSES", "5", "SSKD.LOSSES.SoftCE.WEIGHT", "0.0"] if kind != "SSKD" else []
+        )
+        cfg = load_config(
+            file, [*TINY, "SSKD.NUM_PEERS", "2", "MODEL.QUEUE_SIZE", "64", *which, *no_classes, *opts]
+        )
         torch.manual_seed(0)
         model = trainer_class(cfg).build_model(cfg)
         for module in model.modules():
@@ -97,10 +114,10 @@ def test_its_own_forward_is_what_is_exported(made, kind, tmp_path):
         assert torch.allclose(again({"images": images}), expected, atol=1e-5)
 
 
-
-
 def in_onnxruntime(path, images):
-    onnxruntime = pytest.importorskip("onnxruntime", reason='needs the extra onnx: pip install "fastreid-sskd[onnx]"')
+    onnxruntime = pytest.importorskip(
+        "onnxruntime", reason='needs the extra onnx: pip install "fastreid-sskd[onnx]"'
+    )
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
@@ -117,13 +134,18 @@ def test_a_model_that_needs_more_than_images(made, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript", reason='needs the extra onnx: pip install "fastreid-sskd[onnx]"')
     _, model = made("plain", "StripesForTests")
     forward = StripesForTests.forward
-    monkeypatch.setattr(StripesForTests, "forward", lambda self, batch: forward(self, batch) + batch["camids"][:, None])
+    monkeypatch.setattr(
+        StripesForTests, "forward", lambda self, batch: forward(self, batch) + batch["camids"][:, None]
+    )
     with pytest.raises(ValueError, match="also needs 'camids' of a batch"):
         export_onnx(deployed(model), str(tmp_path / "m.onnx"), SIZE)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, opts", [("MGN", MGN), ("MoCo", ()), ("Distiller", ()), ("Baseline", ("MODEL.HEADS.NAME", "ClasHead"))])
+@pytest.mark.parametrize(
+    "name, opts",
+    [("MGN", MGN), ("MoCo", ()), ("Distiller", ()), ("Baseline", ("MODEL.HEADS.NAME", "ClasHead"))],
+)
 def test_the_hosts_architectures(made, tmp_path, name, opts):
     """As a plain model each gives what its own evaluation gives, in both formats."""
     pytest.importorskip("onnxscript", reason='needs the extra onnx: pip install "fastreid-sskd[onnx]"')
@@ -141,7 +163,9 @@ def test_the_hosts_architectures(made, tmp_path, name, opts):
     assert error <= 1e-5
     plain = get_cfg()
     plain.merge_from_file(yml)
-    assert plain.MODEL.META_ARCHITECTURE == ("Baseline" if name == "MoCo" else name)  # whose forward is the Baseline's
+    assert plain.MODEL.META_ARCHITECTURE == (
+        "Baseline" if name == "MoCo" else name
+    )  # whose forward is the Baseline's
     assert not any("memory" in key for key in torch.load(tmp_path / "m.pth", weights_only=True)["model"])
 
 

@@ -1,4 +1,4 @@
-"""tools/export.py and tools/predict.py, in this process: what is refused before the work, and what stays as it was."""
+"""tools/export.py and tools/predict.py: what is refused before the work, and what stays as it was."""
 
 import os
 import re
@@ -66,7 +66,9 @@ def test_exports_that_are_refused(run_tool, run_folder, no_work, form, output, m
     os.mkdir("folder.onnx")
     os.symlink("model_final.pth", "linked.onnx")
     before = contents(run_folder)
-    code, out, err = run_tool("export", "--config-file", "config.yml", "--format", form, "--output", output, *WEIGHTS)
+    code, out, err = run_tool(
+        "export", "--config-file", "config.yml", "--format", form, "--output", output, *WEIGHTS
+    )
     assert code == 2 and not out and message in err and len(err.splitlines()) == 1
     assert contents(run_folder) == before
 
@@ -83,7 +85,9 @@ def test_an_export_over_an_older_one(run_tool, run_folder):
     assert code == 2 and "ensemble is several networks" in err and contents(run_folder / "new") == second
     assert contents(run_folder)[run_folder / "model_final.pth"]
     # the exported pair is a model like others: what is exported of it may not take its place
-    code, _, err = run_tool("export", "--config-file", "new/m.yml", "--format", "fastreid", "--output", "new/m.pth")
+    code, _, err = run_tool(
+        "export", "--config-file", "new/m.yml", "--format", "fastreid", "--output", "new/m.pth"
+    )
     assert code == 2 and "is read by this command" in err and contents(run_folder / "new") == second
 
 
@@ -109,20 +113,26 @@ def test_predictions_that_are_refused(run_tool, run_folder, no_work, args, messa
     shutil.copy("model_final.pth", "weights.txt")
     shutil.copy("crops/1.png", "q.png")
     before = contents(run_folder)
-    code, out, err = run_tool("predict", "--config-file", "config.yaml", "--images", "crops", *args, "MODEL.WEIGHTS", "weights.txt")
+    code, out, err = run_tool(
+        "predict", "--config-file", "config.yaml", "--images", "crops", *args, "MODEL.WEIGHTS", "weights.txt"
+    )
     assert code == 2 and not out and message in err and len(err.splitlines()) == 1
     assert contents(run_folder) == before
 
 
 def test_a_format_that_needs_a_package(run_tool, run_folder, no_work, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    code, _, err = run_tool("predict", "--config-file", "config.yaml", "--images", "crops", "--output", "f.parquet", *WEIGHTS)
+    code, _, err = run_tool(
+        "predict", "--config-file", "config.yaml", "--images", "crops", "--output", "f.parquet", *WEIGHTS
+    )
     assert code == 2 and "fastreid-sskd[parquet]" in err
 
 
 def test_a_name_that_the_format_cannot_hold(run_tool, run_folder, no_work):
     shutil.copy("crops/1.png", b"crops/\xff.png")
-    code, _, err = run_tool("predict", "--config-file", "config.yaml", "--images", "crops", "--output", "f.parquet", *WEIGHTS)
+    code, _, err = run_tool(
+        "predict", "--config-file", "config.yaml", "--images", "crops", "--output", "f.parquet", *WEIGHTS
+    )
     assert code == 2 and ".parquet holds names in UTF-8" in err
 
 
@@ -131,7 +141,16 @@ def test_features_that_are_not_finite(run_tool, run_folder):
     for name in ("weight", "bias"):  # finite, as weights have to be, and too large
         saved["model"][f"teachers.0.heads.bottleneck.0.{name}"][:] = 3e38
     torch.save(saved, "bad.pth")
-    arguments = ("--config-file", "config.yaml", "--images", "crops", "--output", "f.npz", "MODEL.WEIGHTS", "bad.pth")
+    arguments = (
+        "--config-file",
+        "config.yaml",
+        "--images",
+        "crops",
+        "--output",
+        "f.npz",
+        "MODEL.WEIGHTS",
+        "bad.pth",
+    )
     code, _, err = run_tool("predict", *arguments)
     assert code == 2 and not os.path.exists("f.npz")
     assert re.match(r"teacher 0 gives features that are not finite for [123] of 3 images: .*\n$", err)
@@ -140,7 +159,8 @@ def test_features_that_are_not_finite(run_tool, run_folder):
 @pytest.mark.parametrize(
     "output, message",
     [
-        ("record.json", "may hold a run's results"), ("table.json", "may hold a run's results"), ("log.txt", "may hold"),
+        ("record.json", "may hold a run's results"), ("table.json", "may hold a run's results"),
+        ("log.txt", "may hold"),
         ("config.yaml", "end in one of"), ("model_final.pth", "end in one of"), ("crops", "end in one of"),
         ("config.yaml/t.md", "cannot be written"), ("folder.md", "is a folder"),
     ],

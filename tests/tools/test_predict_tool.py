@@ -14,9 +14,21 @@ from fastreid_sskd.engine import AdaptationTrainer, load_config
 from fastreid_sskd.engine.predict import image_features
 
 SMALL = [
-    "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "build_osnet_backbone", "MODEL.BACKBONE.DEPTH", "x0_25",
-    "MODEL.BACKBONE.FEAT_DIM", "128", "INPUT.SIZE_TEST", "[32, 16]", "DATALOADER.NUM_WORKERS", "0", "SSKD.NUM_PEERS", "2",
-]  # fmt: skip
+    "MODEL.DEVICE",
+    "cpu",
+    "MODEL.BACKBONE.NAME",
+    "build_osnet_backbone",
+    "MODEL.BACKBONE.DEPTH",
+    "x0_25",
+    "MODEL.BACKBONE.FEAT_DIM",
+    "128",
+    "INPUT.SIZE_TEST",
+    "[32, 16]",
+    "DATALOADER.NUM_WORKERS",
+    "0",
+    "SSKD.NUM_PEERS",
+    "2",
+]
 
 pytestmark = pytest.mark.slow  # a process a test
 
@@ -38,8 +50,15 @@ def trained(tmp_path_factory):
 
 
 def predict(at, *args):
-    command = [sys.executable, str(CONFIGS.parent / "tools" / "predict.py"), "--config-file", str(at / "config.yaml"),
-               "--images", str(at / "crops"), *args]  # fmt: skip
+    command = [
+        sys.executable,
+        str(CONFIGS.parent / "tools" / "predict.py"),
+        "--config-file",
+        str(at / "config.yaml"),
+        "--images",
+        str(at / "crops"),
+        *args,
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -57,7 +76,10 @@ def test_features_and_neighbours(trained, tmp_path):
     assert np.allclose(features, image_features(cfg, model, paths), atol=1e-5)
     first, second, last = done.stdout.splitlines()[-4:-1]
     assert first.startswith("1\t1.0000\t") and first.endswith("1.png")  # the copy of the query
-    assert second.startswith("2\t") and last == f"2 neighbours of {tmp_path / 'query.png'} in {tmp_path / 'new' / 'found.png'}"
+    assert (
+        second.startswith("2\t")
+        and last == f"2 neighbours of {tmp_path / 'query.png'} in {tmp_path / 'new' / 'found.png'}"
+    )
     assert done.stdout.splitlines()[-1].startswith("3 features of 128 values in ")
     assert Image.open(tmp_path / "new" / "found.png").width > 3 * 128
 
@@ -65,7 +87,15 @@ def test_features_and_neighbours(trained, tmp_path):
 def test_a_query_of_the_folder_does_not_find_itself(trained, tmp_path):
     at, _, _ = trained
     query = at / "crops" / "sub" / "0.png"
-    done = predict(at, "--query", str(query), "--picture", str(tmp_path / "p.png"), "MODEL.WEIGHTS", str(at / "model.pth"))
+    done = predict(
+        at,
+        "--query",
+        str(query),
+        "--picture",
+        str(tmp_path / "p.png"),
+        "MODEL.WEIGHTS",
+        str(at / "model.pth"),
+    )
     assert done.returncode == 0, done.stderr
     listed = [line.split("\t")[2] for line in done.stdout.splitlines() if "\t" in line]
     assert len(listed) == 2 and str(query) not in listed

@@ -1,4 +1,4 @@
-"""Every tool refuses a config that cannot work, a missing file and an unwritable output with status 2 and one message."""
+"""Every tool refuses what cannot work with status 2 and one message."""
 
 import pytest
 from tiny_reid import CONFIGS
@@ -18,13 +18,57 @@ def command(tool, folder, config, *opts):
     weights = ["MODEL.WEIGHTS", str(folder / "model.pth")]
     return {
         "train_net": ("train_net", "--config-file", config, *opts, "OUTPUT_DIR", folder / "out"),
-        "evaluate": ("train_net", "--eval-only", "--config-file", config, *opts, *weights, "OUTPUT_DIR", folder / "out"),
+        "evaluate": (
+            "train_net",
+            "--eval-only",
+            "--config-file",
+            config,
+            *opts,
+            *weights,
+            "OUTPUT_DIR",
+            folder / "out",
+        ),
         "compare": ("compare", "--config-file", config, "--output", folder / "out", *opts),
-        "grid": ("benchmark", "run", "--config-file", config, "--output", folder / "out", *(["--opts", *opts] if opts else [])),
-        "table": ("benchmark", "table", f"{config}:{folder / 'model.pth'}", "--records", "", *(["--opts", *opts] if opts else [])),
-        "export": ("export", "--config-file", config, "--format", "fastreid", "--output", folder / "x.pth", *opts, *weights),
-        "predict": ("predict", "--config-file", config, "--images", folder, "--output", folder / "f.npz", *opts, *weights),
-    }[tool]  # fmt: skip
+        "grid": (
+            "benchmark",
+            "run",
+            "--config-file",
+            config,
+            "--output",
+            folder / "out",
+            *(["--opts", *opts] if opts else []),
+        ),
+        "table": (
+            "benchmark",
+            "table",
+            f"{config}:{folder / 'model.pth'}",
+            "--records",
+            "",
+            *(["--opts", *opts] if opts else []),
+        ),
+        "export": (
+            "export",
+            "--config-file",
+            config,
+            "--format",
+            "fastreid",
+            "--output",
+            folder / "x.pth",
+            *opts,
+            *weights,
+        ),
+        "predict": (
+            "predict",
+            "--config-file",
+            config,
+            "--images",
+            folder,
+            "--output",
+            folder / "f.npz",
+            *opts,
+            *weights,
+        ),
+    }[tool]
 
 
 TOOLS = ("train_net", "evaluate", "compare", "grid", "table", "export", "predict")
@@ -45,7 +89,9 @@ def refused(run_tool, said, *line):
     assert status == 2 and said in err and "Traceback" not in err and len(err.strip().splitlines()) == 1, err
 
 
-@pytest.mark.parametrize("opts, said", WRONG_VALUES, ids=lambda part: part[0] if isinstance(part, tuple) else "")
+@pytest.mark.parametrize(
+    "opts, said", WRONG_VALUES, ids=lambda part: part[0] if isinstance(part, tuple) else ""
+)
 @pytest.mark.parametrize("tool", TOOLS)
 def test_values(run_tool, folder, tool, opts, said):
     refused(run_tool, said, *command(tool, folder, CONFIG, *opts))
@@ -61,13 +107,19 @@ def test_config_files(run_tool, folder, tool, name, said):
     "line, said",
     [
         (("benchmark", "zoo", "--notes", "missing.md"), "no file of notes 'missing.md'"),
-        (("benchmark", "table", "--published", "Market1501 -> DukeMTCM"), "nearest that there is: Market1501 -> DukeMTMC"),
+        (
+            ("benchmark", "table", "--published", "Market1501 -> DukeMTCM"),
+            "nearest that there is: Market1501 -> DukeMTMC",
+        ),
         (("benchmark", "grid", "broken.yml", "--output", "out"), "grid 'broken.yml' is no YAML"),
         (("benchmark", "run", "--config-file", CONFIG, "--output", "person.jpg"), "give another --output"),
-        (("train_net", "--config-file", CONFIG, "--predict", ".", "--eval-only"), "neither trains nor evaluates"),
+        (("train_net", "--config-file", CONFIG, "--predict", ".", "--features", "f.npz"), "tools/predict.py"),
         (("report", "missing_run"), "missing_run"),
         (("report", "."), "config.yaml"),
-        (("train_net", "--config-file", CONFIG, "--resume", "runs/a/model_final.pth"), "--resume takes no file"),
+        (
+            ("train_net", "--config-file", CONFIG, "--resume", "runs/a/model_final.pth"),
+            "--resume takes no file",
+        ),
     ],
     ids=lambda part: part[0] if isinstance(part, tuple) else "",
 )

@@ -1,15 +1,28 @@
-"""Files that are whole or not there, when the disk is full, read-only, or the process is killed."""
+"""Files that are whole or not there, whatever happens, and one run at a time in an output folder."""
 
 import errno
+import fcntl
 import os
 import resource
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 from own_processes import exit_status
+from tiny_reid import tiny_baseline
 
-from fastreid_sskd.engine.atomic import check_output, remove_unfinished, write_atomically, written_together
+from fastreid_sskd.engine import run
+from fastreid_sskd.engine.files import (
+    LOCK_FILE,
+    FolderInUseError,
+    check_output,
+    output_folder,
+    remove_unfinished,
+    write_atomically,
+    written_together,
+)
 
 
 def write(content):
@@ -33,9 +46,11 @@ def test_relative_path(tmp_path, monkeypatch):
 
 
 def test_file_and_folder_are_flushed_in_this_order(tmp_path, monkeypatch):
-    """The content before the name, the name before anybody relies on it: a power cut leaves the old or the new file."""
+    """The content before the name: a power cut leaves the old or the new file."""
     events, fsync, replace = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: events.append(os.path.isdir(f"/proc/self/fd/{fd}")) or fsync(fd))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: events.append(os.path.isdir(f"/proc/self/fd/{fd}")) or fsync(fd)
+    )
     monkeypatch.setattr(os, "replace", lambda *paths: events.append("rename") or replace(*paths))
     write_atomically(str(tmp_path / "file"), write(b"content"))
     assert events == [False, "rename", True]
@@ -110,7 +125,8 @@ def test_folder_with_a_name_like_a_pattern(tmp_path):
     assert len(remove_unfinished(str(folder))) == 1 and not os.listdir(folder)
 
 
-# ---- several files -----------------------------------------------------------------------------------------------
+# ---- several files
+# -----------------------------------------------------------------------------------------------
 
 
 def test_files_get_their_names_together(tmp_path):
@@ -127,10 +143,15 @@ def test_files_get_their_names_together(tmp_path):
     assert one.read_text() == other.read_text() == "new" and len(os.listdir(tmp_path / "new")) == 2
 
 
-@pytest.mark.parametrize("error", [ValueError("refused"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [ValueError("refused"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()]
+)
 def test_older_files_stay(tmp_path, error):
     (tmp_path / "a.pth").write_text("old")
-    with pytest.raises(type(error)) as raised, written_together(str(tmp_path / "a.pth"), str(tmp_path / "a.yml")) as (draft, _):
+    with (
+        pytest.raises(type(error)) as raised,
+        written_together(str(tmp_path / "a.pth"), str(tmp_path / "a.yml")) as (draft, _),
+    ):
         with open(draft, "w", encoding="utf-8") as file:
             file.write("new")
         raise error
@@ -138,7 +159,8 @@ def test_older_files_stay(tmp_path, error):
     assert not isinstance(error, OSError) or raised.value.filename == str(tmp_path / "a.pth")
 
 
-# ---- before the work ---------------------------------------------------------------------------------------------
+# ---- before the work
+# ---------------------------------------------------------------------------------------------
 
 
 def test_outputs_that_can_be_written(tmp_path, monkeypatch):
@@ -152,11 +174,15 @@ def test_outputs_that_can_be_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "path, message",
     [
-        ("f.csv", "end in one of .npy, .npz; got 'f.csv'"), ("", "end in one of"), ("folder/", "end in one of"), (".npy", "end in one"),
-        ("folder.npy", "'folder.npy' is a folder"), ("file/f.npy", "'file/f.npy' cannot be written, .*Not a directory"),
-        ("file/a/f.npy", "cannot be written"), ("read.npy", "is read by this command"), ("link.npy", "is read by this command"),
+        ("f.csv", "end in one of .npy, .npz; got 'f.csv'"), ("", "end in one of"),
+        ("folder/", "end in one of"), (".npy", "end in one"),
+        ("folder.npy", "'folder.npy' is a folder"),
+        ("file/f.npy", "'file/f.npy' cannot be written, .*Not a directory"),
+        ("file/a/f.npy", "cannot be written"), ("read.npy", "is read by this command"),
+        ("link.npy", "is read by this command"),
         ("./folder/../read.npy", "is read by this command"), ("/dev/null/f.npy", "cannot be written"),
-        ("pipe.npy", "no regular file"), (f"{'n' * 250}.npy", "cannot be written, .*name too long"), ("/proc/f.npy", "cannot be written"),
+        ("pipe.npy", "no regular file"), (f"{'n' * 250}.npy", "cannot be written, .*name too long"),
+        ("/proc/f.npy", "cannot be written"),
     ],
 )  # fmt: skip
 def test_outputs_that_cannot(tmp_path, monkeypatch, path, message):
@@ -171,3 +197,122 @@ def test_outputs_that_cannot(tmp_path, monkeypatch, path, message):
     with pytest.raises(ValueError, match=message):
         check_output(path, (".npy", ".npz"), reads=["folder", "read.npy"])
     assert sorted(os.listdir(tmp_path)) == before
+
+
+HOLD = """
+import fcntl, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(fd, fcntl.LOCK_EX)
+os.write(fd, b"process 4242 on elsewhere")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """A process that holds the folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / LOCK_FILE)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def is_free(folder):
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def test_second_run_is_refused(tmp_path, other_run):
+    """Before it has touched anything; the message names the folder and who holds it."""
+    (tmp_path / "model_0001.pth.9.tmp").touch()  # the other run's, perhaps
+    with pytest.raises(
+        FolderInUseError, match=r"another run writes into .*process 4242 on elsewhere.*OUTPUT_DIR"
+    ):
+        run(tiny_baseline(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == [LOCK_FILE, "model_0001.pth.9.tmp"]
+
+
+def test_killed_run_leaves_no_lock(tmp_path, other_run):
+    other_run.send_signal(signal.SIGKILL)
+    other_run.wait()
+    (tmp_path / "model_0001.pth.9.tmp").touch()
+    with output_folder(str(tmp_path)):
+        assert not is_free(tmp_path)
+        assert str(os.getpid()) in (tmp_path / LOCK_FILE).read_text()
+    assert is_free(tmp_path) and os.listdir(tmp_path) == [LOCK_FILE]
+
+
+def test_folder_is_made_and_freed_after_an_error(tmp_path):
+    folder = tmp_path / "a" / "b"
+    with pytest.raises(ZeroDivisionError), output_folder(str(folder)):
+        raise ZeroDivisionError
+    assert is_free(folder)
+
+
+def test_nested(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with output_folder("out"):
+        with output_folder(str(tmp_path / "out")):
+            assert not is_free(tmp_path / "out")
+        assert not is_free(tmp_path / "out")
+    assert is_free(tmp_path / "out")
+
+
+def test_without_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with output_folder(""):
+        assert os.listdir(tmp_path) == []
+
+
+def test_loader_workers_do_not_keep_the_lock(tmp_path):
+    """They are forked, and may outlive a killed run by seconds."""
+    ready, started = os.pipe()
+    killed = os.fork()
+    if killed == 0:
+        with output_folder(str(tmp_path)):
+            if os.fork() == 0:
+                os.write(started, str(os.getpid()).encode())
+            signal.pause()
+    worker = int(os.read(ready, 20))
+    assert not is_free(tmp_path)
+    os.kill(killed, signal.SIGKILL)
+    os.waitpid(killed, 0)
+    try:
+        assert is_free(tmp_path)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.close(ready), os.close(started)
+
+
+def test_file_system_without_locks(tmp_path, monkeypatch, caplog):
+    """Some network file systems: the run goes on, warned, and leaves what may be another run's alone."""
+
+    def no_locks(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    (tmp_path / "model_0001.pth.9.tmp").touch()
+    with caplog.at_level("WARNING"), output_folder(str(tmp_path)):
+        pass
+    assert "without locks" in caplog.text and (tmp_path / "model_0001.pth.9.tmp").exists()
+
+
+def test_a_file_in_the_folders_place(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    for folder in (tmp_path / "out", tmp_path / "out" / "below"):
+        with pytest.raises(NotADirectoryError, match="another OUTPUT_DIR"), output_folder(str(folder)):
+            pass
+    assert (tmp_path / "out").read_text() == "mine"
