@@ -1,20 +1,35 @@
 """Pseudo-labels for the target set: exact k-reciprocal Jaccard clustering in sparse memory."""
 
-from .backends import KNN_BACKENDS, ApproximateOptions, Search, register_knn
-from .candidates import Candidates
-from .centroids import cluster_centroids
-from .compiled import say_when_compiling
-from .dbscan import NOISE, dbscan
-from .diagnostics import cluster_agreement
-from .eps import estimate_eps
-from .guards import Limits, PseudoLabelError, check_bounds, check_usable
+from .diagnostics import ClusterReport, changed_share, cluster_agreement
+from .eps import RadiusSweep, estimate_eps, sweep_table
 from .jaccard import VARIANTS, jaccard_distance
-from .knn import Neighbors, knn_share, lists_from_candidates, nearest_neighbors
-from .methods import CLUSTERING_METHODS, ClusteringMethod, ClusterProblem, register_clustering
-from .refresh import PseudoLabels, find_method, labels_again, pseudo_labels, search_neighbors
-from .report import ClusterReport, changed_share
-from .shares import Share, merge_shares
-from .sweep import RadiusSweep, sweep_table
+from .methods import CLUSTERING_METHODS, NOISE, ClusteringMethod, ClusterProblem, dbscan, register_clustering
+from .neighbors import (
+    KNN_BACKENDS,
+    ApproximateOptions,
+    Candidates,
+    Neighbors,
+    Search,
+    Share,
+    knn_share,
+    lists_from_candidates,
+    merge_shares,
+    nearest_neighbors,
+    register_knn,
+)
+from .parallel import say_when_compiling
+from .pseudo_labels import (
+    Limits,
+    PseudoLabelError,
+    PseudoLabels,
+    check_bounds,
+    check_usable,
+    cluster_centroids,
+    find_method,
+    labels_again,
+    pseudo_labels,
+    search_neighbors,
+)
 
 say_when_compiling()
 

@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.atomic import check_output, write_atomically
-from .backends import KNN_BACKENDS, ApproximateOptions
 from .diagnostics import cluster_agreement
-from .guards import PseudoLabelError, check_usable
+from .eps import RULES, RadiusSweep
 from .jaccard import VARIANTS
 from .methods import CLUSTERING_METHODS
-from .refresh import find_method, pseudo_labels
-from .sweep import RULES, RadiusSweep
+from .neighbors import KNN_BACKENDS, ApproximateOptions
+from .pseudo_labels import PseudoLabelError, check_usable, find_method, pseudo_labels
 
 logger = logging.getLogger("fastreid.sskd.clustering")
 

@@ -1,15 +1,98 @@
-"""Clustering methods by name (SSKD.CLUSTER.METHOD)."""
-
+"""DBSCAN on a sparse graph of distances (Ester et al., KDD 1996), with scikit-learn's labels."""
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numba
 import numpy as np
+import scipy.sparse
+from scipy.sparse import csgraph
 
-from .dbscan import NOISE, dbscan
 from .features import UnitRows
-from .pairs import PairDistances
+from .jaccard import PairDistances
+
+#: label of an image that belongs to no cluster
+NOISE = -1
+
+
+@numba.njit(cache=True, nogil=True)
+def _labels(indptr, indices, data, eps, min_samples):
+    count = indptr.shape[0] - 1
+    core = np.zeros(count, dtype=np.bool_)
+    for i in range(count):
+        neighbors = 0
+        has_self = False
+        for e in range(indptr[i], indptr[i + 1]):
+            if indices[e] == i:
+                has_self = True
+            if data[e] <= eps:
+                neighbors += 1
+        if not has_self:  # a diagonal entry that is not stored is the distance 0 to itself
+            neighbors += 1
+        core[i] = neighbors >= min_samples
+    labels = np.full(count, NOISE, dtype=np.int64)
+    stack = np.empty(count, dtype=np.int64)
+    clusters = 0
+    for seed in range(count):
+        if labels[seed] != NOISE or not core[seed]:
+            continue
+        labels[seed] = clusters
+        stack[0] = seed
+        depth = 1
+        while depth:
+            depth -= 1
+            i = stack[depth]
+            if not core[i]:
+                continue
+            for e in range(indptr[i], indptr[i + 1]):
+                j = indices[e]
+                if data[e] <= eps and labels[j] == NOISE:
+                    labels[j] = clusters
+                    stack[depth] = j
+                    depth += 1
+        clusters += 1
+    return labels
+
+
+def dbscan(distance: scipy.sparse.spmatrix | np.ndarray, eps: float, min_samples: int = 4) -> np.ndarray:
+    """Clusters of the graph distance <= eps; the labels of scikit-learn's DBSCAN(metric="precomputed").
+
+    Args:
+        distance: (N, N), symmetric; sparse as `jaccard_distance` gives it (what is not stored is no neighbour, the
+            diagonal apart; stored zeros are neighbours), or dense. Not modified.
+        eps: largest distance of neighbours, > 0, compared in the dtype of the distances. It does not bound the
+            distance of two images of one cluster.
+        min_samples: a core image has at least this many neighbours, itself included.
+
+    Returns:
+        (N,) int64, 0..C-1 in the order of each cluster's first core image, -1 for noise. An image that is no core
+        takes the smallest label among its core neighbours.
+
+    Raises:
+        ValueError: not square, eps not a positive number, min_samples < 1.
+    """
+    if len(distance.shape) != 2 or distance.shape[0] != distance.shape[1]:
+        raise ValueError(f"distance must be (N, N), got shape {tuple(distance.shape)}")
+    if not eps > 0 or not np.isfinite(eps):
+        raise ValueError(f"eps must be a positive number, got {eps}: see SSKD.CLUSTER.EPS")
+    if min_samples < 1:
+        raise ValueError(f"min_samples must be at least 1, got {min_samples}: see SSKD.CLUSTER.MIN_SAMPLES")
+    if not scipy.sparse.issparse(distance):
+        dense = np.asarray(distance)
+        distance = _neighbors_of_dense(dense if dense.dtype.kind == "f" else dense.astype(np.float64), eps)
+    csr = distance.tocsr()
+    if csr.dtype.kind != "f":  # eps would be cut to a whole number
+        csr = csr.astype(np.float64)
+    return _labels(csr.indptr, csr.indices, csr.data, csr.data.dtype.type(eps), min_samples)
+
+
+def _neighbors_of_dense(distance: np.ndarray, eps: float) -> scipy.sparse.csr_matrix:
+    """The entries <= eps of a dense matrix, zeros among them stored."""
+    row, column = np.nonzero(distance <= distance.dtype.type(eps))
+    indptr = np.searchsorted(row, np.arange(len(distance) + 1))
+    return scipy.sparse.csr_matrix((distance[row, column], column, indptr), shape=distance.shape)
+
 
 #: what a method may work on; see `ClusterProblem`
 USES = ("radius", "distances", "features")
@@ -87,3 +170,161 @@ def numbered(labels: np.ndarray) -> np.ndarray:
 @register_clustering("dbscan")
 def _dbscan(problem: ClusterProblem) -> np.ndarray:
     return dbscan(problem.pairs.symmetric(problem.eps), problem.eps, problem.min_samples)
+
+
+#: stands for a distance of 0, which a sparse graph takes for no edge; below any distance of two images that is not 0
+ALMOST_ZERO = 1e-12
+
+
+def complete_graph(distance: scipy.sparse.csr_matrix, min_samples: int) -> scipy.sparse.csr_matrix:
+    """The graph with enough of its missing edges, all of length 1, that its minimum spanning tree is the dense one's.
+
+    Distances that are not stored are 1, the largest there is. Of them a minimum spanning tree needs one edge between
+    neighbouring components, and a core distance (that of the min_samples-th nearest, the image itself counted) one
+    entry for each of the min_samples that is missing.
+
+    Args:
+        distance: (N, N) symmetric, diagonal and zeros stored, as `PairDistances.symmetric` gives it.
+
+    Returns:
+        (N, N) float64 CSR, symmetric, connected, at least min(min_samples, N) entries a row, no stored zeros.
+    """
+    count = distance.shape[0]
+    graph = distance.astype(np.float64)
+    graph.data[graph.data == 0] = ALMOST_ZERO
+    of_component = csgraph.connected_components(graph, directed=False)[1]
+    first = np.unique(of_component, return_index=True)[1]
+    row, column = [first[:-1]], [first[1:]]
+    for i in np.flatnonzero(np.diff(graph.indptr) < min_samples):
+        missing = np.setdiff1d(
+            np.arange(min(min_samples * 2, count)), graph.indices[graph.indptr[i] : graph.indptr[i + 1]]
+        )[: min_samples - (graph.indptr[i + 1] - graph.indptr[i])]
+        row.append(np.full(len(missing), i))
+        column.append(missing)
+    if not sum(map(len, row)):
+        return graph
+    row, column = np.concatenate(row), np.concatenate(column)
+    pairs = np.unique(np.stack([np.minimum(row, column), np.maximum(row, column)], 1), axis=0)
+    known = np.asarray(graph[pairs[:, 0], pairs[:, 1]]).ravel()
+    row, column = pairs[known == 0].T
+    added = scipy.sparse.coo_matrix((np.ones(len(row)), (row, column)), shape=graph.shape)
+    graph = (graph + added + added.T).tocsr()
+    graph.sort_indices()
+    return graph
+
+
+def hdbscan_labels(distance: scipy.sparse.csr_matrix, min_samples: int) -> np.ndarray:
+    """HDBSCAN of distances of which those not stored are 1; clusters and core distances of min_samples images.
+
+    As of the dense matrix, but that images which only a distance of 1 connects to a cluster are noise: there they fall
+    to whichever cluster the order of equal edges gives them. Elsewhere too HDBSCAN's labels depend on that order
+    where distances tie, which core distances make them do.
+
+    Args:
+        distance: (N, N) symmetric CSR, diagonal and zeros stored; not modified.
+
+    Returns:
+        (N,) int64, 0..C-1 and -1 for noise.
+    """
+    from sklearn.cluster import HDBSCAN  # slow to import
+
+    count, smallest = distance.shape[0], max(min_samples, 2)
+    noise = ~_within_reach(distance, min_samples, smallest)
+    if noise.all():
+        return np.full(count, NOISE, dtype=np.int64)
+    graph = complete_graph(distance, min_samples)
+    clusterer = HDBSCAN(min_cluster_size=smallest, min_samples=min_samples, metric="precomputed", copy=False)
+    return numbered(np.where(noise, NOISE, clusterer.fit_predict(graph)))
+
+
+def _within_reach(distance: scipy.sparse.csr_matrix, min_samples: int, smallest: int) -> np.ndarray:
+    """(N,) bool: images that edges below 1 between images of core distances below 1 join to at least `smallest`."""
+    core = np.diff(distance.indptr) >= min_samples
+    row = np.repeat(np.arange(len(core)), np.diff(distance.indptr))
+    kept = core[row] & core[distance.indices]
+    edges = (np.ones(kept.sum(), dtype=np.bool_), (row[kept], distance.indices[kept]))
+    _, component = csgraph.connected_components(scipy.sparse.csr_matrix(edges, shape=distance.shape), directed=False)
+    return core & (np.bincount(component)[component] >= smallest)
+
+
+@register_clustering("hdbscan", uses="distances")
+def hdbscan(problem: ClusterProblem) -> np.ndarray:
+    """Clusters of any density, without a radius, of at least min_samples images; memory O(pairs below 1)."""
+    return hdbscan_labels(problem.pairs.symmetric(), problem.min_samples)
+
+
+def import_infomap() -> type:
+    """The package's class Infomap.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        from infomap import Infomap
+    except ImportError as error:
+        raise ImportError(
+            "SSKD.CLUSTER.METHOD is 'infomap', whose package is not installed: pip install infomap (GPL-3.0), or set "
+            "it to 'dbscan'"
+        ) from error
+    return Infomap
+
+
+@register_clustering("infomap")
+def infomap(problem: ClusterProblem) -> np.ndarray:
+    """Modules of the graph of pairs with J <= eps, weighted 1 - J; modules below min_samples images are noise.
+
+    Raises:
+        ImportError: the package infomap is not installed.
+    """
+    infomap_class = import_infomap()
+    pairs, count = problem.pairs, len(problem.rows)
+    near = pairs.data <= np.float32(problem.eps)
+    labels = np.full(count, NOISE, dtype=np.int64)
+    if not near.any():
+        return labels
+    row = np.repeat(np.arange(count), np.diff(pairs.indptr))[near]
+    search = infomap_class(silent=True, two_level=True, seed=problem.seed + 1, num_trials=1)
+    column, weight = pairs.indices[near], 1 - pairs.data[near].astype(np.float64)
+    order = np.lexsort((column, row))  # the order of links would change what the seed draws
+    search.add_links(list(zip(row[order].tolist(), column[order].tolist(), weight[order].tolist(), strict=True)))
+    result = search.run()
+    # infomap 2.16 gives a result that is to be asked; before, the search itself is
+    modules = result.modules() if hasattr(result, "modules") else search.get_modules()
+    for image, module in dict(modules).items():
+        labels[image] = module
+    sizes = np.bincount(labels[labels >= 0])
+    labels[(labels >= 0) & (sizes[labels] < problem.min_samples)] = NOISE
+    return numbered(labels)
+
+
+def check_num_clusters(num_clusters: int, num_images: int) -> None:
+    """Refuse a number of clusters that k-means cannot find.
+
+    Raises:
+        ValueError: it is not in 2..N.
+    """
+    if not 2 <= num_clusters <= num_images:
+        raise ValueError(
+            f"k-means needs a number of clusters in 2..{num_images} (images), got {num_clusters}: set "
+            "SSKD.CLUSTER.NUM_CLUSTERS"
+        )
+
+
+@register_clustering("kmeans", uses="features")
+def kmeans(problem: ClusterProblem) -> np.ndarray:
+    """Mini-batch k-means (Sculley, WWW 2010) of the unit features; no noise, the same for the same seed.
+
+    A cluster that ends up without images is left out.
+
+    Raises:
+        ValueError: num_clusters is not in 2..N.
+    """
+    from sklearn.cluster import MiniBatchKMeans  # slow to import
+
+    count = len(problem.rows)
+    check_num_clusters(problem.num_clusters, count)
+    features = problem.rows.block(0, count).cpu().numpy()
+    clusterer = MiniBatchKMeans(
+        problem.num_clusters, batch_size=max(1024, 2 * problem.num_clusters), n_init=1, random_state=problem.seed
+    )
+    return numbered(clusterer.fit_predict(features))

@@ -1,13 +1,21 @@
 """Compiled kernels that release the GIL, spread over threads."""
-
 from __future__ import annotations
 
 import itertools
+import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from numba.core import event
+
+from ..processes import stop_if_asked
+
+__all__ = ["say_when_compiling"]
+
+logger = logging.getLogger("fastreid.sskd.clustering")
 
 Result = TypeVar("Result")
 
@@ -49,3 +57,60 @@ def over_rows(kernel: Callable[[int, int], None], num_rows: int, rows_per_call: 
     starts = range(0, num_rows, rows_per_call)
     for _ in in_threads(lambda s=start: kernel(s, min(s + rows_per_call, num_rows)) for start in starts):
         pass
+
+
+Progress = Callable[[int, int], None]
+
+
+def no_progress(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+class LogProgress:
+    """Logs a stage's share done and the time left, at most once every `every` seconds; a signal may end the run there.
+
+    Args:
+        stage: what is running, as a reader would call it.
+        every: seconds; a stage that ends sooner logs nothing.
+        clock: for tests.
+    """
+
+    def __init__(self, stage: str, every: float = 20.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stage = stage
+        self.every = every
+        self.clock = clock
+        self._start = self._last = clock()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Tell that `done` of `total` units of work are done."""
+        stop_if_asked()
+        now = self.clock()
+        if now - self._last < self.every or not done:
+            return
+        self._last = now
+        left = (now - self._start) * (total - done) / done
+        logger.info("%s: %d%%, about %.0f s left", self.stage, 100 * done // total, left)
+
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+class _Notice(event.Listener):
+    """Logs one line at the first kernel of this package that is not in numba's cache."""
+
+    said = False
+
+    def on_start(self, event: event.Event) -> None:
+        function = event.data["dispatcher"].py_func
+        module = function.__module__ or ""  # None for a function that exec made, and anyone's are heard here
+        if not self.said and module.partition(".")[0] == _PACKAGE:
+            self.said = True
+            logger.info("compiling the kernels, once on this machine: a minute or two for all of them")
+
+    def on_end(self, event: event.Event) -> None:
+        pass
+
+
+def say_when_compiling() -> None:
+    """From now on the first compilation in this process is logged; kernels that numba has in its cache are none."""
+    event.register("numba:compile", _Notice())

@@ -26,13 +26,11 @@ from ..clustering import (
     check_bounds,
     find_method,
 )
-from ..clustering.backends import import_faiss
-from ..clustering.eps import mean_of_smallest, rho_from_pairs_per_image
+from ..clustering.eps import RULES, mean_of_smallest, rho_from_pairs_per_image
 from ..clustering.features import UnitRows
-from ..clustering.infomap import import_infomap
 from ..clustering.jaccard import list_sizes
-from ..clustering.kmeans import check_num_clusters
-from ..clustering.sweep import RULES
+from ..clustering.methods import check_num_clusters, import_infomap
+from ..clustering.neighbors import import_faiss
 from ..data.transforms import PLACES
 from ..evaluation.distances import METRICS_IN_BLOCKS
 from ..modeling import peer_config

@@ -5,7 +5,7 @@ import time
 from fastreid.engine.train_loop import HookBase
 
 from ..clustering import PseudoLabelError, check_usable
-from ..clustering.silhouette import sparse_silhouette
+from ..clustering.diagnostics import sparse_silhouette
 from ..data import extraction_loader
 from ..evaluation.features import extract_features
 from ..processes import on_main

@@ -64,7 +64,7 @@ def test_a_card_that_errs_is_refused_with_a_warning(card, caplog, monkeypatch):
     moved = card("wrong")
     # as if the rows were not searched again one by one
     monkeypatch.setattr(
-        "fastreid_sskd.clustering.knn.rescore",
+        "fastreid_sskd.clustering.neighbors.rescore",
         lambda rows, candidates, k, real=nearest_neighbors.__globals__["rescore"]: (
             real(rows, candidates, k)
             if candidates.backend == "torch"

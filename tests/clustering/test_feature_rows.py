@@ -6,15 +6,18 @@ import torch
 from dense_reference import cosines, crowd
 
 from fastreid_sskd.clustering import (
-    candidates,
-    centroids,
     cluster_agreement,
     cluster_centroids,
     features,
     jaccard_distance,
     nearest_neighbors,
     pseudo_labels,
-    similarity,
+)
+from fastreid_sskd.clustering import (
+    neighbors as neighbors_module,
+)
+from fastreid_sskd.clustering import (
+    pseudo_labels as pseudo_labels_module,
 )
 from fastreid_sskd.clustering.features import UnitRows
 
@@ -59,13 +62,13 @@ def test_squared_norms_on_a_device():
 
 
 def test_cosines_on_a_device(monkeypatch):
-    monkeypatch.setattr(similarity, "VALUES_PER_DEVICE_CALL", 500)  # several calls, the last one shorter
+    monkeypatch.setattr(neighbors_module, "VALUES_PER_DEVICE_CALL", 500)  # several calls, the last one shorter
     rows = UnitRows.from_features(crowd(seed=6) * 2)
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, len(rows), (2, 301))
     second[:5] = first[:5]
-    found = similarity._cosines_on_device(rows, first, second)
-    np.testing.assert_allclose(found, similarity.pair_cosines(rows, first, second), rtol=0, atol=6e-8)
+    found = neighbors_module._cosines_on_device(rows, first, second)
+    np.testing.assert_allclose(found, neighbors_module.pair_cosines(rows, first, second), rtol=0, atol=6e-8)
     np.testing.assert_allclose(found, cosines(rows.cpu().tensor.numpy())[first, second], rtol=0, atol=6e-8)
     assert (found[:5] == 1).all()
 
@@ -73,14 +76,14 @@ def test_cosines_on_a_device(monkeypatch):
 def test_rescoring_on_a_device():
     array = crowd(seed=7)
     rows = UnitRows.from_features(array)
-    found = candidates.device_topk(rows, 14, need_farthest=False, tile=32, progress=lambda done, total: None)
+    found = neighbors_module.device_topk(rows, 14, need_farthest=False, tile=32, progress=lambda done, total: None)
     found.indices[3, 2], found.approximate[3, 2] = -1, -np.inf  # not found: in doubt
     found.approximate[5] += 0.1  # not what the row is: in doubt
     error = np.float32(found.error)
     count, k = len(rows), 9
     indices, similarities = np.zeros((count, k), np.int32), np.zeros((count, k), np.float32)
     proven = np.zeros(count, bool)
-    similarity._rescore_on_device(rows, found, error, True, indices, similarities, proven)
+    neighbors_module._rescore_on_device(rows, found, error, True, indices, similarities, proven)
     expected = nearest_neighbors(array, k)
     assert not proven[3] and not proven[5] and proven.mean() > 0.8
     assert np.array_equal(indices[proven], expected.indices[proven])
@@ -91,8 +94,8 @@ def test_cluster_sums_on_a_device():
     array = crowd(seed=8)
     labels = np.random.default_rng(0).integers(-1, 5, len(array))
     weights = np.random.default_rng(1).random(len(array))
-    found = centroids._cluster_sums_on_device(torch.from_numpy(array), weights, labels, 5)
-    np.testing.assert_allclose(found, centroids._cluster_sums(array, weights, labels, 5), rtol=0, atol=1e-6)
+    found = pseudo_labels_module._cluster_sums_on_device(torch.from_numpy(array), weights, labels, 5)
+    np.testing.assert_allclose(found, pseudo_labels_module._cluster_sums(array, weights, labels, 5), rtol=0, atol=1e-6)
 
 
 def test_taken_rows_are_normalised_copies():

@@ -12,9 +12,11 @@ from fastreid_sskd.clustering import (
     merge_shares,
     nearest_neighbors,
     pseudo_labels,
-    recall,
 )
-from fastreid_sskd.clustering.recall import recall_of, sample_of
+from fastreid_sskd.clustering import (
+    neighbors as neighbors_module,
+)
+from fastreid_sskd.clustering.neighbors import recall_of, sample_of
 
 pytest.importorskip("faiss")
 
@@ -120,7 +122,7 @@ def test_recall_of_ties():
 def test_samples():
     assert sample_of(5, 0).tolist() == [0, 1, 2, 3, 4]
     first, other = sample_of(10_000, 0), sample_of(10_000, 1)
-    assert len(first) == recall.SAMPLE_ROWS and (np.diff(first) > 0).all()
+    assert len(first) == neighbors_module.SAMPLE_ROWS and (np.diff(first) > 0).all()
     assert np.array_equal(first, sample_of(10_000, 0)) and len(set(first) & set(other)) < 30
 
 

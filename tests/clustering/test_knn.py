@@ -7,9 +7,10 @@ import pytest
 import torch
 from dense_reference import cosines, crowd, lattice, rank_by_similarity
 
-from fastreid_sskd.clustering import KNN_BACKENDS, backends, candidates, nearest_neighbors, register_knn
+from fastreid_sskd.clustering import KNN_BACKENDS, nearest_neighbors, register_knn
+from fastreid_sskd.clustering import neighbors as neighbors_module
 from fastreid_sskd.clustering.features import UnitRows
-from fastreid_sskd.clustering.similarity import search_rows_exactly
+from fastreid_sskd.clustering.neighbors import search_rows_exactly
 
 CASES = {
     "crowd": crowd(seed=1, num_ids=40),
@@ -28,7 +29,7 @@ def search(backend, features, k, monkeypatch, **kwargs):
         monkeypatch.setitem(
             KNN_BACKENDS,
             "torch",
-            lambda rows, search: candidates.device_topk(
+            lambda rows, search: neighbors_module.device_topk(
                 rows, search.size, need_farthest=search.need_farthest, tile=16, progress=search.progress
             ),
         )
@@ -42,7 +43,7 @@ def search(backend, features, k, monkeypatch, **kwargs):
 def test_lists_equal_a_full_sort(case, backend, tile, monkeypatch):
     if backend == "faiss":
         pytest.importorskip("faiss")
-    monkeypatch.setattr(backends, "CPU_TILE", (tile, 2 * tile))
+    monkeypatch.setattr(neighbors_module, "CPU_TILE", (tile, 2 * tile))
     features = CASES[case]
     similarity = cosines(features)
     ranks = rank_by_similarity(similarity)
@@ -66,7 +67,7 @@ def test_rows_left_in_doubt_are_searched_again(monkeypatch):
         searched.extend(which)
         return search_rows_exactly(rows, which, *args, **kwargs)
 
-    monkeypatch.setattr("fastreid_sskd.clustering.similarity.search_rows_exactly", spy)
+    monkeypatch.setattr("fastreid_sskd.clustering.neighbors.search_rows_exactly", spy)
     features = np.concatenate([np.repeat(features[:1], 60, axis=0), CASES["crowd"][:, : features.shape[1]]])
     found = nearest_neighbors(features, 10)
     assert set(range(60)) <= set(searched)
@@ -94,7 +95,7 @@ def test_error_bound_holds_for_every_pair():
         product = rows.block(0, len(rows)) @ rows.block(0, len(rows)).T
         exact = torch.from_numpy(scaled).double()
         exact = exact / exact.norm(dim=1, keepdim=True)
-        assert (product.double() - exact @ exact.T).abs().max() < candidates.product_error(rows)
+        assert (product.double() - exact @ exact.T).abs().max() < neighbors_module.product_error(rows)
 
 
 @pytest.mark.parametrize("precision, bits", [("high", 10), ("medium", 7)])
@@ -105,10 +106,10 @@ def test_error_bound_holds_for_factors_cut_to_fewer_bits(precision, bits):
     exact = features.astype(np.float64) @ features.T.astype(np.float64)
     rows = UnitRows.from_features(features)
     error = np.abs(cut @ cut.T - exact).max()
-    assert error > candidates.product_error(rows)
+    assert error > neighbors_module.product_error(rows)
     torch.set_float32_matmul_precision(precision)
     try:
-        assert error < candidates.product_error(rows)
+        assert error < neighbors_module.product_error(rows)
     finally:
         torch.set_float32_matmul_precision("highest")
 
@@ -117,7 +118,7 @@ def test_a_backend_that_misses_neighbours_is_refused_with_a_warning(monkeypatch,
     def blind(rows, search):
         found = KNN_BACKENDS["torch"](UnitRows.from_features(rows.tensor[::2].clone()), search)
         repeated = (np.repeat(part, 2, axis=0) for part in (2 * found.indices, found.approximate))
-        return candidates.Candidates(*repeated, found.error, None)
+        return neighbors_module.Candidates(*repeated, found.error, None)
 
     monkeypatch.setitem(KNN_BACKENDS, "blind", blind)
     with caplog.at_level(logging.WARNING, logger="fastreid"):
@@ -181,7 +182,7 @@ def test_k_below_one():
 
 
 def test_progress_is_told_up_to_the_end(monkeypatch):
-    monkeypatch.setattr(backends, "CPU_TILE", (50, 120))
+    monkeypatch.setattr(neighbors_module, "CPU_TILE", (50, 120))
     told = []
     nearest_neighbors(CASES["crowd"], 8, progress=lambda done, total: told.append((done, total)))
     assert told[-1][0] == told[-1][1] > 0
@@ -194,11 +195,11 @@ def test_error_of_a_product_whose_precision_torch_will_not_say(monkeypatch):
     rows = UnitRows.from_features(np.eye(4, dtype=np.float32))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
-    expected = candidates.product_error(rows)
+    expected = neighbors_module.product_error(rows)
     torch.set_float32_matmul_precision(before)
 
     def mixed():
         raise RuntimeError("mix of the legacy and new APIs")
 
     monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
-    assert candidates.product_error(rows) == expected > 2.0**-7
+    assert neighbors_module.product_error(rows) == expected > 2.0**-7

@@ -9,8 +9,7 @@ from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
 from fastreid_sskd.clustering import CLUSTERING_METHODS, jaccard_distance, pseudo_labels, register_clustering
-from fastreid_sskd.clustering.hdbscan import complete_graph, hdbscan_labels
-from fastreid_sskd.clustering.methods import numbered
+from fastreid_sskd.clustering.methods import complete_graph, hdbscan_labels, numbered
 
 
 def blobs(seed=0, num_ids=9, per_id=12, dim=16, spread=0.25):

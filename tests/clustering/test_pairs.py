@@ -3,10 +3,10 @@ import pytest
 import torch
 from dense_reference import crowd, to_dense
 
-from fastreid_sskd.clustering import nearest_neighbors, pairs
-from fastreid_sskd.clustering.encoding import Encoding, encode
+from fastreid_sskd.clustering import jaccard as jaccard_module
+from fastreid_sskd.clustering import nearest_neighbors
 from fastreid_sskd.clustering.features import UnitRows
-from fastreid_sskd.clustering.reciprocal import expanded_reciprocal_sets
+from fastreid_sskd.clustering.jaccard import Encoding, encode, expanded_reciprocal_sets
 
 
 def encoding_of(features):
@@ -31,12 +31,12 @@ def dense_from_encoding(encoding):
 @pytest.mark.parametrize("rows_per_task", [1, 7, 10_000])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_distances_are_exact_whatever_the_tasks(rows_per_task, threads, monkeypatch):
-    monkeypatch.setattr(pairs, "ROWS_PER_TASK", rows_per_task)
+    monkeypatch.setattr(jaccard_module, "ROWS_PER_TASK", rows_per_task)
     encoding = encoding_of(crowd(seed=1))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found = pairs.pair_distances(encoding).symmetric()
+        found = jaccard_module.pair_distances(encoding).symmetric()
     finally:
         torch.set_num_threads(before)
     assert np.array_equal(to_dense(found), dense_from_encoding(encoding))
@@ -45,12 +45,12 @@ def test_distances_are_exact_whatever_the_tasks(rows_per_task, threads, monkeypa
 @pytest.mark.parametrize("rows_per_task", [1, 7, 10_000])
 @pytest.mark.parametrize("keep", [1, 5, 60, 500, 100_000])
 def test_keeping_the_smallest(keep, rows_per_task, monkeypatch):
-    monkeypatch.setattr(pairs, "ROWS_PER_TASK", rows_per_task)
+    monkeypatch.setattr(jaccard_module, "ROWS_PER_TASK", rows_per_task)
     encoding = encoding_of(crowd(seed=2))
-    everything = to_dense(pairs.pair_distances(encoding).symmetric())
+    everything = to_dense(jaccard_module.pair_distances(encoding).symmetric())
     upper = everything[np.triu_indices(len(everything), 1)]
     nonzero = np.sort(upper[(upper > 0) & (upper < 1)])
-    kept = pairs.pair_distances(encoding, keep_smallest=keep)
+    kept = jaccard_module.pair_distances(encoding, keep_smallest=keep)
     limit = nonzero[min(keep, len(nonzero)) - 1]
     assert np.array_equal(np.sort(kept.data), np.sort(upper[upper <= limit]))
     assert np.array_equal(to_dense(kept.symmetric()), np.where(everything <= limit, everything, 1))
@@ -66,7 +66,7 @@ def test_a_dense_block_makes_the_buffer_grow(monkeypatch):
         values.ravel(),
         1000,
     )
-    found = pairs.pair_distances(encoding)
+    found = jaccard_module.pair_distances(encoding)
     assert len(found.data) == count * (count - 1) // 2 > count + 2**18
     shared = np.minimum(values[:, None], values[None]).sum(2)
     expected = ((2000 - 2 * shared) / (2000 - shared)).astype(np.float32)
@@ -75,7 +75,7 @@ def test_a_dense_block_makes_the_buffer_grow(monkeypatch):
 
 
 def test_limit_of_the_symmetric_matrix():
-    found = pairs.pair_distances(encoding_of(crowd(seed=3)))
+    found = jaccard_module.pair_distances(encoding_of(crowd(seed=3)))
     everything = to_dense(found.symmetric())
     limit = float(np.median(found.data))
     near = found.symmetric(limit)
@@ -92,7 +92,7 @@ def test_a_distance_that_rounds_to_one_is_not_stored():
         np.array([total - 101, 1, 100, 1, total - 1, 100, total - 100, total, total], dtype=np.int32),
         total,
     )
-    found = pairs.pair_distances(encoding)
+    found = jaccard_module.pair_distances(encoding)
     assert found.indptr.tolist() == [0, 1, 2, 3, 3, 3]
     assert found.indices.tolist() == [2, 3, 4]
     assert found.data[0] == np.float32(1 - 100 / (2 * total - 100)) < 1
@@ -102,7 +102,7 @@ def test_a_distance_that_rounds_to_one_is_not_stored():
 def test_every_distance_as_the_limit(seed):
     """A limit that pairs lie on, as eps may: the same as a filter of all pairs, whose distances are rounded to float32."""
     encoding = encoding_of(crowd(seed=seed))
-    whole = pairs.pair_distances(encoding)
+    whole = jaccard_module.pair_distances(encoding)
     for limit in np.unique(whole.data):
-        kept = pairs.pair_distances(encoding, max_distance=float(limit))
+        kept = jaccard_module.pair_distances(encoding, max_distance=float(limit))
         assert len(kept.data) == (whole.data <= limit).sum(), limit

@@ -1,6 +1,6 @@
 import logging
 
-from fastreid_sskd.clustering.progress import LogProgress
+from fastreid_sskd.clustering.parallel import LogProgress
 
 
 def test_logs_share_and_time_left_at_most_once_per_interval(caplog):

@@ -11,7 +11,9 @@ from fastreid_sskd.clustering import (
     lists_from_candidates,
     merge_shares,
     nearest_neighbors,
-    reduced,
+)
+from fastreid_sskd.clustering import (
+    neighbors as neighbors_module,
 )
 from fastreid_sskd.clustering.features import UnitRows
 
@@ -19,7 +21,7 @@ FEATURES = crowd(seed=1, num_ids=80, dim=48, spread=0.7)
 
 
 def test_recall_is_measured_and_logged(caplog, monkeypatch):
-    monkeypatch.setattr(reduced, "MORE_CANDIDATES", 0)
+    monkeypatch.setattr(neighbors_module, "MORE_CANDIDATES", 0)
     with caplog.at_level(logging.WARNING, logger="fastreid"):
         found = nearest_neighbors(FEATURES, 11, backend="reduced", approximate=ApproximateOptions(reduced_dim=12))
     exact = nearest_neighbors(FEATURES, 11)
@@ -44,7 +46,7 @@ def test_features_of_low_rank_lose_nothing():
     found, exact = nearest_neighbors(features, 9, **options), nearest_neighbors(features, 9, need_smallest=True)
     assert np.array_equal(found.indices, exact.indices) and found.recall == 1
     assert np.array_equal(found.smallest, exact.smallest)
-    projected = reduced._projected(UnitRows.from_features(features), 6).tensor.numpy().astype(np.float64)
+    projected = neighbors_module._projected(UnitRows.from_features(features), 6).tensor.numpy().astype(np.float64)
     unit = features.astype(np.float64) / np.linalg.norm(features, axis=1, keepdims=True)
     np.testing.assert_allclose(projected @ projected.T, unit @ unit.T, rtol=0, atol=1e-5)
 

@@ -8,14 +8,15 @@ from dense_reference import crowd, lattice
 from fastreid_sskd.clustering import (
     KNN_BACKENDS,
     Share,
-    backends,
-    candidates,
     knn_share,
     lists_from_candidates,
     merge_shares,
     nearest_neighbors,
     pseudo_labels,
     search_neighbors,
+)
+from fastreid_sskd.clustering import (
+    neighbors as neighbors_module,
 )
 
 CASES = {
@@ -30,14 +31,14 @@ CASES = {
 @pytest.fixture(params=["torch", "device", "faiss"])
 def backend(request, monkeypatch):
     """Name of a search; "device": that of the other devices, run on the CPU."""
-    monkeypatch.setattr(backends, "CPU_TILE", (16, 64))
-    monkeypatch.setattr(backends, "FAISS_QUERIES", 32)
+    monkeypatch.setattr(neighbors_module, "CPU_TILE", (16, 64))
+    monkeypatch.setattr(neighbors_module, "FAISS_QUERIES", 32)
     if request.param == "faiss":
         pytest.importorskip("faiss")
     if request.param == "device":
 
         def device(rows, search):
-            return candidates.device_topk(
+            return neighbors_module.device_topk(
                 rows, search.size, need_farthest=search.need_farthest, tile=16, progress=search.progress,
                 span=search.share.rows(len(rows)),
             )  # fmt: skip
@@ -80,7 +81,7 @@ def test_shares_do_different_parts_of_the_work(of, backend):
 
 
 def test_merged_lists_need_no_second_search(monkeypatch):
-    monkeypatch.setattr(backends, "CPU_TILE", (16, 64))
+    monkeypatch.setattr(neighbors_module, "CPU_TILE", (16, 64))
     features = CASES["crowd"][:300]
     merged = merge_shares([knn_share(features, 9, share=Share(number, 4)) for number in range(4)])
 
@@ -89,14 +90,14 @@ def test_merged_lists_need_no_second_search(monkeypatch):
 
     duplicates = len(features) - len(np.unique(features, axis=0))
     assert duplicates < 9
-    monkeypatch.setattr("fastreid_sskd.clustering.similarity.search_rows_exactly", never)
+    monkeypatch.setattr("fastreid_sskd.clustering.neighbors.search_rows_exactly", never)
     lists_from_candidates(features, 9, merged)
 
 
 @pytest.mark.parametrize("variant", ["sskd", "faiss"])
 @pytest.mark.parametrize("of", [1, 2, 4])
 def test_labels_are_those_of_one_process(of, variant, monkeypatch):
-    monkeypatch.setattr(backends, "CPU_TILE", (16, 64))
+    monkeypatch.setattr(neighbors_module, "CPU_TILE", (16, 64))
     features = CASES["crowd"]
     search = {"k1": 12, "k2": 4, "variant": variant}
     rest = {"pairs_per_image": 3.0, "min_samples": 3}

@@ -6,7 +6,7 @@ import scipy.sparse
 from sklearn.metrics import silhouette_samples
 
 from fastreid_sskd.clustering import jaccard_distance, pseudo_labels
-from fastreid_sskd.clustering.silhouette import sparse_silhouette
+from fastreid_sskd.clustering.diagnostics import sparse_silhouette
 
 
 def people(seed=0, identities=8, images=9, spread=0.6):

@@ -9,7 +9,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
 from fastreid_sskd.clustering import RadiusSweep, dbscan, jaccard_distance, pseudo_labels, sweep_table
 from fastreid_sskd.clustering.diagnostics import noise_as_singletons
-from fastreid_sskd.clustering.sweep import RULES, Radius
+from fastreid_sskd.clustering.eps import RULES, Radius
 
 RADII = (0.2, 0.35, 0.5, 0.65, 0.8)
 

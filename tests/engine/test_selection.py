@@ -18,7 +18,7 @@ from fastreid_sskd.clustering import (
     jaccard_distance,
     pseudo_labels,
 )
-from fastreid_sskd.clustering.silhouette import sparse_silhouette
+from fastreid_sskd.clustering.diagnostics import sparse_silhouette
 from fastreid_sskd.data import extraction_loader
 from fastreid_sskd.engine import AdaptationTrainer, run
 from fastreid_sskd.engine import adaptation as adaptation_module

@@ -10,7 +10,8 @@ import torch
 from fastreid.utils import comm
 from own_processes import together
 
-from fastreid_sskd.clustering import ApproximateOptions, Share, backends, pseudo_labels
+from fastreid_sskd.clustering import ApproximateOptions, Share, pseudo_labels
+from fastreid_sskd.clustering import neighbors as neighbors_module
 from fastreid_sskd.engine import refresh, run, shared_search
 from fastreid_sskd.engine.shared_search import shared_candidates
 
@@ -33,7 +34,7 @@ def options(**others):
 
 def labels_of_all_searches():
     """Each process searches its own share, and the labels that the main one makes of them are those of one process."""
-    backends.CPU_TILE, backends.FAISS_QUERIES = (16, 64), 32
+    neighbors_module.CPU_TILE, neighbors_module.FAISS_QUERIES = (16, 64), 32
     shared_search._ROWS = 250  # sent in more than one piece
     rank, world = comm.get_rank(), comm.get_world_size()
     features, shares, search = crowd(), [], shared_search.search_neighbors

@@ -1,5 +1,4 @@
 """The pseudo-label refresh: features -> k-NN -> Jaccard distances -> eps -> clusters -> centroids."""
-
 from __future__ import annotations
 
 import logging
@@ -8,21 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numba
 import numpy as np
 import torch
 
-from . import hdbscan, infomap, kmeans  # noqa: F401  they register their methods
-from .backends import ApproximateOptions
-from .candidates import Candidates
-from .centroids import centroids_of_rows
-from .eps import eps_of_pairs, most_pairs_averaged, rho_from_pairs_per_image
+from .diagnostics import ClusterReport
+from .eps import Radius, RadiusSweep, eps_of_pairs, most_pairs_averaged, rho_from_pairs_per_image, sweep_table
 from .features import UnitRows
-from .guards import bounded_eps, check_bounds
 from .jaccard import list_sizes, neighbors_from_candidates, pairs_from_neighbors, search_share
 from .methods import CLUSTERING_METHODS, ClusteringMethod, ClusterProblem
-from .report import ClusterReport
-from .shares import Share
-from .sweep import Radius, RadiusSweep, sweep_table
+from .neighbors import ApproximateOptions, Candidates, Share
 
 logger = logging.getLogger("fastreid.sskd.clustering")
 
@@ -231,3 +225,191 @@ class _Clock:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - wall
         self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - cpu
+
+
+class PseudoLabelError(ValueError):
+    """The clusters cannot be trained on."""
+
+    exit_status = 3  # of the command that stops for it
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much noise, and how large a cluster, is suspicious.
+
+    Attributes:
+        max_noise_share: share of images without a cluster, [0, 1]; 1: no limit.
+        max_largest_share: share of images in the largest cluster, [0, 1]; 1: no limit.
+        collapse: a share above its limit counts as collapse, rather than being warned of.
+
+    Raises:
+        ValueError: a share outside [0, 1].
+    """
+
+    max_noise_share: float = 1.0
+    max_largest_share: float = 1.0
+    collapse: bool = False
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.max_noise_share <= 1 and 0 <= self.max_largest_share <= 1):
+            raise ValueError(
+                f"limits must be shares in [0, 1], got {self.max_noise_share} and {self.max_largest_share}: see "
+                "SSKD.CLUSTER.MAX_NOISE_SHARE and SSKD.CLUSTER.MAX_LARGEST_SHARE"
+            )
+
+    def passed(self, report: ClusterReport) -> list[str]:
+        """What is above its limit, a sentence each, with what to do about it."""
+        found = []
+        if report.noise_share > self.max_noise_share:
+            found.append(
+                f"{report.noise_share:.1%} of {report.num_images} images are noise, more than "
+                f"SSKD.CLUSTER.MAX_NOISE_SHARE={self.max_noise_share:g}{_at(report)}: the radius may be too small, or "
+                "the source model too far from the target"
+            )
+        if report.largest_share > self.max_largest_share:
+            found.append(
+                f"the largest of {report.num_clusters} clusters holds {report.largest_share:.1%} of "
+                f"{report.num_images} images, more than SSKD.CLUSTER.MAX_LARGEST_SHARE={self.max_largest_share:g}"
+                f"{_at(report)}: identities are merging; the radius may be too large"
+            )
+        return found
+
+
+def check_usable(report: ClusterReport, limits: Limits | None = None) -> None:
+    """Refuse collapsed labels; warn of shares above their limits.
+
+    Labels have collapsed when there is no cluster (all images are noise), or one (nothing to tell apart), or, where
+    `limits.collapse` says so, a share above its limit.
+
+    Args:
+        report: of the labels. limits: none when None.
+
+    Raises:
+        PseudoLabelError: the labels have collapsed.
+    """
+    noise = round(report.noise_share * report.num_images)
+    if report.num_clusters == 0:
+        raise PseudoLabelError(
+            f"0 clusters{_at(report)} (all {report.num_images} images are noise): raise SSKD.CLUSTER.RHO, "
+            "SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS, lower SSKD.CLUSTER.MIN_SAMPLES, or train the source "
+            "longer"
+        )
+    if report.num_clusters == 1:
+        raise PseudoLabelError(
+            f"1 cluster{_at(report)} ({noise} of {report.num_images} images are noise): nothing to tell apart; lower "
+            "SSKD.CLUSTER.RHO, SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS, or train the source longer"
+        )
+    passed = limits.passed(report) if limits is not None else []
+    if passed and limits.collapse:
+        raise PseudoLabelError("; ".join(passed))
+    for sentence in passed:
+        logger.warning("%s", sentence)
+
+
+def check_bounds(eps_min: float, eps_max: float) -> None:
+    """Refuse bounds on eps that are negative or exclude everything; 0 is no bound.
+
+    Raises:
+        ValueError: they are.
+    """
+    if eps_min < 0 or eps_max < 0 or (eps_max and eps_min > eps_max):
+        raise ValueError(
+            f"SSKD.CLUSTER.EPS_MIN={eps_min:g} and SSKD.CLUSTER.EPS_MAX={eps_max:g} must be 0 (no bound) or positive "
+            "with EPS_MIN <= EPS_MAX"
+        )
+
+
+def bounded_eps(eps: float, eps_min: float, eps_max: float) -> float:
+    """The estimated eps, moved to the nearer of its bounds (0: none) where it lies outside, with a warning."""
+    bounded = max(eps, eps_min)
+    if eps_max:
+        bounded = min(bounded, eps_max)
+    if bounded != eps:
+        logger.warning(
+            "the estimated eps %.4f lies outside SSKD.CLUSTER.EPS_MIN=%g and EPS_MAX=%g: %.4f is used",
+            eps, eps_min, eps_max, bounded,
+        )  # fmt: skip
+    return bounded
+
+
+def _at(report: ClusterReport) -> str:
+    return "" if report.eps is None else f" at eps={report.eps:.4g}"
+
+
+@numba.njit(cache=True, nogil=True)
+def _sums(x, weights, labels, out):
+    for i in range(x.shape[0]):
+        if labels[i] >= 0:
+            for c in range(x.shape[1]):
+                out[labels[i], c] += weights[i] * x[i, c]
+
+
+def cluster_centroids(
+    features: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor
+) -> np.ndarray | torch.Tensor:
+    """Normalised mean of the features of each cluster (the initial classifier rows of an epoch).
+
+    Args:
+        features: (N, d), used as they come (normalise them before). labels: (N,) int, 0..C-1, -1 for noise.
+
+    Returns:
+        (C, d) float32, numpy or torch as the features are, on their device; (0, d) when all is noise.
+
+    Raises:
+        ValueError: lengths differ, or a number in 0..C-1 that no image has.
+    """
+    is_torch = isinstance(features, torch.Tensor)
+    numbers = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    if numbers.shape != (len(features),):
+        raise ValueError(
+            f"labels must be (N,) beside features (N, d), got {numbers.shape} and {tuple(features.shape)}"
+        )
+    count = int(numbers.max(initial=-1)) + 1
+    sizes = np.bincount(numbers[numbers >= 0], minlength=count)
+    if (sizes == 0).any():
+        raise ValueError(
+            f"cluster {int((sizes == 0).argmax())} of {count} has no image: number clusters 0..C-1"
+        )
+    sums = _cluster_sums(features, np.ones(len(numbers)), numbers, count)
+    centroids = _normalised(sums)
+    return torch.from_numpy(centroids).to(features.device) if is_torch else centroids
+
+
+def centroids_of_rows(rows: UnitRows, labels: np.ndarray) -> np.ndarray:
+    """`cluster_centroids` of the normalised rows, (C, d) float32."""
+    return _normalised(
+        _cluster_sums(rows.tensor, rows.inverse_norms, labels, int(labels.max(initial=-1)) + 1)
+    )
+
+
+def _cluster_sums(features, weights: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Weighted sums of the rows of each cluster, (C, d) float64."""
+    if isinstance(features, torch.Tensor):
+        features = features.detach()
+        if features.device.type != "cpu":
+            return _cluster_sums_on_device(features, weights, labels, count)
+        features = features.float().numpy()
+    rows = np.asarray(features, dtype=np.float32)
+    sums = np.zeros((count, rows.shape[1]), dtype=np.float64)
+    _sums(rows, weights, labels.astype(np.int64, copy=False), sums)
+    return sums
+
+
+def _cluster_sums_on_device(
+    features: torch.Tensor, weights: np.ndarray, labels: np.ndarray, count: int
+) -> np.ndarray:
+    kept = np.flatnonzero(labels >= 0)
+    sums = torch.zeros(count, features.shape[1], dtype=torch.float64, device=features.device)
+    for start in range(0, len(kept), 8192):
+        part = kept[start : start + 8192]
+        row, cluster, scale = (
+            torch.from_numpy(array).to(features.device)
+            for array in (part, labels[part].astype(np.int64), weights[part])
+        )
+        sums.index_add_(0, cluster, features[row].double() * scale[:, None])
+    return sums.cpu().numpy()
+
+
+def _normalised(sums: np.ndarray) -> np.ndarray:
+    norms = np.sqrt(np.einsum("cd,cd->c", sums, sums))
+    return (sums / np.where(norms > 0, norms, 1)[:, None]).astype(np.float32)
