@@ -1,31 +1,37 @@
 """Pseudo-labels for the target set: exact k-reciprocal Jaccard clustering in sparse memory."""
 
 from .diagnostics import ClusterReport, changed_share, cluster_agreement
-from .eps import RadiusSweep, estimate_eps, sweep_table
+from .eps import estimate_eps, sparse_silhouette, sweep_table
 from .jaccard import VARIANTS, jaccard_distance
-from .methods import CLUSTERING_METHODS, NOISE, ClusteringMethod, ClusterProblem, dbscan, register_clustering
+from .methods import (
+    CLUSTERING_METHODS,
+    NOISE,
+    ClusteringMethod,
+    ClusterProblem,
+    dbscan,
+    find_method,
+    register_clustering,
+)
 from .neighbors import (
     KNN_BACKENDS,
-    ApproximateOptions,
     Candidates,
     Neighbors,
     Search,
-    Share,
-    knn_share,
+    Shard,
+    find_candidates,
     lists_from_candidates,
-    merge_shares,
+    merge_shards,
     nearest_neighbors,
     register_knn,
 )
+from .options import ClusterOptions
 from .parallel import say_when_compiling
-from .pseudo_labels import (
-    Limits,
+from .refresh import (
     PseudoLabelError,
     PseudoLabels,
-    check_bounds,
+    check_options,
     check_usable,
     cluster_centroids,
-    find_method,
     labels_again,
     pseudo_labels,
     search_neighbors,
@@ -38,35 +44,34 @@ __all__ = [
     "KNN_BACKENDS",
     "NOISE",
     "VARIANTS",
-    "ApproximateOptions",
     "Candidates",
+    "ClusterOptions",
     "ClusterProblem",
     "ClusterReport",
     "ClusteringMethod",
-    "Limits",
     "Neighbors",
     "PseudoLabelError",
     "PseudoLabels",
-    "RadiusSweep",
     "Search",
-    "Share",
+    "Shard",
     "changed_share",
-    "check_bounds",
+    "check_options",
     "check_usable",
     "cluster_agreement",
     "cluster_centroids",
     "dbscan",
     "estimate_eps",
+    "find_candidates",
     "find_method",
     "jaccard_distance",
-    "knn_share",
     "labels_again",
     "lists_from_candidates",
-    "merge_shares",
+    "merge_shards",
     "nearest_neighbors",
     "pseudo_labels",
     "register_clustering",
     "register_knn",
     "search_neighbors",
+    "sparse_silhouette",
     "sweep_table",
 ]

@@ -1,5 +1,4 @@
-"""The refresh alone, on saved features: python -m fastreid_sskd.clustering FEATURES.npy --out LABELS.npy"""
-
+"""Run the refresh alone, on saved features: python -m fastreid_sskd.clustering FEATURES.npy --out LABELS.npy"""
 from __future__ import annotations
 
 import argparse
@@ -8,23 +7,25 @@ import re
 import sys
 import zipfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
 from ..engine.atomic import check_output, write_atomically
 from .diagnostics import cluster_agreement
-from .eps import RULES, RadiusSweep
+from .eps import RULES
 from .jaccard import VARIANTS
-from .methods import CLUSTERING_METHODS
-from .neighbors import KNN_BACKENDS, ApproximateOptions
-from .pseudo_labels import PseudoLabelError, check_usable, find_method, pseudo_labels
+from .methods import CLUSTERING_METHODS, find_method
+from .neighbors import KNN_BACKENDS
+from .options import RADIUS, ClusterOptions
+from .refresh import PseudoLabelError, check_usable, pseudo_labels
 
 logger = logging.getLogger("fastreid.sskd.clustering")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line of the refresh."""
+    """The command line; what `ClusterOptions` has is left out where it is not given."""
     parser = argparse.ArgumentParser(prog="python -m fastreid_sskd.clustering", description=__doc__)
     parser.add_argument(
         "features", type=Path, help="(N, d) array: .npy, read as a memory map, or 'features' in the .npz of --predict"
@@ -35,39 +36,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--centroids", type=Path, help="the .npy file for the (C, d) float32 centroids")
     parser.add_argument("--identities", type=Path, help="(N,) array of true identities, to report agreement")
     parser.add_argument("--cameras", type=Path, help="(N,) array of cameras, whose mean and deviation are taken out first")
-    parser.add_argument("--k1", type=int, default=20)
-    parser.add_argument("--k2", type=int, default=6)
-    parser.add_argument("--variant", choices=list(VARIANTS), default="sskd")
-    radius = parser.add_mutually_exclusive_group()
-    radius.add_argument("--eps", type=float, help="DBSCAN's radius itself")
-    radius.add_argument("--rho", type=float, help="or the share of pairs it averages (1.6e-3 unless given)")
-    radius.add_argument("--pairs-per-image", type=float, help="or the number of pairs per image it averages")
-    radius.add_argument("--eps-rule", choices=list(RULES), help="or what of the clusters at several radii chooses it")
-    parser.add_argument("--eps-radii", type=float, nargs="+", default=[i / 25 for i in range(6, 18)], help="those radii")
-    parser.add_argument(
-        "--eps-largest-share", type=float, default=0.03, help="share of the images above which a cluster there is too large"
-    )
-    parser.add_argument("--eps-min", type=float, default=0.0, help="bounds of an estimated radius; 0: none")
-    parser.add_argument("--eps-max", type=float, default=0.0)
-    parser.add_argument("--min-samples", type=int, default=4)
-    parser.add_argument("--method", choices=list(CLUSTERING_METHODS), default="dbscan")
-    parser.add_argument("--num-clusters", type=int, default=0, help="for kmeans")
-    parser.add_argument("--seed", type=int, default=0, help="for methods that draw")
-    parser.add_argument("--knn", choices=["auto", *KNN_BACKENDS], default="auto")
-    parser.add_argument(
-        "--reduced-dim", type=int, default=0, help="length for the k-NN 'reduced'; 0: half, at most 256"
-    )
-    parser.add_argument("--ivf-lists", type=int, default=0, help="cells of the k-NN 'ivf'; 0: 4 sqrt(N)")
-    parser.add_argument("--ivf-probes", type=int, default=0, help="cells searched; 0: enough for --min-recall")
-    parser.add_argument("--min-recall", type=float, default=ApproximateOptions.min_recall)
     parser.add_argument("--device", help="where the k-NN search runs, e.g. cuda; the CPU unless given")
+    ClusterOptions.add_arguments(parser, {
+        "variant": list(VARIANTS), "knn": ["auto", *KNN_BACKENDS], "method": list(CLUSTERING_METHODS),
+        "eps_rule": ["pairs", *RULES], "on_limit": ["warn", "collapse"],
+    })  # fmt: skip
     options = parser.parse_args(arguments)
-    given = [options.eps, options.rho, options.pairs_per_image, options.eps_rule]
-    if find_method(options.method).uses != "radius":
-        if any(value is not None for value in given):
-            parser.error(f"--method {options.method} has no radius: leave out --eps, --rho, --pairs-per-image, --eps-rule")
-    elif all(value is None for value in given):
-        options.rho = 1.6e-3
+    method = vars(options).get("method", ClusterOptions.method)
+    if find_method(method).uses != "radius" and any(hasattr(options, name) for name in RADIUS):
+        parser.error(f"--method {method} has no radius: leave out --eps, --rho, --pairs-per-image, --eps-rule")
     return options
 
 
@@ -105,41 +82,23 @@ def _read(path: Path, name: str) -> np.ndarray:
         return file[name]
 
 
-def _cluster(options: argparse.Namespace) -> int:
-    outputs = [path for path in (options.out, options.centroids) if path is not None]
-    inputs = [path for path in (options.features, options.identities, options.cameras) if path is not None]
+def _cluster(given: argparse.Namespace) -> int:
+    outputs = [path for path in (given.out, given.centroids) if path is not None]
+    inputs = [path for path in (given.features, given.identities, given.cameras) if path is not None]
     for path in outputs:
         check_output(path, (".npy",), inputs)
     if len({path.absolute() for path in outputs}) < len(outputs):
-        raise ValueError(f"--out and --centroids are both {options.out}: give two files")
-    features = _read(options.features, "features")
-    identities = None if options.identities is None else _read(options.identities, "identities")
+        raise ValueError(f"--out and --centroids are both {given.out}: give two files")
+    values = {option.name: vars(given)[option.name] for option in fields(ClusterOptions) if hasattr(given, option.name)}
+    if "eps_radii" in values:
+        values["eps_radii"] = tuple(values["eps_radii"])
+    options = ClusterOptions(**values)
+    features = _read(given.features, "features")
+    identities = None if given.identities is None else _read(given.identities, "identities")
     if identities is not None and identities.shape != features.shape[:1]:
         raise ValueError(f"--identities has to give one for each image, got {identities.shape} for features {features.shape}")
-    cameras = None if options.cameras is None else _read(options.cameras, "cameras")
-    sweep = options.eps_rule and RadiusSweep(options.eps_rule, tuple(options.eps_radii), options.eps_largest_share)
-    result = pseudo_labels(
-        features,
-        k1=options.k1,
-        k2=options.k2,
-        variant=options.variant,
-        eps=options.eps,
-        rho=options.rho,
-        pairs_per_image=options.pairs_per_image,
-        sweep=sweep,
-        eps_min=options.eps_min,
-        eps_max=options.eps_max,
-        min_samples=options.min_samples,
-        method=options.method,
-        num_clusters=options.num_clusters,
-        seed=options.seed,
-        knn=options.knn,
-        approximate=ApproximateOptions(
-            options.reduced_dim, options.ivf_lists, options.ivf_probes, options.min_recall
-        ),
-        device=options.device,
-        cameras=cameras,
-    )
+    cameras = None if given.cameras is None else _read(given.cameras, "cameras")
+    result = pseudo_labels(features, options, device=given.device, cameras=cameras)
     for path, array in zip(outputs, (result.labels, result.centroids)):
         write_atomically(str(path), lambda file, array=array: np.save(file, array))
     logger.info("%s", result.report)
@@ -148,7 +107,7 @@ def _cluster(options: argparse.Namespace) -> int:
         agreement = cluster_agreement(result.labels, identities)
         logger.info("agreement: %s", ", ".join(f"{name} {value:.3f}" for name, value in agreement.items()))
     try:
-        check_usable(result.report)
+        check_usable(result.report, options)
     except PseudoLabelError as error:
         logger.error("%s", error)
         return 1

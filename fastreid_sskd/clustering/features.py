@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 
@@ -21,21 +20,7 @@ CAMERA_IMAGES = 10
 LEAST_DEVIATION = 1e-3
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _squared_norms(x, out):
-    for i in range(x.shape[0]):
-        total = 0.0
-        for j in range(x.shape[1]):
-            value = np.float64(x[i, j])
-            total += value * value
-        out[i] = total
-
-
-def _squared_norms_on_device(tensor: torch.Tensor) -> np.ndarray:
-    return torch.cat([(block.double() ** 2).sum(1) for block in tensor.split(4096)]).cpu().numpy()
-
-
-def _as_tensor(array: np.ndarray) -> torch.Tensor:
+def as_tensor(array: np.ndarray) -> torch.Tensor:
     """A tensor on the memory of `array`, also when that is read-only (a memory map): it is only ever read."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -86,7 +71,7 @@ class UnitRows:
             if array.dtype != np.float32 or not array.flags.c_contiguous:
                 with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which is named below
                     array = np.ascontiguousarray(array, dtype=np.float32)
-            tensor = _as_tensor(array)
+            tensor = as_tensor(array)
         if tensor.ndim != 2 or tensor.shape[1] == 0:
             raise ValueError(f"features must be (N, d) with d >= 1, got shape {tuple(tensor.shape)}")
         if tensor.shape[0] < 2:
@@ -95,24 +80,16 @@ class UnitRows:
             )
         tensor = tensor.to(device=device or tensor.device, dtype=torch.float32).contiguous()
 
-        if tensor.device.type == "cpu":
-            squared = np.empty(tensor.shape[0], dtype=np.float64)
-            _squared_norms(tensor.numpy(), squared)
-        else:
-            squared = _squared_norms_on_device(tensor)
-        bad = ~np.isfinite(squared)
-        if bad.any():
-            raise ValueError(
-                f"features row {int(bad.argmax())} is not finite ({int(bad.sum())} such rows of {len(bad)}): "
-                "the network that extracted them has diverged, or its images cannot be read"
-            )
-        zero = squared == 0
-        if zero.any():
-            raise ValueError(
-                f"features row {int(zero.argmax())} is all zeros ({int(zero.sum())} such rows of {len(zero)}): "
-                "it has no direction to compare by; leave the image out or check the feature extraction"
-            )
-        norms = np.sqrt(squared)
+        norms = torch.cat([torch.linalg.vector_norm(b, dim=1, dtype=torch.float64) for b in tensor.split(1024)])
+        norms = norms.cpu().numpy()
+        for bad, problem, advice in (
+            (~np.isfinite(norms), "not finite", "the network that extracted them has diverged, or its images cannot be read"),
+            (norms == 0, "all zeros", "it has no direction to compare by; leave the image out or check the feature extraction"),
+        ):
+            if bad.any():
+                raise ValueError(
+                    f"features row {int(bad.argmax())} is {problem} ({int(bad.sum())} such rows of {len(bad)}): {advice}"
+                )
         norm_error = float(np.abs(norms - 1).max())
         if norm_error > UNIT_NORM_TOLERANCE:
             logger.debug("features are not unit norm (off by up to %.3g): normalised inside", norm_error)

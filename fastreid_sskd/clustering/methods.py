@@ -1,101 +1,25 @@
-"""DBSCAN on a sparse graph of distances (Ester et al., KDD 1996), with scikit-learn's labels."""
+"""Clustering methods by name (SSKD.CLUSTER.METHOD): dbscan, hdbscan, kmeans, infomap."""
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 import scipy.sparse
 from scipy.sparse import csgraph
 
-from .features import UnitRows
-from .jaccard import PairDistances
+if TYPE_CHECKING:
+    from .features import UnitRows
+    from .jaccard import PairDistances
+    from .options import ClusterOptions
 
 #: label of an image that belongs to no cluster
 NOISE = -1
-
-
-@numba.njit(cache=True, nogil=True)
-def _labels(indptr, indices, data, eps, min_samples):
-    count = indptr.shape[0] - 1
-    core = np.zeros(count, dtype=np.bool_)
-    for i in range(count):
-        neighbors = 0
-        has_self = False
-        for e in range(indptr[i], indptr[i + 1]):
-            if indices[e] == i:
-                has_self = True
-            if data[e] <= eps:
-                neighbors += 1
-        if not has_self:  # a diagonal entry that is not stored is the distance 0 to itself
-            neighbors += 1
-        core[i] = neighbors >= min_samples
-    labels = np.full(count, NOISE, dtype=np.int64)
-    stack = np.empty(count, dtype=np.int64)
-    clusters = 0
-    for seed in range(count):
-        if labels[seed] != NOISE or not core[seed]:
-            continue
-        labels[seed] = clusters
-        stack[0] = seed
-        depth = 1
-        while depth:
-            depth -= 1
-            i = stack[depth]
-            if not core[i]:
-                continue
-            for e in range(indptr[i], indptr[i + 1]):
-                j = indices[e]
-                if data[e] <= eps and labels[j] == NOISE:
-                    labels[j] = clusters
-                    stack[depth] = j
-                    depth += 1
-        clusters += 1
-    return labels
-
-
-def dbscan(distance: scipy.sparse.spmatrix | np.ndarray, eps: float, min_samples: int = 4) -> np.ndarray:
-    """Clusters of the graph distance <= eps; the labels of scikit-learn's DBSCAN(metric="precomputed").
-
-    Args:
-        distance: (N, N), symmetric; sparse as `jaccard_distance` gives it (what is not stored is no neighbour, the
-            diagonal apart; stored zeros are neighbours), or dense. Not modified.
-        eps: largest distance of neighbours, > 0, compared in the dtype of the distances. It does not bound the
-            distance of two images of one cluster.
-        min_samples: a core image has at least this many neighbours, itself included.
-
-    Returns:
-        (N,) int64, 0..C-1 in the order of each cluster's first core image, -1 for noise. An image that is no core
-        takes the smallest label among its core neighbours.
-
-    Raises:
-        ValueError: not square, eps not a positive number, min_samples < 1.
-    """
-    if len(distance.shape) != 2 or distance.shape[0] != distance.shape[1]:
-        raise ValueError(f"distance must be (N, N), got shape {tuple(distance.shape)}")
-    if not eps > 0 or not np.isfinite(eps):
-        raise ValueError(f"eps must be a positive number, got {eps}: see SSKD.CLUSTER.EPS")
-    if min_samples < 1:
-        raise ValueError(f"min_samples must be at least 1, got {min_samples}: see SSKD.CLUSTER.MIN_SAMPLES")
-    if not scipy.sparse.issparse(distance):
-        dense = np.asarray(distance)
-        distance = _neighbors_of_dense(dense if dense.dtype.kind == "f" else dense.astype(np.float64), eps)
-    csr = distance.tocsr()
-    if csr.dtype.kind != "f":  # eps would be cut to a whole number
-        csr = csr.astype(np.float64)
-    return _labels(csr.indptr, csr.indices, csr.data, csr.data.dtype.type(eps), min_samples)
-
-
-def _neighbors_of_dense(distance: np.ndarray, eps: float) -> scipy.sparse.csr_matrix:
-    """The entries <= eps of a dense matrix, zeros among them stored."""
-    row, column = np.nonzero(distance <= distance.dtype.type(eps))
-    indptr = np.searchsorted(row, np.arange(len(distance) + 1))
-    return scipy.sparse.csr_matrix((distance[row, column], column, indptr), shape=distance.shape)
-
-
-#: what a method may work on; see `ClusterProblem`
+#: what a method may work on; see `ClusteringMethod`
 USES = ("radius", "distances", "features")
+#: hdbscan: stands for a distance of 0, which a sparse graph takes for no edge; below any other distance of two images
+ALMOST_ZERO = 1e-12
 
 
 @dataclass(frozen=True)
@@ -107,17 +31,13 @@ class ClusterProblem:
         pairs: Jaccard distances, each pair once; for a method that uses "radius" at least all those <= eps, for
             "distances" all below 1, for "features" None.
         eps: the radius; None for methods that have none.
-        min_samples: images that make a core or a cluster.
-        num_clusters: for methods that are told; 0: not given.
-        seed: of methods that draw, >= 0.
+        options: min_samples, num_clusters, seed.
     """
 
     rows: UnitRows
     pairs: PairDistances | None
     eps: float | None
-    min_samples: int
-    num_clusters: int = 0
-    seed: int = 0
+    options: ClusterOptions
 
 
 @dataclass(frozen=True)
@@ -157,6 +77,18 @@ def register_clustering(name: str, uses: str = "radius") -> Callable[[Callable],
     return register
 
 
+def find_method(method: str) -> ClusteringMethod:
+    """The registered clustering method of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if method not in CLUSTERING_METHODS:
+        known = ", ".join(CLUSTERING_METHODS)
+        raise ValueError(f"unknown clustering method {method!r}: SSKD.CLUSTER.METHOD is one of {known}")
+    return CLUSTERING_METHODS[method]
+
+
 def numbered(labels: np.ndarray) -> np.ndarray:
     """The same clusters as int64 numbers 0..C-1 in the order of their first images; negative labels become -1."""
     labels = np.asarray(labels)
@@ -167,20 +99,105 @@ def numbered(labels: np.ndarray) -> np.ndarray:
     return out
 
 
+# ---- dbscan -----------------------------------------------------------------------------------------------------
+
+
 @register_clustering("dbscan")
 def _dbscan(problem: ClusterProblem) -> np.ndarray:
-    return dbscan(problem.pairs.symmetric(problem.eps), problem.eps, problem.min_samples)
+    return dbscan(problem.pairs.symmetric(problem.eps), problem.eps, problem.options.min_samples)
 
 
-#: stands for a distance of 0, which a sparse graph takes for no edge; below any distance of two images that is not 0
-ALMOST_ZERO = 1e-12
+def dbscan(distance: scipy.sparse.spmatrix | np.ndarray, eps: float, min_samples: int = 4) -> np.ndarray:
+    """Cluster the graph distance <= eps (Ester et al., KDD 1996); scikit-learn's labels of metric="precomputed".
+
+    Args:
+        distance: (N, N), symmetric; sparse as `jaccard_distance` gives it (what is not stored is no neighbor, the
+            diagonal apart; stored zeros are neighbors), or dense. Not modified.
+        eps: largest distance of neighbors, > 0, compared in the dtype of the distances. It does not bound the
+            distance of two images of one cluster.
+        min_samples: a core image has at least this many neighbors, itself included.
+
+    Returns:
+        (N,) int64, 0..C-1 in the order of each cluster's first core image, -1 for noise. An image that is no core
+        takes the smallest label among its core neighbors.
+
+    Raises:
+        ValueError: not square, eps not a positive number, min_samples < 1.
+    """
+    if len(distance.shape) != 2 or distance.shape[0] != distance.shape[1]:
+        raise ValueError(f"distance must be (N, N), got shape {tuple(distance.shape)}")
+    if not eps > 0 or not np.isfinite(eps):
+        raise ValueError(f"eps must be a positive number, got {eps}: see SSKD.CLUSTER.EPS")
+    if min_samples < 1:
+        raise ValueError(f"min_samples must be at least 1, got {min_samples}: see SSKD.CLUSTER.MIN_SAMPLES")
+    count = distance.shape[0]
+    if scipy.sparse.issparse(distance):
+        csr = distance.tocsr()
+        row, column, data = np.repeat(np.arange(count), np.diff(csr.indptr)), csr.indices, csr.data
+    else:
+        row, column = np.indices(distance.shape).reshape(2, -1)
+        data = np.asarray(distance).ravel()
+    # in whole numbers eps would be cut to one
+    near = (data <= (data.dtype.type(eps) if data.dtype.kind == "f" else eps)) & (row != column)
+    row, column = row[near], column[near]
+    core = np.bincount(row, minlength=count) + 1 >= min_samples
+    labels = numbered(np.where(core, _components(row, column, core), NOISE))
+    border = ~core[row] & core[column]
+    nearest = np.full(count, np.iinfo(np.int64).max)
+    np.minimum.at(nearest, row[border], labels[column[border]])
+    reached = np.unique(row[border])
+    labels[reached] = nearest[reached]
+    return labels
+
+
+def _components(row: np.ndarray, column: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Component of each image in the graph of the edges (row, column) between images that are kept."""
+    edges = kept[row] & kept[column]
+    graph = (np.ones(edges.sum(), dtype=np.bool_), (row[edges], column[edges]))
+    return csgraph.connected_components(scipy.sparse.coo_matrix(graph, (len(kept),) * 2), directed=False)[1]
+
+
+# ---- hdbscan ----------------------------------------------------------------------------------------------------
+
+
+@register_clustering("hdbscan", uses="distances")
+def hdbscan(problem: ClusterProblem) -> np.ndarray:
+    """Clusters of any density, without a radius, of at least min_samples images; memory O(pairs below 1)."""
+    return hdbscan_labels(problem.pairs.symmetric(), problem.options.min_samples)
+
+
+def hdbscan_labels(distance: scipy.sparse.csr_matrix, min_samples: int) -> np.ndarray:
+    """HDBSCAN (Campello et al., 2013) of distances of which those not stored are 1, by scikit-learn.
+
+    As of the dense matrix, but that images which only a distance of 1 connects to a cluster are noise: there they fall
+    to whichever cluster the order of equal edges gives them. Elsewhere too HDBSCAN's labels depend on that order
+    where distances tie, which core distances make them do.
+
+    Args:
+        distance: (N, N) symmetric CSR, diagonal and zeros stored; not modified.
+        min_samples: images of a cluster, and of a core distance.
+
+    Returns:
+        (N,) int64, 0..C-1 and -1 for noise.
+    """
+    from sklearn.cluster import HDBSCAN  # slow to import
+
+    count, smallest = distance.shape[0], max(min_samples, 2)
+    core = np.diff(distance.indptr) >= min_samples  # whose core distance is below 1
+    component = _components(np.repeat(np.arange(count), np.diff(distance.indptr)), distance.indices, core)
+    noise = ~core | (np.bincount(component)[component] < smallest)
+    if noise.all():
+        return np.full(count, NOISE, dtype=np.int64)
+    graph = complete_graph(distance, min_samples)
+    clusterer = HDBSCAN(min_cluster_size=smallest, min_samples=min_samples, metric="precomputed", copy=False)
+    return numbered(np.where(noise, NOISE, clusterer.fit_predict(graph)))
 
 
 def complete_graph(distance: scipy.sparse.csr_matrix, min_samples: int) -> scipy.sparse.csr_matrix:
     """The graph with enough of its missing edges, all of length 1, that its minimum spanning tree is the dense one's.
 
     Distances that are not stored are 1, the largest there is. Of them a minimum spanning tree needs one edge between
-    neighbouring components, and a core distance (that of the min_samples-th nearest, the image itself counted) one
+    neighboring components, and a core distance (that of the min_samples-th nearest, the image itself counted) one
     entry for each of the min_samples that is missing.
 
     Args:
@@ -213,88 +230,7 @@ def complete_graph(distance: scipy.sparse.csr_matrix, min_samples: int) -> scipy
     return graph
 
 
-def hdbscan_labels(distance: scipy.sparse.csr_matrix, min_samples: int) -> np.ndarray:
-    """HDBSCAN of distances of which those not stored are 1; clusters and core distances of min_samples images.
-
-    As of the dense matrix, but that images which only a distance of 1 connects to a cluster are noise: there they fall
-    to whichever cluster the order of equal edges gives them. Elsewhere too HDBSCAN's labels depend on that order
-    where distances tie, which core distances make them do.
-
-    Args:
-        distance: (N, N) symmetric CSR, diagonal and zeros stored; not modified.
-
-    Returns:
-        (N,) int64, 0..C-1 and -1 for noise.
-    """
-    from sklearn.cluster import HDBSCAN  # slow to import
-
-    count, smallest = distance.shape[0], max(min_samples, 2)
-    noise = ~_within_reach(distance, min_samples, smallest)
-    if noise.all():
-        return np.full(count, NOISE, dtype=np.int64)
-    graph = complete_graph(distance, min_samples)
-    clusterer = HDBSCAN(min_cluster_size=smallest, min_samples=min_samples, metric="precomputed", copy=False)
-    return numbered(np.where(noise, NOISE, clusterer.fit_predict(graph)))
-
-
-def _within_reach(distance: scipy.sparse.csr_matrix, min_samples: int, smallest: int) -> np.ndarray:
-    """(N,) bool: images that edges below 1 between images of core distances below 1 join to at least `smallest`."""
-    core = np.diff(distance.indptr) >= min_samples
-    row = np.repeat(np.arange(len(core)), np.diff(distance.indptr))
-    kept = core[row] & core[distance.indices]
-    edges = (np.ones(kept.sum(), dtype=np.bool_), (row[kept], distance.indices[kept]))
-    _, component = csgraph.connected_components(scipy.sparse.csr_matrix(edges, shape=distance.shape), directed=False)
-    return core & (np.bincount(component)[component] >= smallest)
-
-
-@register_clustering("hdbscan", uses="distances")
-def hdbscan(problem: ClusterProblem) -> np.ndarray:
-    """Clusters of any density, without a radius, of at least min_samples images; memory O(pairs below 1)."""
-    return hdbscan_labels(problem.pairs.symmetric(), problem.min_samples)
-
-
-def import_infomap() -> type:
-    """The package's class Infomap.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        from infomap import Infomap
-    except ImportError as error:
-        raise ImportError(
-            "SSKD.CLUSTER.METHOD is 'infomap', whose package is not installed: pip install infomap (GPL-3.0), or set "
-            "it to 'dbscan'"
-        ) from error
-    return Infomap
-
-
-@register_clustering("infomap")
-def infomap(problem: ClusterProblem) -> np.ndarray:
-    """Modules of the graph of pairs with J <= eps, weighted 1 - J; modules below min_samples images are noise.
-
-    Raises:
-        ImportError: the package infomap is not installed.
-    """
-    infomap_class = import_infomap()
-    pairs, count = problem.pairs, len(problem.rows)
-    near = pairs.data <= np.float32(problem.eps)
-    labels = np.full(count, NOISE, dtype=np.int64)
-    if not near.any():
-        return labels
-    row = np.repeat(np.arange(count), np.diff(pairs.indptr))[near]
-    search = infomap_class(silent=True, two_level=True, seed=problem.seed + 1, num_trials=1)
-    column, weight = pairs.indices[near], 1 - pairs.data[near].astype(np.float64)
-    order = np.lexsort((column, row))  # the order of links would change what the seed draws
-    search.add_links(list(zip(row[order].tolist(), column[order].tolist(), weight[order].tolist(), strict=True)))
-    result = search.run()
-    # infomap 2.16 gives a result that is to be asked; before, the search itself is
-    modules = result.modules() if hasattr(result, "modules") else search.get_modules()
-    for image, module in dict(modules).items():
-        labels[image] = module
-    sizes = np.bincount(labels[labels >= 0])
-    labels[(labels >= 0) & (sizes[labels] < problem.min_samples)] = NOISE
-    return numbered(labels)
+# ---- kmeans -----------------------------------------------------------------------------------------------------
 
 
 def check_num_clusters(num_clusters: int, num_images: int) -> None:
@@ -321,10 +257,56 @@ def kmeans(problem: ClusterProblem) -> np.ndarray:
     """
     from sklearn.cluster import MiniBatchKMeans  # slow to import
 
-    count = len(problem.rows)
-    check_num_clusters(problem.num_clusters, count)
-    features = problem.rows.block(0, count).cpu().numpy()
+    count, clusters = len(problem.rows), problem.options.num_clusters
+    check_num_clusters(clusters, count)
     clusterer = MiniBatchKMeans(
-        problem.num_clusters, batch_size=max(1024, 2 * problem.num_clusters), n_init=1, random_state=problem.seed
+        clusters, batch_size=max(1024, 2 * clusters), n_init=1, random_state=problem.options.seed
     )
-    return numbered(clusterer.fit_predict(features))
+    return numbered(clusterer.fit_predict(problem.rows.block(0, count).cpu().numpy()))
+
+
+# ---- infomap ----------------------------------------------------------------------------------------------------
+
+
+def import_infomap() -> type:
+    """The package's class Infomap.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        from infomap import Infomap
+    except ImportError as error:
+        raise ImportError(
+            "SSKD.CLUSTER.METHOD is 'infomap', whose package is not installed: pip install infomap (GPL-3.0), or set "
+            "it to 'dbscan'"
+        ) from error
+    return Infomap
+
+
+@register_clustering("infomap")
+def infomap(problem: ClusterProblem) -> np.ndarray:
+    """Modules (Rosvall and Bergstrom, PNAS 2008) of the graph of pairs with J <= eps, weighted 1 - J.
+
+    Modules below min_samples images are noise.
+
+    Raises:
+        ImportError: the package infomap is not installed.
+    """
+    infomap_class = import_infomap()
+    pairs = problem.pairs.within(problem.eps)
+    labels = np.full(pairs.num_images, NOISE, dtype=np.int64)
+    if not len(pairs.i):
+        return labels
+    search = infomap_class(silent=True, two_level=True, seed=problem.options.seed + 1, num_trials=1)
+    order = np.lexsort((pairs.j, pairs.i))  # the order of links would change what the seed draws
+    weight = 1 - pairs.distance.astype(np.float64)
+    search.add_links(list(zip(*(values[order].tolist() for values in (pairs.i, pairs.j, weight)), strict=True)))
+    result = search.run()
+    # infomap 2.16 gives a result that is to be asked; before, the search itself is
+    modules = result.modules() if hasattr(result, "modules") else search.get_modules()
+    for image, module in dict(modules).items():
+        labels[image] = module
+    sizes = np.bincount(labels[labels >= 0])
+    labels[(labels >= 0) & (sizes[labels] < problem.options.min_samples)] = NOISE
+    return numbered(labels)

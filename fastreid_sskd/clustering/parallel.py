@@ -1,7 +1,6 @@
-"""Compiled kernels that release the GIL, spread over threads."""
+"""Compiled kernels on several threads, their progress, and a notice while they are compiled."""
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,11 +12,11 @@ from numba.core import event
 
 from ..processes import stop_if_asked
 
-__all__ = ["say_when_compiling"]
-
 logger = logging.getLogger("fastreid.sskd.clustering")
 
 Result = TypeVar("Result")
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 def num_threads() -> int:
@@ -25,17 +24,11 @@ def num_threads() -> int:
     return torch.get_num_threads()
 
 
-def split(total: int, parts: int) -> list[tuple[int, int]]:
-    """Up to `parts` ranges (start, stop) of nearly equal length that cover `total`."""
-    bounds = [total * part // parts for part in range(parts + 1)]
-    return [(start, stop) for start, stop in itertools.pairwise(bounds) if stop > start]
-
-
 def in_threads(tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
-    """Results of the tasks in their order; at most two a thread are ahead of the consumer.
+    """Results of the tasks in their order; at most two per thread are ahead of the consumer.
 
-    A thread pool rather than numba's own parallel loops: those abort the process when two Python threads enter
-    them at once under numba's default threading layer.
+    A thread pool rather than numba's parallel loops: those abort the process when two Python threads enter them at
+    once under numba's default threading layer.
     """
     threads = num_threads()
     if threads == 1:
@@ -59,15 +52,8 @@ def over_rows(kernel: Callable[[int, int], None], num_rows: int, rows_per_call: 
         pass
 
 
-Progress = Callable[[int, int], None]
-
-
-def no_progress(done: int, total: int) -> None:
-    """Report nothing."""
-
-
 class LogProgress:
-    """Logs a stage's share done and the time left, at most once every `every` seconds; a signal may end the run there.
+    """Log how much of a stage is done, at most once every `every` seconds; a signal may end the run there.
 
     Args:
         stage: what is running, as a reader would call it.
@@ -82,7 +68,7 @@ class LogProgress:
         self._start = self._last = clock()
 
     def __call__(self, done: int, total: int) -> None:
-        """Tell that `done` of `total` units of work are done."""
+        """Report that `done` of `total` units of work are done."""
         stop_if_asked()
         now = self.clock()
         if now - self._last < self.every or not done:
@@ -92,17 +78,14 @@ class LogProgress:
         logger.info("%s: %d%%, about %.0f s left", self.stage, 100 * done // total, left)
 
 
-_PACKAGE = __name__.partition(".")[0]
-
-
-class _Notice(event.Listener):
-    """Logs one line at the first kernel of this package that is not in numba's cache."""
+class _CompilationNotice(event.Listener):
+    """Log one line at the first kernel of this package that is not in numba's cache."""
 
     said = False
 
     def on_start(self, event: event.Event) -> None:
         function = event.data["dispatcher"].py_func
-        module = function.__module__ or ""  # None for a function that exec made, and anyone's are heard here
+        module = function.__module__ or ""  # None for a function that exec made; all compilations are heard here
         if not self.said and module.partition(".")[0] == _PACKAGE:
             self.said = True
             logger.info("compiling the kernels, once on this machine: a minute or two for all of them")
@@ -112,5 +95,5 @@ class _Notice(event.Listener):
 
 
 def say_when_compiling() -> None:
-    """From now on the first compilation in this process is logged; kernels that numba has in its cache are none."""
-    event.register("numba:compile", _Notice())
+    """Log the first compilation of this process; kernels in numba's cache need none."""
+    event.register("numba:compile", _CompilationNotice())

@@ -6,7 +6,6 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 
-import numpy as np
 import torch
 from fastreid.config import CfgNode
 from fastreid.layers import any_softmax, pooling
@@ -20,17 +19,10 @@ from ..clustering import (
     CLUSTERING_METHODS,
     KNN_BACKENDS,
     VARIANTS,
-    ApproximateOptions,
-    Limits,
-    RadiusSweep,
-    check_bounds,
-    find_method,
+    ClusterOptions,
+    check_options,
 )
-from ..clustering.eps import RULES, mean_of_smallest, rho_from_pairs_per_image
-from ..clustering.features import UnitRows
-from ..clustering.jaccard import list_sizes
-from ..clustering.methods import check_num_clusters, import_infomap
-from ..clustering.neighbors import import_faiss
+from ..clustering.eps import RULES
 from ..data.transforms import PLACES
 from ..evaluation.distances import METRICS_IN_BLOCKS
 from ..modeling import peer_config
@@ -135,14 +127,7 @@ _RANGES: dict[str, tuple[Callable[..., bool], str]] = {
     "SSKD.KEEP_CHECKPOINTS": (lambda v: v >= 1, "a number of files >= 1"),
     "SSKD.CHECKPOINT_SECONDS": (lambda v: v >= 0, "a number of seconds >= 0, 0 for not by time"),
     "SSKD.CHECKPOINT_ITERS": (lambda v: v >= 0, "a number of iterations >= 0, 0 for not by steps"),
-    "SSKD.CLUSTER.EPS": (
-        lambda v: 0 <= v < 1, "a Jaccard distance in (0, 1), or 0 to estimate it by PAIRS_PER_IMAGE or RHO",
-    ),
-    "SSKD.CLUSTER.PAIRS_PER_IMAGE": (lambda v: v >= 0, "a number of pairs > 0, or 0 to estimate eps by RHO"),
     "SSKD.CLUSTER.EPS_EVERY": (lambda v: v >= 0, "a number of epochs >= 1, or 0 to estimate eps once"),
-    "SSKD.CLUSTER.EPS_MIN": (lambda v: 0 <= v < 1, "a Jaccard distance in (0, 1), or 0 for no bound"),
-    "SSKD.CLUSTER.EPS_MAX": (lambda v: 0 <= v <= 1, "a Jaccard distance in (0, 1], or 0 for no bound"),
-    "SSKD.CLUSTER.MIN_SAMPLES": (lambda v: v >= 1, "a number of images >= 1"),
 }  # fmt: skip
 
 
@@ -192,22 +177,7 @@ def check_settings(cfg: CfgNode, sections: str | tuple[str, ...] = "") -> None:
         if key.startswith(sections) and _is_read(cfg, key) and not allowed(_value(cfg, key)):
             raise ValueError(f"{key} must be {rule}; got {_value(cfg, key)}: change it in the config or on the command line")
     if not sections and cfg.MODEL.META_ARCHITECTURE == "SSKD":
-        _check_clustering_settings(cfg.SSKD.CLUSTER)
-
-
-def _check_clustering_settings(cluster: CfgNode) -> None:
-    Limits(cluster.MAX_NOISE_SHARE, cluster.MAX_LARGEST_SHARE)
-    uses = find_method(cluster.METHOD).uses
-    if uses == "radius":
-        check_bounds(cluster.EPS_MIN, cluster.EPS_MAX)
-        if cluster.EPS_RULE != "pairs":
-            RadiusSweep(cluster.EPS_RULE, tuple(cluster.EPS_RADII), cluster.EPS_LARGEST_SHARE)
-    if uses != "features":
-        ApproximateOptions(cluster.REDUCED_DIM, cluster.IVF_LISTS, cluster.IVF_PROBES, cluster.MIN_RECALL)
-    if cluster.METHOD == "infomap":
-        import_infomap()
-    if cluster.KNN in ("faiss", "ivf") and uses != "features":
-        import_faiss(cluster.KNN)
+        check_options(ClusterOptions.from_cfg(cfg))
 
 
 def build_network(cfg: CfgNode) -> nn.Module:
@@ -322,17 +292,7 @@ def check_clustering(cfg: CfgNode, num_images: int) -> None:
     Raises:
         ValueError: if N < 2, lists are empty, a share of the pairs is none or rounds to none, or clusters are not in 2..N.
     """
-    UnitRows.from_features(np.ones((num_images, 1), dtype=np.float32))  # refuses too few
-    cluster = cfg.SSKD.CLUSTER
-    if cluster.METHOD == "kmeans":
-        check_num_clusters(cluster.NUM_CLUSTERS, num_images)
-    uses = find_method(cluster.METHOD).uses
-    if uses != "features":
-        list_sizes(num_images, cluster.K1, cluster.K2, cluster.VARIANT)
-    if uses == "radius" and not cluster.EPS and cluster.EPS_RULE == "pairs":
-        pairs = cluster.PAIRS_PER_IMAGE
-        # what no two images being at distance 0 would give: the largest share there can be
-        mean_of_smallest(np.empty(0), num_images, rho_from_pairs_per_image(pairs, num_images) if pairs else cluster.RHO)
+    check_options(ClusterOptions.from_cfg(cfg), num_images)
 
 
 def _value(cfg: CfgNode, key: str):

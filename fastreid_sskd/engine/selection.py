@@ -4,8 +4,7 @@ import time
 
 from fastreid.engine.train_loop import HookBase
 
-from ..clustering import PseudoLabelError, check_usable
-from ..clustering.diagnostics import sparse_silhouette
+from ..clustering import PseudoLabelError, check_usable, sparse_silhouette
 from ..data import extraction_loader
 from ..evaluation.features import extract_features
 from ..processes import on_main
@@ -75,7 +74,7 @@ class LabelFreeSelection(HookBase):
         own = [self._silhouette(feature, result.labels) for feature in features]
         signals.update({f"silhouette_peer{k}": value for k, value in enumerate(own)})
         try:
-            check_usable(result.report, refresh.limits)
+            check_usable(result.report, refresh.options)
             signals["score"] = float(LABEL_FREE[self.record.select_by](signals))
         except PseudoLabelError as error:
             logger.warning(
