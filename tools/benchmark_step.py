@@ -16,9 +16,10 @@ from pathlib import Path
 
 # Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import torch
-from benchmark_refresh import machine
+from measure import machine
 from tabulate import tabulate
 
 import fastreid_sskd  # noqa: F401  mends the host before anything imports it

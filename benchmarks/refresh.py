@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Measure the pseudo-label refresh: seconds a stage, memory, clusters, beside one plain product of the features.
+"""Measure the pseudo-label refresh: seconds a stage, memory, clusters, compared with one plain product of the features.
 
-    tools/benchmark_refresh.py --images 5000 12936 32621 --dim 2048 --runs 5 --json refresh.json --markdown refresh.md
-    tools/benchmark_refresh.py --images 100000 --dim 256 --knn torch ivf
+    benchmarks/refresh.py --images 5000 12936 32621 --dim 2048 --runs 5 --json refresh.json --markdown refresh.md
+    benchmarks/refresh.py --images 100000 --dim 256 --knn torch ivf
 
 A case is a number of images, a variant and a k-NN search. Each runs in a process of its own, so that none leaves memory
 or caches to the next: imports, compilation and seeded features first, then `--runs` times the refresh and the plain
@@ -14,11 +14,9 @@ in place. On Linux the high-water mark is set back by /proc/self/clear_refs; whe
 /proc, it is what the process's maximum (ru_maxrss) grew by, which is too low if making the features reached higher.
 """
 import argparse
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,9 +30,9 @@ import numpy as np
 import torch
 from camera_features import camera_features
 from dense_refresh import dense_refresh
+from measure import ResidentMemory, described, machine
 from tabulate import tabulate
 
-from fastreid_sskd.benchmark.resident import ResidentMemory
 from fastreid_sskd.clustering import KNN_BACKENDS, VARIANTS, pseudo_labels
 from fastreid_sskd.clustering.diagnostics import bcubed, noise_as_singletons
 from fastreid_sskd.engine.atomic import check_output, write_atomically
@@ -73,29 +71,6 @@ def parse_arguments() -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     return options
-
-
-def machine() -> dict:
-    """What was measured on."""
-    model = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
-    versions = {"python": platform.python_version()}
-    for name in ("fastreid-sskd", "torch", "numpy", "scipy", "scikit-learn", "numba", "faiss-cpu"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
-        "load": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "versions": versions,
-    }
 
 
 def timed(function) -> tuple[float, float]:
@@ -243,14 +218,8 @@ def table(cases: list[dict]) -> str:
 
 def text(results: dict) -> str:
     """Machine, table and growth, in Markdown."""
-    about = results["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    where = (
-        f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, {about['system']}, load at the "
-        f"start {about['load']}, OMP_WAIT_POLICY={about['OMP_WAIT_POLICY']}; {versions}."
-    )
     lines = [
-        where,
+        described(results["machine"]),
         "Seconds are wall / CPU (all threads), medians of the runs; peak MB is above imports and features.",
         "",
         table(results["cases"]),
@@ -267,7 +236,7 @@ def main() -> None:
     if options.case:
         print(json.dumps(measure(json.loads(options.case))))
         return
-    results = {"machine": machine(), "cases": []}
+    results = {"machine": {**machine(), "device": "cpu"}, "cases": []}
     common = {
         key: getattr(options, key) for key in ("dim", "runs", "seed", "pairs_per_image", "k1", "k2", "min_samples",
                                                "dense_up_to", "exact_up_to", "product_up_to")

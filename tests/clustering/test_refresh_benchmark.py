@@ -1,4 +1,4 @@
-"""tools/benchmark_refresh.py and the two files it is made of."""
+"""benchmarks/refresh.py and the two files it is made of."""
 
 import importlib
 import json
@@ -12,13 +12,13 @@ from dense_reference import crowd, dense_dbscan, dense_jaccard, lattice
 
 from fastreid_sskd.clustering import cluster_agreement, pseudo_labels
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture
 def tool(monkeypatch):
-    """Imports a file of tools/ as it would be beside its neighbours."""
-    monkeypatch.syspath_prepend(TOOLS)
+    """Imports a file of benchmarks/ as it would be beside its neighbours."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module
 
 
@@ -63,7 +63,7 @@ def test_dense_formulas_equal_the_slow_reference(variant, k1, k2, tool):
 
 
 def test_a_case_measures_and_compares(tool):
-    found = tool("benchmark_refresh").measure(CASE)
+    found = tool("refresh").measure(CASE)
     stages = {"knn", "jaccard", "eps", "dbscan", "centroids", "after_knn", "total"}
     for kind in ("seconds", "cpu_seconds"):
         assert set(found[kind]) == stages and all(value >= 0 for value in found[kind].values())
@@ -75,14 +75,14 @@ def test_a_case_measures_and_compares(tool):
 
 
 def test_an_approximate_case_says_what_it_costs(tool):
-    found = tool("benchmark_refresh").measure({**CASE, "knn": "reduced"})
+    found = tool("refresh").measure({**CASE, "knn": "reduced"})
     assert 0 < found["recall"] <= 1 and 0 < found["agreement_with_exact"]["ARI"] <= 1
     assert "dense" not in found
 
 
 MEMORY = """
 import numpy as np
-from fastreid_sskd.benchmark.resident import ResidentMemory as Memory
+from measure import ResidentMemory as Memory
 before = np.ones(30_000_000)  # 240 MB, which must not count
 memory = Memory()
 after = np.ones(10_000_000)
@@ -97,7 +97,7 @@ if memory.method == "VmHWM":
 
 def test_memory_counts_what_is_allocated_from_now_on():
     """In a process of its own, as the tool measures: one that has done much before has freed memory to use again."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=TOOLS, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=BENCHMARKS, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -106,14 +106,14 @@ def test_growth_exponents(tool):
         {"variant": "sskd", "knn": knn, "dim": 8, "images": images, "cpu_seconds": {"after_knn": images**1.5}}
         for knn, images in (("torch", 1000), ("torch", 4000), ("ivf", 8000))
     ]
-    assert tool("benchmark_refresh").growth(cases) == ["sskd/torch 1,000 to 4,000: 1.50"]
+    assert tool("refresh").growth(cases) == ["sskd/torch 1,000 to 4,000: 1.50"]
 
 
 @pytest.mark.slow
 def test_command_writes_what_it_prints(tmp_path):
     """Cases in processes of their own; JSON and Markdown."""
     command = [
-        sys.executable, str(TOOLS / "benchmark_refresh.py"), "--images", "300", "--dim", "16", "--runs", "1",
+        sys.executable, str(BENCHMARKS / "refresh.py"), "--images", "300", "--dim", "16", "--runs", "1",
         "--variant", "sskd", "faiss", "--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
