@@ -97,7 +97,8 @@ def described(about: dict) -> str:
     """A machine as one sentence."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return (
-        f"{about['device']}, {about['processor']}, {about['cores']} cores, {about['threads']} threads, {about['system']}, load "
+        f"{about['device']}, {about['processor']}, {about['cores']} cores, {about['threads']} "
+        f"threads, {about['system']}, load "
         f"at the start {about['load']}, OMP_WAIT_POLICY={about['OMP_WAIT_POLICY']}; {versions}."
     )
 

@@ -8,9 +8,9 @@ from fastreid.config import CfgNode
 from tabulate import tabulate
 
 from ..engine import run
-from ..engine.baselines import one_network_config, supervised_config
+from ..engine.defaults import starts_from_backbone
 from ..engine.pipeline import check_inputs, evaluate_start
-from ..engine.setup import starts_from_backbone
+from ..engine.refresh import one_network_config, supervised_config
 from ..evaluation.table import METRICS
 from .run_folder import Job, Rows, check_evaluated, check_jobs, run_jobs
 

@@ -11,7 +11,7 @@ from fastreid.config import CfgNode
 
 from ..engine import evaluate, load_config, resolve
 from ..engine.checkpoint import read_stamp
-from ..engine.records import read_record
+from ..engine.events import read_record
 from .description import as_dict, describe
 from .folders import device_of, find_runs, row_suffix
 from .result import Result, read_results, write_results

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..engine.checkpoint import read_stamp
-from ..engine.output_dir import EARLIER
-from ..engine.records import read_record
+from ..engine.defaults import EARLIER
+from ..engine.events import read_record
 from ..evaluation.table import METRICS
 from .description import describe, read_config
 from .result import Result, read_results

@@ -11,12 +11,12 @@ from fastreid.config import CfgNode
 from fastreid.utils.collect_env import collect_env_info
 
 from ..clustering import PseudoLabelError
+from ..config import names_with
 from ..engine import load_config
 from ..engine.atomic import write_atomically
-from ..engine.checkpoint import last_checkpoint
+from ..engine.checkpoint import OtherConfigError, last_checkpoint, plain_config, same_value
 from ..engine.lock import output_folder
 from ..engine.pipeline import check_source, source_weights
-from ..engine.same_run import HARMLESS, OtherConfigError, plain_config, same_value
 from ..processes import listen, stop_if_asked
 from ..refusals import UnknownNameError
 
@@ -29,7 +29,7 @@ logger = logging.getLogger("fastreid.sskd.benchmark")
 _ROWS = "rows.json"
 
 # Also harmless here: a path, since source models are held against what the file says, and what the data set tells.
-_HARMLESS = (*HARMLESS, "SSKD.SOURCE.CONFIG", "MODEL.HEADS.NUM_CLASSES")
+_HARMLESS = (*names_with("any"), "SSKD.SOURCE.CONFIG", "MODEL.HEADS.NUM_CLASSES")
 
 
 @dataclass(eq=False)

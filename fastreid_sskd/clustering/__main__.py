@@ -1,4 +1,5 @@
-"""Run the refresh alone, on saved features: python -m fastreid_sskd.clustering FEATURES.npy --out LABELS.npy"""
+"""Cluster saved features: `python -m fastreid_sskd.clustering FEATURES.npy --out LABELS.npy`."""
+
 from __future__ import annotations
 
 import argparse
@@ -7,17 +8,13 @@ import re
 import sys
 import zipfile
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
 from ..engine.atomic import check_output, write_atomically
 from .diagnostics import cluster_agreement
-from .eps import RULES
-from .jaccard import VARIANTS
-from .methods import CLUSTERING_METHODS, find_method
-from .neighbors import KNN_BACKENDS
+from .methods import find_method
 from .options import RADIUS, ClusterOptions
 from .refresh import PseudoLabelError, check_usable, pseudo_labels
 
@@ -28,28 +25,31 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line; what `ClusterOptions` has is left out where it is not given."""
     parser = argparse.ArgumentParser(prog="python -m fastreid_sskd.clustering", description=__doc__)
     parser.add_argument(
-        "features", type=Path, help="(N, d) array: .npy, read as a memory map, or 'features' in the .npz of --predict"
+        "features",
+        type=Path,
+        help="(N, d) array: .npy, read as a memory map, or 'features' in the .npz of --predict",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="the .npy file for the (N,) int64 labels, -1 for noise"
     )
     parser.add_argument("--centroids", type=Path, help="the .npy file for the (C, d) float32 centroids")
     parser.add_argument("--identities", type=Path, help="(N,) array of true identities, to report agreement")
-    parser.add_argument("--cameras", type=Path, help="(N,) array of cameras, whose mean and deviation are taken out first")
+    parser.add_argument(
+        "--cameras", type=Path, help="(N,) array of cameras, whose mean and deviation are taken out first"
+    )
     parser.add_argument("--device", help="where the k-NN search runs, e.g. cuda; the CPU unless given")
-    ClusterOptions.add_arguments(parser, {
-        "variant": list(VARIANTS), "knn": ["auto", *KNN_BACKENDS], "method": list(CLUSTERING_METHODS),
-        "eps_rule": ["pairs", *RULES], "on_limit": ["warn", "collapse"],
-    })  # fmt: skip
+    ClusterOptions.add_arguments(parser)
     options = parser.parse_args(arguments)
     method = vars(options).get("method", ClusterOptions.method)
     if find_method(method).uses != "radius" and any(hasattr(options, name) for name in RADIUS):
-        parser.error(f"--method {method} has no radius: leave out --eps, --rho, --pairs-per-image, --eps-rule")
+        parser.error(
+            f"--method {method} has no radius: leave out --eps, --rho, --pairs-per-image, --eps-rule"
+        )
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Cluster the features and save the labels; 1 when nothing can be trained on them, 2 when they cannot be clustered."""
+    """Cluster the features and save the labels; 3: the labels have collapsed, 2: they cannot be clustered."""
     options = parse_arguments(arguments)
     logger.addFilter(_with_flags)
     try:
@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _with_flags(record: logging.LogRecord) -> bool:
     """A log filter: what a config calls SSKD.CLUSTER.PAIRS_PER_IMAGE is --pairs-per-image here."""
-    said = re.sub(r"SSKD\.CLUSTER\.(\w+)", lambda key: f"--{key[1].lower().replace('_', '-')}", record.getMessage())
+    said = re.sub(
+        r"SSKD\.CLUSTER\.(\w+)", lambda key: f"--{key[1].lower().replace('_', '-')}", record.getMessage()
+    )
     record.msg, record.args = said, ()
     return True
 
@@ -72,14 +74,37 @@ def _read(path: Path, name: str) -> np.ndarray:
     """The array of a .npy file, or the one of that name in a .npz."""
     try:
         file = np.load(path, mmap_mode="r")
-    except (EOFError, ValueError, zipfile.BadZipFile):  # numpy's own message may advise to load the file unsafely
-        raise ValueError(f"{path} is not a whole .npy or .npz file of numbers: make it with numpy.save or --predict") from None
+    except (
+        EOFError,
+        ValueError,
+        zipfile.BadZipFile,
+    ):  # numpy's own message may advise to load the file unsafely
+        raise ValueError(
+            f"{path} is not a whole .npy or .npz file of numbers: make it with numpy.save or --predict"
+        ) from None
     if isinstance(file, np.ndarray):
         return file
     with file:
         if name not in file:
             raise ValueError(f"{path} has no array {name!r}, only {', '.join(file.files)}")
         return file[name]
+
+
+def _read_names(options: argparse.Namespace, name: str, shape: tuple) -> np.ndarray | None:
+    """What an option, if it is given, says of each image; ``shape`` is that of the features."""
+    path = getattr(options, name)
+    if path is None:
+        return None
+    names = _read(path, name)
+    if names.shape != shape[:1]:
+        raise ValueError(f"--{name} has to give one for each image, got {names.shape} for features {shape}")
+    unknown = np.flatnonzero(np.isnan(names)) if names.dtype.kind == "f" else []
+    if len(unknown):
+        raise ValueError(
+            f"--{name} is NaN for {len(unknown)} of {len(names)} images (first: row {unknown[0]}): "
+            f"name it for each, or leave --{name} out"
+        )
+    return names
 
 
 def _cluster(given: argparse.Namespace) -> int:
@@ -89,15 +114,9 @@ def _cluster(given: argparse.Namespace) -> int:
         check_output(path, (".npy",), inputs)
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise ValueError(f"--out and --centroids are both {given.out}: give two files")
-    values = {option.name: vars(given)[option.name] for option in fields(ClusterOptions) if hasattr(given, option.name)}
-    if "eps_radii" in values:
-        values["eps_radii"] = tuple(values["eps_radii"])
-    options = ClusterOptions(**values)
+    options = ClusterOptions.from_arguments(given)
     features = _read(given.features, "features")
-    identities = None if given.identities is None else _read(given.identities, "identities")
-    if identities is not None and identities.shape != features.shape[:1]:
-        raise ValueError(f"--identities has to give one for each image, got {identities.shape} for features {features.shape}")
-    cameras = None if given.cameras is None else _read(given.cameras, "cameras")
+    identities, cameras = (_read_names(given, name, features.shape) for name in ("identities", "cameras"))
     result = pseudo_labels(features, options, device=given.device, cameras=cameras)
     for path, array in zip(outputs, (result.labels, result.centroids)):
         write_atomically(str(path), lambda file, array=array: np.save(file, array))
@@ -110,7 +129,7 @@ def _cluster(given: argparse.Namespace) -> int:
         check_usable(result.report, options)
     except PseudoLabelError as error:
         logger.error("%s", error)
-        return 1
+        return error.exit_status
     return 0
 
 

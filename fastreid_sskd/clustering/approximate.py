@@ -1,4 +1,5 @@
 """Other neighbor searches: faiss's flat index, and two approximate ones, "reduced" and "ivf"."""
+
 from __future__ import annotations
 
 import contextlib
@@ -37,26 +38,28 @@ AUTOMATIC_DIM = 256
 PROJECT_ROWS = 8192
 
 
-# ---- fewer dimensions -------------------------------------------------------------------------------------------
+# ---- fewer dimensions ------------------------------------------------------------------------------------
 
 
 @register_knn("reduced")
 def reduced_candidates(rows: UnitRows, search: Search) -> Candidates:
     """Exact search of the features' projections to the directions of their largest second moments.
 
-    Measured with d = 2048 to 256 at 32,621 rows: half the time, recall 1.000; 256 to 128: three quarters, .999. A row's
-    least similar row is approximate too. Holds the projections, N * reduced_dim float32.
+    Measured with d = 2048 to 256 at 32,621 rows: half the time, recall 1.000; 256 to 128: three quarters,
+    .999. A row's least similar row is approximate too. Holds the projections, N * reduced_dim float32.
     """
     dim = search.options.reduced_dim or min(AUTOMATIC_DIM, (rows.dim + 1) // 2)
     if dim >= rows.dim:
-        logger.info("k-NN 'reduced': features of length %d are not longer than %d, searching exactly", rows.dim, dim)
+        logger.info(
+            "k-NN 'reduced': features of length %d are not longer than %d, searching exactly", rows.dim, dim
+        )
         return torch_candidates(rows, search)
     size = min(search.size + MORE_CANDIDATES, len(rows) - 1)
     return replace(torch_candidates(_projected(rows, dim), replace(search, size=size)), error=None)
 
 
 def _projected(rows: UnitRows, dim: int) -> UnitRows:
-    """The rows in `dim` dimensions, not normalised again: their products are near those of the rows as they are."""
+    """Project the rows to `dim` dimensions, not normalised again: products stay nearly the same."""
     count = len(rows)
     sample = rows.take(np.linspace(0, count - 1, min(count, LEARN_ROWS)).astype(np.int64))
     directions = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -dim:]
@@ -67,12 +70,12 @@ def _projected(rows: UnitRows, dim: int) -> UnitRows:
     return UnitRows(out, np.ones(count), 0.0)
 
 
-# ---- faiss ------------------------------------------------------------------------------------------------------
+# ---- faiss -----------------------------------------------------------------------------------------------
 
 
 @register_knn("faiss")
 def faiss_candidates(rows: UnitRows, search: Search) -> Candidates:
-    """faiss's flat index, on the first GPU that faiss-gpu sees or on the CPU (it holds a copy of the features)."""
+    """Search faiss's flat index, on its first GPU or the CPU; it holds a copy of the features."""
     with _faiss("faiss") as faiss:
         index = _on_gpu(faiss, faiss.IndexFlatIP(rows.dim))
         _add_rows(index, rows)
@@ -83,8 +86,9 @@ def faiss_candidates(rows: UnitRows, search: Search) -> Candidates:
 def ivf_candidates(rows: UnitRows, search: Search) -> Candidates:
     """faiss's inverted lists, for millions of images; a row's least similar row is approximate too.
 
-    The same for the same features: cells are learned from evenly spread rows, and faiss draws from a fixed seed. It
-    holds a copy of the features. Without `ivf_probes` they are doubled until a sample of rows has the wanted recall.
+    The same for the same features: cells are learned from evenly spread rows, and faiss draws from a fixed
+    seed. It holds a copy of the features. Without `ivf_probes` they are doubled until a sample of rows has
+    the wanted recall.
     """
     with _faiss("ivf") as faiss:
         count = len(rows)
@@ -129,7 +133,8 @@ def import_faiss(name: str):
         import faiss
     except ImportError as error:
         raise ImportError(
-            f"SSKD.CLUSTER.KNN is {name!r}, which needs faiss, which is not installed: pip install faiss-cpu, or set "
+            f"SSKD.CLUSTER.KNN is {name!r}, which needs faiss, which is not installed: pip install "
+            f"faiss-cpu, or set "
             "it to 'auto'"
         ) from error
     return faiss
@@ -148,7 +153,7 @@ def _faiss(name: str) -> Iterator:
 
 
 def _on_gpu(faiss, index):
-    """The index on one GPU where faiss can use any. One: several are known to return wrong distances silently."""
+    """Move the index to one GPU, if any; several are known to return wrong distances silently."""
     if not getattr(faiss, "get_num_gpus", lambda: 0)():
         return index
     device = torch.cuda.current_device() if torch.cuda.is_available() else 0

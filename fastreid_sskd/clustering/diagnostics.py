@@ -1,4 +1,5 @@
 """Summary of pseudo-labels, and their agreement with true identities, which the method never sees."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ def noise_as_singletons(labels: np.ndarray) -> np.ndarray:
 def bcubed(labels: np.ndarray, identities: np.ndarray) -> tuple[float, float, float]:
     """BCubed precision, recall and F (Bagga and Baldwin, 1998), each in [0, 1].
 
-    Precision is the mean over images of the share of its cluster that has its identity, recall the share of its
-    identity that is in its cluster, F their harmonic mean. Labels are taken as they are: -1 would be one cluster.
+    Precision is the mean over images of the share of its cluster that has its identity, recall the share of
+    its identity that is in its cluster, F their harmonic mean. Labels are taken as they are: -1 would be one
+    cluster.
     """
     _, cluster = np.unique(labels, return_inverse=True)
     _, identity = np.unique(identities, return_inverse=True)
@@ -33,13 +35,13 @@ def bcubed(labels: np.ndarray, identities: np.ndarray) -> tuple[float, float, fl
 
 
 def expected_mutual_information(cluster_sizes: np.ndarray, identity_sizes: np.ndarray) -> float:
-    """Mean mutual information [nats] of random partitions with these sizes (Vinh et al., JMLR 2010, equation 24a).
+    """Mean mutual information [nats] of random partitions (Vinh et al., JMLR 2010, equation 24a).
 
     Args:
         cluster_sizes, identity_sizes: (C,) and (I,) int, each with the sum N.
 
-    Depends on the sizes only, so each pair of *different* sizes is summed once: milliseconds where the C x I sum of
-    scikit-learn takes half a minute (100,000 images).
+    Depends on the sizes only, so each pair of *different* sizes is summed once: milliseconds where the C x I
+    sum of scikit-learn takes half a minute (100,000 images).
     """
     count = int(cluster_sizes.sum())
     log_factorial = gammaln(np.arange(count + 1) + 1.0)
@@ -57,7 +59,7 @@ def expected_mutual_information(cluster_sizes: np.ndarray, identity_sizes: np.nd
 
 
 def adjusted_mutual_information(labels: np.ndarray, identities: np.ndarray) -> float:
-    """AMI with the arithmetic mean of the entropies, as scikit-learn defines it, in [-1, 1]; 1: the same partition."""
+    """AMI with the arithmetic mean of the entropies, as scikit-learn's, in [-1, 1]."""
     from sklearn.metrics import mutual_info_score
 
     sizes = [np.unique(partition, return_counts=True)[1] for partition in (labels, identities)]
@@ -75,8 +77,8 @@ def cluster_agreement(labels: np.ndarray, identities: np.ndarray) -> dict[str, f
     """NMI (arithmetic mean), AMI, ARI and BCubed precision, recall and F of pseudo-labels against identities.
 
     Args:
-        labels: (N,) int, -1 for noise: each noise image counts as a cluster of its own, so that leaving an image
-            out costs recall but no precision. identities: (N,) int.
+        labels: (N,) int, -1 for noise: each noise image counts as a cluster of its own, so that leaving an
+            image out costs recall but no precision. identities: (N,) int.
 
     Raises:
         ValueError: lengths differ, or no image.
@@ -158,9 +160,10 @@ class ClusterReport:
 def changed_share(labels: np.ndarray, previous: np.ndarray) -> float:
     """Share of images whose cluster changed, whatever numbers the clusters carry.
 
-    New and old clusters are matched one to one, the pair with the most common images first (ties: the pair whose
-    first common image comes first, which renumbering does not change). An image is unchanged when its new
-    cluster is matched to its old one, or when it is noise in both; a cluster that splits keeps its larger part.
+    New and old clusters are matched one to one, the pair with the most common images first (ties: the pair
+    whose first common image comes first, which renumbering does not change). An image is unchanged when its
+    new cluster is matched to its old one, or when it is noise in both; a cluster that splits keeps its larger
+    part.
 
     Raises:
         ValueError: the two label lists differ in length.

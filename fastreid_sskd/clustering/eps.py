@@ -1,4 +1,5 @@
-"""eps for DBSCAN, without identities: the method's mean of the smallest distances, or clusters at several radii."""
+"""eps for DBSCAN: the method's mean of the smallest distances, or clusters at several radii."""
+
 from __future__ import annotations
 
 import logging
@@ -23,7 +24,7 @@ RHO_RANGE = (10_000, 20_000)
 PLATEAU = 0.95
 
 
-# ---- the method's rule ------------------------------------------------------------------------------------------
+# ---- the method's rule -----------------------------------------------------------------------------------
 
 
 def estimate_eps(
@@ -32,17 +33,18 @@ def estimate_eps(
     """Mean of the smallest `rho` of the non-zero distances of the strict upper triangle.
 
     Args:
-        distance: (N, N) symmetric; sparse as `jaccard_distance` gives it (entries not stored count as 1, stored
-            zeros as 0), or dense.
-        rho: ratio in (0, 1], rounded to the nearest count. It means rho * N / 2 pairs per image, so eps grows with
-            N; the authors' 1.6e-3 suits 10,000 to 20,000 images.
+        distance: (N, N) symmetric; sparse as `jaccard_distance` gives it (entries not stored count as 1,
+            stored zeros as 0), or dense.
+        rho: ratio in (0, 1], rounded to the nearest count. It means rho * N / 2 pairs per image, so eps grows
+            with N; the authors' 1.6e-3 suits 10,000 to 20,000 images.
         pairs_per_image: instead of rho, the number of pairs per image whose distances are averaged.
 
     Raises:
         ValueError: not square, rho outside (0, 1], or a ratio that rounds to 0 pairs.
 
-    Pairs at distance 0 (equal neighbor lists) do not count. Whether rounding makes such a pair 0 or 5e-7 depends
-    on the order of summation in the dense implementations, so eps agrees with theirs to about 1e-2 only.
+    Pairs at distance 0 (equal neighbor lists) do not count. Whether rounding makes such a pair 0 or 5e-7
+    depends on the order of summation in the dense implementations, so eps agrees with theirs to about 1e-2
+    only.
     """
     count = distance.shape[0]
     if len(distance.shape) != 2 or distance.shape[1] != count or count < 2:
@@ -67,7 +69,8 @@ def warn_of_rho(options: ClusterOptions, num_images: int) -> None:
     """Warn of a rho that was made for another number of images."""
     if not options.pairs_per_image and not RHO_RANGE[0] <= num_images <= RHO_RANGE[1]:
         logger.warning(
-            "rho=%g averages %.1f pairs per image at %d images, and eps grows with their number: outside %d to %d "
+            "rho=%g averages %.1f pairs per image at %d images, and eps grows with their number: "
+            "outside %d to %d "
             "images SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS say the same at any size",
             options.rho, options.rho * (num_images - 1) / 2, num_images, *RHO_RANGE,
         )  # fmt: skip
@@ -103,7 +106,8 @@ def mean_of_smallest(stored: np.ndarray, num_images: int, rho: float) -> float:
     averaged = round(rho * candidates)
     if averaged == 0:
         raise ValueError(
-            f"the smallest {rho:g} of {candidates} non-zero distances of {num_images} images rounds to 0 pairs: "
+            f"the smallest {rho:g} of {candidates} non-zero distances of {num_images} images rounds "
+            f"to 0 pairs: "
             "raise SSKD.CLUSTER.RHO or SSKD.CLUSTER.PAIRS_PER_IMAGE, or set SSKD.CLUSTER.EPS"
         )
     beyond = max(averaged - len(nonzero), 0)  # of these each counts as 1
@@ -114,7 +118,7 @@ def mean_of_smallest(stored: np.ndarray, num_images: int, rho: float) -> float:
 
 
 def bounded_eps(eps: float, options: ClusterOptions) -> float:
-    """The estimated eps, moved to the nearer of its bounds (0: none) where it lies outside, with a warning."""
+    """Move an estimated eps to the nearer of its bounds (0: none), with a warning."""
     bounded = max(eps, options.eps_min)
     if options.eps_max:
         bounded = min(bounded, options.eps_max)
@@ -126,7 +130,7 @@ def bounded_eps(eps: float, options: ClusterOptions) -> float:
     return bounded
 
 
-# ---- clusters at several radii ----------------------------------------------------------------------------------
+# ---- clusters at several radii ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -137,8 +141,8 @@ class Radius:
         eps: the radius. clusters: C.
         noise_share, largest_share: ratios of all images without a cluster and in the largest, [0, 1].
         silhouette: mean over all images, noise counts 0; see `sparse_silhouette`.
-        agreement: mean adjusted Rand index of these labels with those of the next smaller and the next larger radius,
-            each noise image a cluster of its own.
+        agreement: mean adjusted Rand index of these labels with those of the next smaller and the next larger
+            radius, each noise image a cluster of its own.
     """
 
     eps: float
@@ -150,7 +154,7 @@ class Radius:
 
 
 def _plateau(radii: Sequence[Radius]) -> Radius:
-    """The far end of the silhouette's flat top: its peak comes at radii that leave many images out, which count 0."""
+    """Far end of the silhouette's flat top: at its peak many images are left out, which count 0."""
     highest = max(radius.silhouette for radius in radii)
     least = highest - (1 - PLATEAU) * abs(highest)
     return [radius for radius in radii if radius.silhouette >= least][-1]
@@ -205,8 +209,8 @@ def cluster_at_radii(
 def choose_radius(radii: Sequence[Radius], rule: str, largest_share: float) -> float:
     """eps by the rule.
 
-    Radii with fewer than two clusters, or from the first on at which one holds more than `largest_share` of the
-    images, are left out. Where none remains, the nearest to being usable is taken, with a warning.
+    Radii with fewer than two clusters, or from the first on at which one holds more than `largest_share` of
+    the images, are left out. Where none remains, the nearest to being usable is taken, with a warning.
     """
     merged = next((i for i, radius in enumerate(radii) if radius.largest_share > largest_share), len(radii))
     usable = [radius for radius in radii[:merged] if radius.clusters >= 2]
@@ -225,30 +229,34 @@ def sweep_table(radii: Iterable[Radius | Mapping]) -> str:
     """The radii as text, a line each."""
     rows = [radius if isinstance(radius, Mapping) else asdict(radius) for radius in radii]
     lines = ["  eps  clusters   noise  largest  silhouette  agreement"]
-    row = "{eps:5.3f}  {clusters:8d}  {noise_share:6.1%}  {largest_share:7.1%}  {silhouette:10.3f}  {agreement:9.3f}"
+    row = "{eps:5.3f}  {clusters:8d}  {noise_share:6.1%}  {largest_share:7.1%}  "
+    row += "{silhouette:10.3f}  {agreement:9.3f}"
     return "\n".join(lines + [row.format(**values) for values in rows])
 
 
 def sparse_silhouette(distances: scipy.sparse.csr_matrix, labels: np.ndarray) -> np.ndarray:
     """Silhouette of every image (Rousseeuw, 1987): (b - a) / max(a, b), as from the dense distances.
 
-    a is the mean distance to the other images of its cluster, b the smallest mean distance to the images of another
-    cluster. Pairs that are not stored are at distance 1, so a mean needs the stored ones only.
+    a is the mean distance to the other images of its cluster, b the smallest mean distance to the images of
+    another cluster. Pairs that are not stored are at distance 1, so a mean needs the stored ones only.
 
     Args:
         distances: (N, N) symmetric, from `jaccard_distance` without `max_distance`: what is not stored is 1.
         labels: (N,) int, 0..C-1, -1 for noise.
 
     Returns:
-        (N,) float64 in [-1, 1]. 0 for noise, for an image alone in its cluster, and everywhere if there are fewer than
-        two clusters: an image that is left out then neither helps nor harms a mean over all images.
+        (N,) float64 in [-1, 1]. 0 for noise, for an image alone in its cluster, and everywhere if there are
+        fewer than two clusters: an image that is left out then neither helps nor harms a mean over all
+        images.
 
     Raises:
         ValueError: sizes differ.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or distances.shape != (len(labels), len(labels)):
-        raise ValueError(f"distances must be (N, N) beside labels (N,), got {distances.shape} and {labels.shape}")
+        raise ValueError(
+            f"distances must be (N, N) beside labels (N,), got {distances.shape} and {labels.shape}"
+        )
     silhouette = np.zeros(len(labels))
     sizes = np.bincount(labels[labels != NOISE])
     if np.count_nonzero(sizes) < 2:
@@ -257,7 +265,9 @@ def sparse_silhouette(distances: scipy.sparse.csr_matrix, labels: np.ndarray) ->
     similarity = scipy.sparse.csr_matrix(
         (1.0 - distances.data.astype(np.float64), distances.indices, distances.indptr), shape=distances.shape
     )
-    member = scipy.sparse.csr_matrix((np.ones(len(inside)), (inside, labels[inside])), shape=(len(labels), len(sizes)))
+    member = scipy.sparse.csr_matrix(
+        (np.ones(len(inside)), (inside, labels[inside])), shape=(len(labels), len(sizes))
+    )
     sums = (similarity @ member).tocoo()  # of the similarities of image i to the images of cluster c
 
     own = sums.col == labels[sums.row]

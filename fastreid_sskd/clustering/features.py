@@ -16,7 +16,8 @@ logger = logging.getLogger("fastreid.sskd.clustering")
 UNIT_NORM_TOLERANCE = 1e-5
 #: a camera with fewer images has no statistics of its own: its images take those of all images
 CAMERA_IMAGES = 10
-#: a value that varies less than this share of the mean deviation is divided by that much: it may be constant up to rounding
+#: a value that varies less than this share of the mean deviation is divided by that much: it may be constant
+#: up to rounding
 LEAST_DEVIATION = 1e-3
 
 
@@ -29,10 +30,11 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class UnitRows:
-    """Features of N images as float32 rows with their inverse norms; the rows themselves are never rescaled in place.
+    """Features of N images as float32 rows with their inverse norms; never rescaled in place.
 
     Attributes:
-        tensor: (N, d) contiguous float32, on the device that searches; shares the caller's memory where it can.
+        tensor: (N, d) contiguous float32, on the device that searches; shares the caller's memory where it
+            can.
         inverse_norms: (N,) float64, 1 / |row|.
         norm_error: largest ||row| - 1|.
 
@@ -80,15 +82,26 @@ class UnitRows:
             )
         tensor = tensor.to(device=device or tensor.device, dtype=torch.float32).contiguous()
 
-        norms = torch.cat([torch.linalg.vector_norm(b, dim=1, dtype=torch.float64) for b in tensor.split(1024)])
+        norms = torch.cat(
+            [torch.linalg.vector_norm(b, dim=1, dtype=torch.float64) for b in tensor.split(1024)]
+        )
         norms = norms.cpu().numpy()
         for bad, problem, advice in (
-            (~np.isfinite(norms), "not finite", "the network that extracted them has diverged, or its images cannot be read"),
-            (norms == 0, "all zeros", "it has no direction to compare by; leave the image out or check the feature extraction"),
+            (
+                ~np.isfinite(norms),
+                "not finite",
+                "the network that extracted them has diverged, or its images cannot be read",
+            ),
+            (
+                norms == 0,
+                "all zeros",
+                "it has no direction to compare by; leave the image out or check the feature extraction",
+            ),
         ):
             if bad.any():
                 raise ValueError(
-                    f"features row {int(bad.argmax())} is {problem} ({int(bad.sum())} such rows of {len(bad)}): {advice}"
+                    f"features row {int(bad.argmax())} is {problem} "
+                    f"({int(bad.sum())} such rows of {len(bad)}): {advice}"
                 )
         norm_error = float(np.abs(norms - 1).max())
         if norm_error > UNIT_NORM_TOLERANCE:
@@ -97,20 +110,25 @@ class UnitRows:
         return rows if cameras is None else rows.without_camera_statistics(cameras)
 
     def without_camera_statistics(self, cameras: Sequence) -> UnitRows:
-        """(x - mean of x's camera) / its deviation, of unit length again: what a camera does to all its images goes.
+        """Take each camera's mean and deviation out of its rows, which stay of unit length.
 
         Args:
             cameras: (N,) any names. With one camera only, the rows stay as they are.
 
-        A camera of fewer than `CAMERA_IMAGES` images, or of equal ones, takes mean and deviation of all images. Works a
-        camera at a time, in float64.
+        A camera of fewer than `CAMERA_IMAGES` images, or of equal ones, takes mean and deviation of all
+        images. Works a camera at a time, in float64.
 
         Raises:
-            ValueError: another number of cameras than of rows, or a row that is nothing but its camera's mean.
+            ValueError: another number of cameras than of rows, or a row that is nothing but its camera's
+                mean.
         """
-        names, camera, sizes = np.unique([str(name) for name in cameras], return_inverse=True, return_counts=True)
+        names, camera, sizes = np.unique(
+            [str(name) for name in cameras], return_inverse=True, return_counts=True
+        )
         if len(camera) != len(self):
-            raise ValueError(f"cameras must name one for each image, got {len(camera)} for {len(self)} images")
+            raise ValueError(
+                f"cameras must name one for each image, got {len(camera)} for {len(self)} images"
+            )
         if len(names) < 2:
             return self
         members = np.split(np.argsort(camera, kind="stable"), np.cumsum(sizes)[:-1])
@@ -125,7 +143,9 @@ class UnitRows:
         for numbers, statistics in zip(members, own, strict=True):
             varies = bool(statistics[1].mean() > torch.finfo(torch.float32).eps / self.dim**0.5)
             mean, deviation = statistics if varies and len(numbers) >= CAMERA_IMAGES else of_all
-            x = (self.take(numbers).double() - mean) / deviation.clamp_min(LEAST_DEVIATION * float(deviation.mean()))
+            x = (self.take(numbers).double() - mean) / deviation.clamp_min(
+                LEAST_DEVIATION * float(deviation.mean())
+            )
             out[torch.from_numpy(numbers).to(out.device)] = torch.nn.functional.normalize(x, dim=1).float()
         return type(self).from_features(out)
 

@@ -1,8 +1,9 @@
-"""k-reciprocal Jaccard distance (Zhong et al., CVPR 2017, https://arxiv.org/abs/1701.08398), exact and sparse.
+"""k-reciprocal Jaccard distance (https://arxiv.org/abs/1701.08398), exact and sparse.
 
-From the k-NN lists: reciprocal sets R(i, k), their expansion R*(i), V as weights over R*(i), query expansion, and the
-distances of the pairs whose rows of V overlap.
+From the k-NN lists: reciprocal sets R(i, k), their expansion R*(i), V as weights over R*(i), query expansion,
+and the distances of the pairs whose rows of V overlap.
 """
+
 from __future__ import annotations
 
 import warnings
@@ -24,7 +25,8 @@ from .parallel import LogProgress, in_threads
 ONE = 2**30
 #: rows per task of a thread: how often progress is told and how finely the result grows
 ROWS_PER_TASK = 1024
-#: a distance below this is 0: copies of an image whose neighbor lists hold other copies each differ by rounding alone
+#: a distance below this is 0: copies of an image whose neighbor lists hold other copies each differ by
+#: rounding alone
 SMALLEST_DISTANCE = np.float32(1e-6)
 #: pairs beyond those to keep that are collected before the largest are dropped
 SPARE_PAIRS = 2**20
@@ -43,7 +45,8 @@ class Variant:
     distance_over_row_maximum: bool
 
 
-#: SSKD.CLUSTER.VARIANT. sskd: the released SSKD and MMT. faiss: SpCL, OpenUnReID, Cluster-Contrast, fast-reid.
+#: SSKD.CLUSTER.VARIANT. sskd: the released SSKD and MMT. faiss: SpCL, OpenUnReID, Cluster-Contrast,
+#: fast-reid.
 VARIANTS = {
     "sskd": Variant(lists_hold_self_and_k1=True, distance_over_row_maximum=True),
     "faiss": Variant(lists_hold_self_and_k1=False, distance_over_row_maximum=False),
@@ -76,7 +79,9 @@ def list_sizes(num_images: int, options: ClusterOptions) -> ListSizes:
     Warns when N cuts the lists: every image is then among every other's neighbors and distances say little.
     """
     if options.variant not in VARIANTS:
-        raise ValueError(f"unknown variant {options.variant!r}: SSKD.CLUSTER.VARIANT is one of {', '.join(VARIANTS)}")
+        raise ValueError(
+            f"unknown variant {options.variant!r}: SSKD.CLUSTER.VARIANT is one of {', '.join(VARIANTS)}"
+        )
     variant, k1 = VARIANTS[options.variant], options.k1
     with_self = variant.lists_hold_self_and_k1
     if num_images <= k1:
@@ -106,9 +111,10 @@ def jaccard_distance(
     """k-reciprocal Jaccard distances below 1 as a sparse matrix; what is not stored is exactly 1.
 
     Args:
-        features: (N, d), N >= 2, numpy array or torch tensor, any real dtype; not modified, normalised inside when
-            not unit norm. float32 and contiguous costs no copy.
-        k1: neighbors that make the reciprocal sets. k2: images averaged in query expansion, self included; 1: none.
+        features: (N, d), N >= 2, numpy array or torch tensor, any real dtype; not modified, normalised inside
+            when not unit norm. float32 and contiguous costs no copy.
+        k1: neighbors that make the reciprocal sets. k2: images averaged in query expansion, self included; 1:
+            none.
         options: instead of k1, k2 and settings, all options at once.
         device: where the k-NN search runs; the tensor's own device when None. The rest runs on the CPU.
         max_distance: store only distances <= this (in float32), e.g. eps where it is known.
@@ -116,8 +122,8 @@ def jaccard_distance(
         settings: other `ClusterOptions` of the search and the distance: variant, knn, ...
 
     Returns:
-        (N, N) float32 CSR, symmetric, indices sorted, in [0, 1). The diagonal and pairs at distance 0 are stored
-        as explicit zeros: do not call `eliminate_zeros`, which would make them distance 1.
+        (N, N) float32 CSR, symmetric, indices sorted, in [0, 1). The diagonal and pairs at distance 0 are
+        stored as explicit zeros: do not call `eliminate_zeros`, which would make them distance 1.
 
     Raises:
         ValueError: fewer than 2 images, a row that is not finite or all zeros, k1 or k2 < 1, unknown names.
@@ -129,7 +135,9 @@ def jaccard_distance(
     rows = UnitRows.from_features(features, device, cameras)
     sizes = list_sizes(len(rows), options)
     candidates = find_candidates(rows, sizes.search, options, need_smallest=sizes.need_smallest)
-    neighbors = lists_from_candidates(rows, sizes.search, candidates, options, need_smallest=sizes.need_smallest)
+    neighbors = lists_from_candidates(
+        rows, sizes.search, candidates, options, need_smallest=sizes.need_smallest
+    )
     return pairs_from_neighbors(rows, neighbors, sizes, max_distance=max_distance).symmetric()
 
 
@@ -173,7 +181,7 @@ def pairs_from_neighbors(rows: UnitRows, neighbors: Neighbors, sizes: ListSizes,
     return pair_distances(encode(*sets, neighbors.indices, sizes.expansion, largest), **kept)
 
 
-# ---- reciprocal sets --------------------------------------------------------------------------------------------
+# ---- reciprocal sets -------------------------------------------------------------------------------------
 
 
 def expanded_reciprocal_sets(
@@ -181,14 +189,16 @@ def expanded_reciprocal_sets(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """R*(i) for every row (section 3.2), with the similarities that the weights need.
 
-    R(i, full) joined with R(c, half) for each c in R(i, full) with |R(c, half) & R(i, full)| > 2/3 |R(c, half)|,
-    where R(i, full) is the set before any joining.
+    R(i, full) joined with R(c, half) for each c in R(i, full) with |R(c, half) & R(i, full)| > 2/3 |R(c,
+    half)|, where R(i, full) is the set before any joining.
 
     Args:
-        full, half: entries of a list that count, self included (k1 + 1 and round(k1 / 2) + 1 in the paper's terms).
+        full, half: entries of a list that count, self included (k1 + 1 and round(k1 / 2) + 1 in the paper's
+            terms).
 
     Returns:
-        Compressed rows: indptr (N + 1,) int64, members (E,) int32 with the row itself first, cosines (E,) float32.
+        Compressed rows: indptr (N + 1,) int64, members (E,) int32 with the row itself first, cosines (E,)
+        float32.
     """
     lists = neighbors.indices
     indptr, members = _expand(*_reciprocal(lists, full), *_reciprocal(lists, half))
@@ -213,7 +223,7 @@ def _with_room(array, needed):
 
 @numba.njit(cache=True, nogil=True)
 def _reciprocal(neighbors, k):
-    """R(i, k): the first k entries of list i whose own first k entries hold i, in the order of list i; and sizes."""
+    """R(i, k): the first k entries of list i whose own first k hold i, in order; and sizes."""
     members = np.empty((neighbors.shape[0], k), dtype=np.int32)
     lengths = np.zeros(neighbors.shape[0], dtype=np.int32)
     for i in range(neighbors.shape[0]):
@@ -283,15 +293,16 @@ def _listed_similarities(neighbors, similarities, indptr, members, out):
                     break
 
 
-# ---- V ----------------------------------------------------------------------------------------------------------
+# ---- V ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Encoding:
     """V after query expansion, as compressed rows of integers that sum to `total` exactly.
 
-    Sums of integers do not depend on their order, so distances built from them are exact: images with m of their k2
-    nearest in common have the same distance wherever they stand, which in floating point rounding would decide.
+    Sums of integers do not depend on their order, so distances built from them are exact: images with m of
+    their k2 nearest in common have the same distance wherever they stand, which in floating point rounding
+    would decide.
 
     Attributes:
         indptr: (N + 1,) int64.
@@ -310,7 +321,7 @@ def encode(
     indptr: np.ndarray, members: np.ndarray, similarities: np.ndarray, neighbors: np.ndarray, k2: int,
     largest_distance: np.ndarray,
 ) -> Encoding:  # fmt: skip
-    """V_ij = exp(-D_ij / largest_distance_i) over R*(i), normalised, then averaged over the first k2 of each list.
+    """V_ij = exp(-D_ij / largest_distance_i) over R*(i), normalised, averaged over k2 lists.
 
     Args:
         indptr, members, similarities: R*(i), from `expanded_reciprocal_sets`.
@@ -376,7 +387,7 @@ def _query_expansion(neighbors, k2, indptr, members, values):
     return out_indptr, out_indices[: out_indptr[count]].copy(), out_values[: out_indptr[count]].copy()
 
 
-# ---- distances --------------------------------------------------------------------------------------------------
+# ---- distances -------------------------------------------------------------------------------------------
 
 
 def pair_distances(
@@ -388,21 +399,26 @@ def pair_distances(
 ) -> PairDistances:
     """J_ij = 1 - m / (2 - m), m = sum_l min(V_il, V_jl), for the pairs i < j with m > 0.
 
-    A distance below `SMALLEST_DISTANCE` is stored as 0, so that exact copies of an image do not count as its closest
-    neighbors when eps is estimated.
+    A distance below `SMALLEST_DISTANCE` is stored as 0, so that exact copies of an image do not count as its
+    closest neighbors when eps is estimated.
 
     Args:
         max_distance: keep only distances <= this (compared in float32), when eps is known.
-        keep_smallest: keep only this many of the smallest non-zero distances, ties with the last and zeros besides:
-            all that an eps which is their mean can need.
+        keep_smallest: keep only this many of the smallest non-zero distances, ties with the last and zeros
+            besides: all that an eps which is their mean can need.
         keep_within: and all those up to this, when eps may be raised to it.
 
     Time is the sum over columns of (entries)^2; memory is the result and O(N) for each thread.
     """
     count = len(encoding.indptr) - 1
     rows = encoding.indptr, encoding.indices, encoding.values
-    columns = scipy.sparse.csr_matrix((encoding.values, encoding.indices, encoding.indptr), (count, count)).tocsc()
-    by_column = columns.indptr, np.stack([columns.indices, columns.data], 1)  # side by side: read as one stream
+    columns = scipy.sparse.csr_matrix(
+        (encoding.values, encoding.indices, encoding.indptr), (count, count)
+    ).tocsc()
+    by_column = (
+        columns.indptr,
+        np.stack([columns.indices, columns.data], 1),
+    )  # side by side: read as one stream
     limit = np.float32(np.inf if max_distance is None else max_distance)
 
     def task(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -419,7 +435,9 @@ def pair_distances(
             pairs = PairDistances(*map(np.concatenate, zip(*parts, strict=True)), count)
             nonzero = pairs.distance[pairs.distance > 0]
             if keep_smallest is not None and len(nonzero) > keep_smallest:
-                limit = max(np.partition(nonzero, keep_smallest - 1)[keep_smallest - 1], np.float32(keep_within))
+                limit = max(
+                    np.partition(nonzero, keep_smallest - 1)[keep_smallest - 1], np.float32(keep_within)
+                )
                 pairs = pairs.within(limit)
             parts, kept = [(pairs.i, pairs.j, pairs.distance)], len(pairs.i)
         progress(min(start + ROWS_PER_TASK, count), count)
@@ -429,8 +447,8 @@ def pair_distances(
 @numba.njit(cache=True, nogil=True)
 def _pairs_of_rows(indptr, indices, values, col_indptr, col_entries, total, limit, row_start, row_stop):
     """Pairs (i, j, distance) of rows row_start..row_stop with later rows."""
-    # J <= limit means shared >= 2 total (1 - limit) / (2 - limit), which saves most divisions. The next float32 stands
-    # for the limit, since a distance is rounded to one before it is compared.
+    # J <= limit means shared >= 2 total (1 - limit) / (2 - limit), which saves most divisions. The next
+    # float32 stands for the limit, since a distance is rounded to one before it is compared.
     above = np.float64(np.nextafter(np.float32(limit), np.float32(2.0)))
     least = np.int64(2.0 * total * (1.0 - above) / (2.0 - above)) - 2 if above < 1.0 else np.int64(0)
     count = indptr.shape[0] - 1

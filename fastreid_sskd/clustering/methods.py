@@ -1,4 +1,5 @@
 """Clustering methods by name (SSKD.CLUSTER.METHOD): dbscan, hdbscan, kmeans, infomap."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 NOISE = -1
 #: what a method may work on; see `ClusteringMethod`
 USES = ("radius", "distances", "features")
-#: hdbscan: stands for a distance of 0, which a sparse graph takes for no edge; below any other distance of two images
+#: hdbscan: stands for a distance of 0, which a sparse graph takes for no edge; below any other distance of
+#: two images
 ALMOST_ZERO = 1e-12
 
 
@@ -28,8 +30,8 @@ class ClusterProblem:
 
     Attributes:
         rows: the features.
-        pairs: Jaccard distances, each pair once; for a method that uses "radius" at least all those <= eps, for
-            "distances" all below 1, for "features" None.
+        pairs: Jaccard distances, each pair once; for a method that uses "radius" at least all those <= eps,
+            for "distances" all below 1, for "features" None.
         eps: the radius; None for methods that have none.
         options: min_samples, num_clusters, seed.
     """
@@ -46,7 +48,8 @@ class ClusteringMethod:
 
     Attributes:
         label: function(problem) -> (N,) int64 labels, 0..C-1 and -1 for noise, every number in use.
-        uses: "radius" (an eps and the pairs within it), "distances" (all pairs, no eps) or "features" (no pairs).
+        uses: "radius" (an eps and the pairs within it), "distances" (all pairs, no eps) or "features" (no
+            pairs).
     """
 
     label: Callable[[ClusterProblem], np.ndarray]
@@ -90,7 +93,7 @@ def find_method(method: str) -> ClusteringMethod:
 
 
 def numbered(labels: np.ndarray) -> np.ndarray:
-    """The same clusters as int64 numbers 0..C-1 in the order of their first images; negative labels become -1."""
+    """Number clusters 0..C-1 in the order of their first images; negative labels become -1."""
     labels = np.asarray(labels)
     out = np.full(len(labels), NOISE, dtype=np.int64)
     kept = np.flatnonzero(labels >= 0)
@@ -99,7 +102,7 @@ def numbered(labels: np.ndarray) -> np.ndarray:
     return out
 
 
-# ---- dbscan -----------------------------------------------------------------------------------------------------
+# ---- dbscan ----------------------------------------------------------------------------------------------
 
 
 @register_clustering("dbscan")
@@ -108,18 +111,18 @@ def _dbscan(problem: ClusterProblem) -> np.ndarray:
 
 
 def dbscan(distance: scipy.sparse.spmatrix | np.ndarray, eps: float, min_samples: int = 4) -> np.ndarray:
-    """Cluster the graph distance <= eps (Ester et al., KDD 1996); scikit-learn's labels of metric="precomputed".
+    """DBSCAN (Ester et al., KDD 1996) of distances, with the labels of scikit-learn's.
 
     Args:
-        distance: (N, N), symmetric; sparse as `jaccard_distance` gives it (what is not stored is no neighbor, the
-            diagonal apart; stored zeros are neighbors), or dense. Not modified.
+        distance: (N, N), symmetric; sparse as `jaccard_distance` gives it (what is not stored is no neighbor,
+            the diagonal apart; stored zeros are neighbors), or dense. Not modified.
         eps: largest distance of neighbors, > 0, compared in the dtype of the distances. It does not bound the
             distance of two images of one cluster.
         min_samples: a core image has at least this many neighbors, itself included.
 
     Returns:
-        (N,) int64, 0..C-1 in the order of each cluster's first core image, -1 for noise. An image that is no core
-        takes the smallest label among its core neighbors.
+        (N,) int64, 0..C-1 in the order of each cluster's first core image, -1 for noise. An image that is no
+        core takes the smallest label among its core neighbors.
 
     Raises:
         ValueError: not square, eps not a positive number, min_samples < 1.
@@ -157,7 +160,7 @@ def _components(row: np.ndarray, column: np.ndarray, kept: np.ndarray) -> np.nda
     return csgraph.connected_components(scipy.sparse.coo_matrix(graph, (len(kept),) * 2), directed=False)[1]
 
 
-# ---- hdbscan ----------------------------------------------------------------------------------------------------
+# ---- hdbscan ---------------------------------------------------------------------------------------------
 
 
 @register_clustering("hdbscan", uses="distances")
@@ -169,9 +172,9 @@ def hdbscan(problem: ClusterProblem) -> np.ndarray:
 def hdbscan_labels(distance: scipy.sparse.csr_matrix, min_samples: int) -> np.ndarray:
     """HDBSCAN (Campello et al., 2013) of distances of which those not stored are 1, by scikit-learn.
 
-    As of the dense matrix, but that images which only a distance of 1 connects to a cluster are noise: there they fall
-    to whichever cluster the order of equal edges gives them. Elsewhere too HDBSCAN's labels depend on that order
-    where distances tie, which core distances make them do.
+    As of the dense matrix, but that images which only a distance of 1 connects to a cluster are noise: there
+    they fall to whichever cluster the order of equal edges gives them. Elsewhere too HDBSCAN's labels depend
+    on that order where distances tie, which core distances make them do.
 
     Args:
         distance: (N, N) symmetric CSR, diagonal and zeros stored; not modified.
@@ -194,11 +197,11 @@ def hdbscan_labels(distance: scipy.sparse.csr_matrix, min_samples: int) -> np.nd
 
 
 def complete_graph(distance: scipy.sparse.csr_matrix, min_samples: int) -> scipy.sparse.csr_matrix:
-    """The graph with enough of its missing edges, all of length 1, that its minimum spanning tree is the dense one's.
+    """Add as many missing edges, all of length 1, as the dense minimum spanning tree needs.
 
-    Distances that are not stored are 1, the largest there is. Of them a minimum spanning tree needs one edge between
-    neighboring components, and a core distance (that of the min_samples-th nearest, the image itself counted) one
-    entry for each of the min_samples that is missing.
+    Distances that are not stored are 1, the largest there is. Of them a minimum spanning tree needs one edge
+    between neighboring components, and a core distance (that of the min_samples-th nearest, the image itself
+    counted) one entry for each of the min_samples that is missing.
 
     Args:
         distance: (N, N) symmetric, diagonal and zeros stored, as `PairDistances.symmetric` gives it.
@@ -230,7 +233,7 @@ def complete_graph(distance: scipy.sparse.csr_matrix, min_samples: int) -> scipy
     return graph
 
 
-# ---- kmeans -----------------------------------------------------------------------------------------------------
+# ---- kmeans ----------------------------------------------------------------------------------------------
 
 
 def check_num_clusters(num_clusters: int, num_images: int) -> None:
@@ -265,7 +268,7 @@ def kmeans(problem: ClusterProblem) -> np.ndarray:
     return numbered(clusterer.fit_predict(problem.rows.block(0, count).cpu().numpy()))
 
 
-# ---- infomap ----------------------------------------------------------------------------------------------------
+# ---- infomap ---------------------------------------------------------------------------------------------
 
 
 def import_infomap() -> type:
@@ -278,7 +281,8 @@ def import_infomap() -> type:
         from infomap import Infomap
     except ImportError as error:
         raise ImportError(
-            "SSKD.CLUSTER.METHOD is 'infomap', whose package is not installed: pip install infomap (GPL-3.0), or set "
+            "SSKD.CLUSTER.METHOD is 'infomap', whose package is not installed: pip install infomap "
+            "(GPL-3.0), or set "
             "it to 'dbscan'"
         ) from error
     return Infomap
@@ -301,7 +305,9 @@ def infomap(problem: ClusterProblem) -> np.ndarray:
     search = infomap_class(silent=True, two_level=True, seed=problem.options.seed + 1, num_trials=1)
     order = np.lexsort((pairs.j, pairs.i))  # the order of links would change what the seed draws
     weight = 1 - pairs.distance.astype(np.float64)
-    search.add_links(list(zip(*(values[order].tolist() for values in (pairs.i, pairs.j, weight)), strict=True)))
+    search.add_links(
+        list(zip(*(values[order].tolist() for values in (pairs.i, pairs.j, weight)), strict=True))
+    )
     result = search.run()
     # infomap 2.16 gives a result that is to be asked; before, the search itself is
     modules = result.modules() if hasattr(result, "modules") else search.get_modules()

@@ -2,6 +2,7 @@
 
 All kernels that call each other are in one file: numba's cache does not notice changes in other files.
 """
+
 from __future__ import annotations
 
 import logging
@@ -38,8 +39,8 @@ RECALL_SEED = 1
 #: ratio of rows searched twice from which the log says so: features are almost equal, or the search errs
 NOTABLE_RATIO_SEARCHED_TWICE = 0.1
 
-#: relative error of one product from cutting both factors to 10 (TF32) or 7 (bfloat16) bits of fraction, under each
-#: torch.get_float32_matmul_precision(); cutting, since not all hardware rounds
+#: relative error of one product from cutting both factors to 10 (TF32) or 7 (bfloat16) bits of fraction,
+#: under each torch.get_float32_matmul_precision(); cutting, since not all hardware rounds
 _MATMUL_INPUT_ROUNDING = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
 
 
@@ -51,7 +52,8 @@ class Neighbors:
         indices: (N, k) int32, the row itself first, the others by (similarity descending, index ascending).
         similarities: (N, k) float32 cosines, in [-1, 1].
         smallest: (N,) float32, cosine of the row's least similar row, or None if not asked for.
-        recall: of an approximate search, the ratio of true neighbors listed, measured on a sample; None: exact.
+        recall: of an approximate search, the ratio of true neighbors listed, measured on a sample; None:
+            exact.
     """
 
     indices: np.ndarray
@@ -80,7 +82,7 @@ class Shard:
         return count * self.number // self.of, count * (self.number + 1) // self.of
 
     def deal(self, work: Sequence[int]) -> list[int]:
-        """Numbers of this shard's pieces, ascending: the largest left goes to the shard with the least so far."""
+        """This shard's pieces, ascending: the largest left goes to the shard with the least so far."""
         loads = [0] * self.of
         mine = []
         for piece in sorted(range(len(work)), key=lambda i: (-work[i], i)):
@@ -98,8 +100,8 @@ class Candidates:
     Attributes:
         indices: (N, M) int32; -1 where a search found fewer.
         approximate: (N, M) float32 similarities, each within `error` of the true one; -inf beside a -1.
-        error: bound on |approximate - true| of *every* pair, also of those not listed; None for an approximate search,
-            which says nothing about those.
+        error: bound on |approximate - true| of *every* pair, also of those not listed; None for an
+            approximate search, which says nothing about those.
         farthest: (N,) int64, the least similar row of each row, or None if not asked for.
         lowest: (N,) float32, its approximate similarity; inf where this shard of a search saw no other row.
         backend: name of the search.
@@ -160,9 +162,9 @@ def nearest_neighbors(
 ) -> Neighbors:
     """Find the k most similar rows of every row by cosine, self first, ties in ascending order of index.
 
-    The lists do not depend on tiles, threads, shards or the search (approximate ones apart): candidates are found by
-    float32 products with a bound on their error, scored again in float64, and a row for which that proves nothing is
-    searched in float64.
+    The lists do not depend on tiles, threads, shards or the search (approximate ones apart): candidates are
+    found by float32 products with a bound on their error, scored again in float64, and a row for which that
+    proves nothing is searched in float64.
 
     Args:
         features: (N, d), numpy array or torch tensor; normalised inside when not unit norm.
@@ -174,7 +176,8 @@ def nearest_neighbors(
     Raises:
         ValueError: bad features (see `UnitRows.from_features`), k < 1 or an unknown search.
 
-    Memory beyond the features: N * (k + 16) * 8 bytes for the candidates, 64 MB for a tile; faiss copies the features.
+    Memory beyond the features: N * (k + 16) * 8 bytes for the candidates, 64 MB for a tile; faiss copies the
+    features.
     """
     options = (options or ClusterOptions()).replace(**settings)
     rows = UnitRows.from_features(features, device)
@@ -191,16 +194,19 @@ def find_candidates(
     need_smallest: bool = False,
     **settings,
 ) -> Candidates:
-    """One shard of the search (all of it when None): candidates for `merge_shards`, then `lists_from_candidates`.
+    """Search one shard (all when None): candidates for `merge_shards`, `lists_from_candidates`.
 
-    Every process gives the same features and options and a shard of its own; their number does not change the lists.
+    Every process gives the same features and options and a shard of its own; their number does not change the
+    lists.
     """
     options = (options or ClusterOptions()).replace(**settings)
     if k < 1:
         raise ValueError(f"k must be at least 1 (a list holds the row itself), got {k}")
     name = "torch" if options.knn == "auto" else options.knn
     if name not in KNN_BACKENDS:
-        raise ValueError(f"unknown k-NN backend {name!r}: SSKD.CLUSTER.KNN is one of auto, {', '.join(KNN_BACKENDS)}")
+        raise ValueError(
+            f"unknown k-NN backend {name!r}: SSKD.CLUSTER.KNN is one of auto, {', '.join(KNN_BACKENDS)}"
+        )
     rows = UnitRows.from_features(features)
     others = len(rows) - 1
     size, wanted = min(k - 1 + CANDIDATE_MARGIN, others), min(k - 1, others)
@@ -211,7 +217,8 @@ def find_candidates(
 def merge_shards(parts: Sequence[Candidates]) -> Candidates:
     """Candidates of the whole search from those of all its shards, in any order.
 
-    A row's best are among the best of its parts, so the merged candidates prove what those of one search would.
+    A row's best are among the best of its parts, so the merged candidates prove what those of one search
+    would.
 
     Args:
         parts: `find_candidates` of the same features, each shard once.
@@ -224,7 +231,9 @@ def merge_shards(parts: Sequence[Candidates]) -> Candidates:
     first = parts[0]
     if any(part.indices.shape != first.indices.shape or part.backend != first.backend for part in parts):
         found = ", ".join(f"{part.backend} {part.indices.shape}" for part in parts)
-        raise ValueError(f"the shards are of different searches ({found}): give all the same features and options")
+        raise ValueError(
+            f"the shards are of different searches ({found}): give all the same features and options"
+        )
     if len(parts) == 1:
         return first
     count, size = first.indices.shape
@@ -246,7 +255,12 @@ def merge_shards(parts: Sequence[Candidates]) -> Candidates:
 
 
 def lists_from_candidates(
-    features, k: int, candidates: Candidates, options: ClusterOptions | None = None, *, need_smallest: bool = False
+    features,
+    k: int,
+    candidates: Candidates,
+    options: ClusterOptions | None = None,
+    *,
+    need_smallest: bool = False,
 ) -> Neighbors:
     """Exact lists from the candidates of a whole search, which is checked on a sample of rows.
 
@@ -271,7 +285,9 @@ def lists_from_candidates(
         return nearest_neighbors(again, k, options, need_smallest=need_smallest, knn="torch")
     if redone:
         level = logging.INFO if redone > count * NOTABLE_RATIO_SEARCHED_TWICE else logging.DEBUG
-        logger.log(level, "k-NN: %d of %d rows have too many near-ties and were searched twice", redone, count)
+        logger.log(
+            level, "k-NN: %d of %d rows have too many near-ties and were searched twice", redone, count
+        )
     return found
 
 
@@ -292,7 +308,8 @@ def _measured_recall(rows: UnitRows, found: Neighbors, backend: str, min_recall:
     recall = recall_of(found.similarities[sample], search_rows_exactly(rows, sample, k)[1])
     if recall < min_recall:
         logger.warning(
-            "k-NN %r finds only %.4f of the neighbors (recall at %d, %d images sampled), below SSKD.CLUSTER.MIN_RECALL "
+            "k-NN %r finds only %.4f of the neighbors (recall at %d, %d images sampled), below "
+            "SSKD.CLUSTER.MIN_RECALL "
             "%g: labels suffer; raise SSKD.CLUSTER.REDUCED_DIM or IVF_PROBES, or search exactly",
             backend, recall, k, len(sample), min_recall,
         )  # fmt: skip
@@ -318,13 +335,14 @@ def recall_of(similarities: np.ndarray, exact: np.ndarray) -> float:
     return float((similarities[:, 1:] >= exact[:, -1:] - 2.0**-23).mean())
 
 
-# ---- candidates -------------------------------------------------------------------------------------------------
+# ---- candidates ------------------------------------------------------------------------------------------
 
 
 def product_error(rows: UnitRows) -> float:
     """Bound on the error of a float32 matrix product of unit rows: d roundings of at most 2^-24 each.
 
-    Also covers rows that are unit only to rounding and the lower precision that torch may have been told to use.
+    Also covers rows that are unit only to rounding and the lower precision that torch may have been told to
+    use.
     """
     try:
         told = torch.get_float32_matmul_precision()
@@ -338,8 +356,9 @@ def product_error(rows: UnitRows) -> float:
 def torch_candidates(rows: UnitRows, search: Search) -> Candidates:
     """Matrix products and top-k, where the rows are: tiles on and above the diagonal only.
 
-    A tile is merged into the lists of its rows and, transposed, into those of its columns. In float32: on processors
-    without matrix units for them, products of bfloat16 are slower (measured on AVX-512) and those of int8 no faster.
+    A tile is merged into the lists of its rows and, transposed, into those of its columns. In float32: on
+    processors without matrix units for them, products of bfloat16 are slower (measured on AVX-512) and those
+    of int8 no faster.
     """
     count, device = len(rows), rows.tensor.device
     best = _Best(count, search.size, search.need_farthest, device)
@@ -374,7 +393,7 @@ class _Best:
         self.farthest = torch.arange(count, device=device)
 
     def merge(self, product: torch.Tensor, first_row: int, first_col: int) -> None:
-        """Merge similarities of consecutive rows and columns; of those on the diagonal the largest are not taken."""
+        """Merge similarities of consecutive rows and columns, of which a row's own is left out."""
         rows = slice(first_row, first_row + len(product))
         if self.need_farthest:
             value, column = product.min(1)
@@ -391,14 +410,17 @@ class _Best:
     def candidates(self, error: float) -> Candidates:
         """What was found, on the CPU."""
         indices = torch.where(self.values == -torch.inf, -1, self.indices).cpu().numpy()
-        found = (self.farthest.cpu().numpy(), self.lowest.cpu().numpy()) if self.need_farthest else (None, None)
+        found = (
+            (self.farthest.cpu().numpy(), self.lowest.cpu().numpy()) if self.need_farthest else (None, None)
+        )
         return Candidates(indices, self.values.cpu().numpy(), error, *found)
 
 
 def _largest(product: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `size` largest values of each row, or all of a shorter one, and their columns.
 
-    Exact, and several times as fast as `topk` of whole rows: they are in the `size` groups with the largest maxima.
+    Exact, and several times as fast as `topk` of whole rows: they are in the `size` groups with the largest
+    maxima.
     """
     groups = product.shape[1] // GROUP
     if groups < 2 * size:
@@ -412,15 +434,15 @@ def _largest(product: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tens
     return value, torch.cat([column, beyond], 1).gather(1, kept)
 
 
-# ---- exact similarities -----------------------------------------------------------------------------------------
+# ---- exact similarities ----------------------------------------------------------------------------------
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 def cosine(x, inverse_norms, i, j):
     """Cosine of rows i and j: summed in float64, rounded to float32, at most 1; the same bits for (j, i).
 
-    Neither the tiling, nor the number of threads, nor the rows around a pair change it, which a matrix product
-    does not promise; equal rows therefore tie exactly.
+    Neither the tiling, nor the number of threads, nor the rows around a pair change it, which a matrix
+    product does not promise; equal rows therefore tie exactly.
     """
     total = 0.0
     for c in range(x.shape[1]):
@@ -439,12 +461,14 @@ def pair_cosines(rows: UnitRows, first: np.ndarray, second: np.ndarray) -> np.nd
     if rows.tensor.device.type != "cpu":
         return _cosines_on_device(rows, first, second)
     x, out = rows.tensor.numpy(), np.empty(len(first), dtype=np.float32)
-    over_rows(lambda start, stop: _cosines(x, rows.inverse_norms, first, second, out, start, stop), len(out), 4096)
+    over_rows(
+        lambda start, stop: _cosines(x, rows.inverse_norms, first, second, out, start, stop), len(out), 4096
+    )
     return out
 
 
 def _cosines_on_device(rows: UnitRows, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """`pair_cosines` in torch; its float64 sum may round differently in the last bit of one pair in millions."""
+    """`pair_cosines` in torch; one pair in millions may differ in the last bit."""
     out = np.empty(len(first), dtype=np.float32)
     device = rows.tensor.device
     per_call = max(1, VALUES_PER_DEVICE_CALL // rows.dim)
@@ -460,9 +484,9 @@ def _cosines_on_device(rows: UnitRows, first: np.ndarray, second: np.ndarray) ->
 def rescore(rows: UnitRows, candidates: Candidates, k: int) -> tuple[np.ndarray, np.ndarray, int]:
     """The k most similar rows of each row, exactly, from candidates.
 
-    A row whose candidates do not prove that nothing was missed (more near-ties than the margin holds) is searched
-    again in float64. Candidates of an approximate search prove nothing and are taken for all there is; only a row
-    with fewer than k - 1 of them is searched again.
+    A row whose candidates do not prove that nothing was missed (more near-ties than the margin holds) is
+    searched again in float64. Candidates of an approximate search prove nothing and are taken for all there
+    is; only a row with fewer than k - 1 of them is searched again.
 
     Returns:
         indices: (N, k) int32, the row itself first, then by (similarity descending, index ascending).
@@ -505,7 +529,8 @@ def search_rows_exactly(
     """The exact lists of the rows `which`, by float64 products with all rows; the slow and certain way.
 
     Returns:
-        (W, k) int32 and (W, k) float32, self first, and (W,) float32, the smallest similarity of each of these rows.
+        (W, k) int32 and (W, k) float32, self first, and (W,) float32, the smallest similarity of each of
+        these rows.
     """
     scale = torch.from_numpy(rows.inverse_norms).to(rows.tensor.device)
     found = []
@@ -529,7 +554,7 @@ def search_rows_exactly(
 
 
 def _keys(similarities: torch.Tensor, first_col: int) -> torch.Tensor:
-    """int64 numbers in the order of (similarity ascending, column descending), of which no two of a row are equal."""
+    """Unique int64 numbers in the order of (similarity ascending, column descending)."""
     bits = similarities.view(torch.int32).long()
     ascending = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
     return (ascending << 32) - torch.arange(first_col, first_col + similarities.shape[1], device=bits.device)

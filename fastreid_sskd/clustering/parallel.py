@@ -1,4 +1,5 @@
 """Compiled kernels on several threads, their progress, and a notice while they are compiled."""
+
 from __future__ import annotations
 
 import logging
@@ -27,8 +28,8 @@ def num_threads() -> int:
 def in_threads(tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
     """Results of the tasks in their order; at most two per thread are ahead of the consumer.
 
-    A thread pool rather than numba's parallel loops: those abort the process when two Python threads enter them at
-    once under numba's default threading layer.
+    A thread pool rather than numba's parallel loops: those abort the process when two Python threads enter
+    them at once under numba's default threading layer.
     """
     threads = num_threads()
     if threads == 1:
@@ -85,7 +86,9 @@ class _CompilationNotice(event.Listener):
 
     def on_start(self, event: event.Event) -> None:
         function = event.data["dispatcher"].py_func
-        module = function.__module__ or ""  # None for a function that exec made; all compilations are heard here
+        module = (
+            function.__module__ or ""
+        )  # None for a function that exec made; all compilations are heard here
         if not self.said and module.partition(".")[0] == _PACKAGE:
             self.said = True
             logger.info("compiling the kernels, once on this machine: a minute or two for all of them")

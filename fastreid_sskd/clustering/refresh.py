@@ -1,4 +1,5 @@
 """The pseudo-label refresh: features -> k-NN -> Jaccard distances -> eps -> clusters -> centroids."""
+
 from __future__ import annotations
 
 import logging
@@ -42,7 +43,8 @@ class PseudoLabels:
         centroids: (C, d) float32, normalised; numpy or torch as the features were.
         eps: the eps in use (keep it for later epochs where the method says so); None for methods without one.
         report: sizes, noise and change since the last refresh.
-        seconds: wall seconds per stage: knn, jaccard, eps, the method's name, centroids; those that were needed.
+        seconds: wall seconds per stage: knn, jaccard, eps, the method's name, centroids; those that were
+            needed.
         cpu_seconds: CPU seconds of this process per stage, all threads together.
         recall: of an approximate k-NN search, measured on a sample; None where the search was exact.
         sweep: the radii that eps was chosen from, where it was; else empty.
@@ -73,11 +75,11 @@ def pseudo_labels(
     Args:
         features: (N, d), N >= 2; see `jaccard_distance`, as for device.
         options: of the method when None; `settings` change single ones, as in the example.
-        cameras: (N,) names, whose mean and deviation are taken out of the features that are clustered; the centroids
-            are those of the features as they come. See `UnitRows.without_camera_statistics`.
+        cameras: (N,) names, whose mean and deviation are taken out of the features that are clustered; the
+            centroids are those of the features as they come. See `UnitRows.without_camera_statistics`.
         previous: (N,) labels of the last refresh, for the report's changed share.
-        candidates: of a k-NN search in several processes: `merge_shards` of each one's `search_neighbors`, of the
-            same features and options; the labels are those of a search made here.
+        candidates: of a k-NN search in several processes: `merge_shards` of each one's `search_neighbors`, of
+            the same features and options; the labels are those of a search made here.
 
     Raises:
         ValueError: bad features, names or options.
@@ -107,7 +109,9 @@ def pseudo_labels(
             recall = neighbors.recall
             del candidates
         with clock.stage("jaccard"):
-            pairs = pairs_from_neighbors(rows, neighbors, sizes, **_pairs_needed(options, method.uses, len(rows)))
+            pairs = pairs_from_neighbors(
+                rows, neighbors, sizes, **_pairs_needed(options, method.uses, len(rows))
+            )
             del neighbors
     problem = ClusterProblem(rows, pairs, None, options)
     eps, radii = None, ()
@@ -200,7 +204,7 @@ class _Clock:
         self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - cpu
 
 
-# ---- centroids --------------------------------------------------------------------------------------------------
+# ---- centroids -------------------------------------------------------------------------------------------
 
 
 def cluster_centroids(
@@ -219,13 +223,19 @@ def cluster_centroids(
     """
     numbers = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
     if numbers.shape != (len(features),):
-        raise ValueError(f"labels must be (N,) beside features (N, d), got {numbers.shape} and {tuple(features.shape)}")
+        raise ValueError(
+            f"labels must be (N,) beside features (N, d), got {numbers.shape} and {tuple(features.shape)}"
+        )
     sizes = np.bincount(numbers[numbers >= 0])
     if (sizes == 0).any():
         raise ValueError(
             f"cluster {int((sizes == 0).argmax())} of {len(sizes)} has no image: number clusters 0..C-1"
         )
-    tensor = features.detach() if isinstance(features, torch.Tensor) else as_tensor(np.asarray(features, np.float32))
+    tensor = (
+        features.detach()
+        if isinstance(features, torch.Tensor)
+        else as_tensor(np.asarray(features, np.float32))
+    )
     return _centroids_like(features, UnitRows(tensor.float(), np.ones(len(numbers)), 0.0), numbers)
 
 
@@ -246,7 +256,7 @@ def _centroids_like(features, rows: UnitRows, labels: np.ndarray) -> np.ndarray 
     return centroids.to(features.device) if isinstance(features, torch.Tensor) else centroids.cpu().numpy()
 
 
-# ---- guards -----------------------------------------------------------------------------------------------------
+# ---- guards ----------------------------------------------------------------------------------------------
 
 
 class PseudoLabelError(ValueError):
@@ -286,8 +296,8 @@ def check_options(options: ClusterOptions, num_images: int | None = None) -> Non
 def check_usable(report: ClusterReport, options: ClusterOptions | None = None) -> None:
     """Refuse collapsed labels; warn of ratios above their limits.
 
-    Labels have collapsed when there is no cluster (all images are noise), or one (nothing to tell apart), or, where
-    `on_limit` is "collapse", a ratio above its limit.
+    Labels have collapsed when there is no cluster (all images are noise), or one (nothing to tell apart), or,
+    where `on_limit` is "collapse", a ratio above its limit.
 
     Args:
         report: of the labels.
@@ -301,7 +311,8 @@ def check_usable(report: ClusterReport, options: ClusterOptions | None = None) -
     if report.num_clusters == 0:
         raise PseudoLabelError(
             f"0 clusters{at} (all {report.num_images} images are noise): raise SSKD.CLUSTER.RHO, "
-            "SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS, lower SSKD.CLUSTER.MIN_SAMPLES, or train the source "
+            "SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS, lower SSKD.CLUSTER.MIN_SAMPLES, or "
+            "train the source "
             "longer"
         )
     if report.num_clusters == 1:
@@ -315,13 +326,16 @@ def check_usable(report: ClusterReport, options: ClusterOptions | None = None) -
     if report.noise_share > options.max_noise_share:
         passed.append(
             f"{report.noise_share:.1%} of {report.num_images} images are noise, more than "
-            f"SSKD.CLUSTER.MAX_NOISE_SHARE={options.max_noise_share:g}{at}: the radius may be too small, or the source "
+            f"SSKD.CLUSTER.MAX_NOISE_SHARE={options.max_noise_share:g}{at}: the radius may be too "
+            f"small, or the source "
             "model too far from the target"
         )
     if report.largest_share > options.max_largest_share:
         passed.append(
-            f"the largest of {report.num_clusters} clusters holds {report.largest_share:.1%} of {report.num_images} "
-            f"images, more than SSKD.CLUSTER.MAX_LARGEST_SHARE={options.max_largest_share:g}{at}: identities are "
+            f"the largest of {report.num_clusters} clusters holds {report.largest_share:.1%} of "
+            f"{report.num_images} "
+            f"images, more than SSKD.CLUSTER.MAX_LARGEST_SHARE={options.max_largest_share:g}{at}: "
+            f"identities are "
             "merging; the radius may be too large"
         )
     if passed and options.on_limit == "collapse":

@@ -38,8 +38,12 @@ def _read(name: str, folders: Mapping, *parts: str, combine_all: bool = False) -
             f"no data set is named {name!r}{nearest(name, known)}. There are {', '.join(known)}; folders of your own images get a name by "
             "SSKD.FOLDERS, classes of your own by fast-reid's DATASET_REGISTRY"
         )
+    data_set = DATASET_REGISTRY.get(name)
     try:
-        return _parts(DATASET_REGISTRY.get(name)(root=root), parts, combine_all)
+        found = _parts(data_set(root=root), parts, combine_all)
+        if data_set.__module__.startswith("fastreid."):
+            _check_on_disk([item for part in found for item in part])
+        return found
     # the host's Dataset.check_before_run, the assertion of its MSMT17, a folder or a list of images that is not there
     except (RuntimeError, AssertionError, FileNotFoundError) as error:
         layout = _LAYOUTS.get(name, "as its class in fast-reid expects")
@@ -53,6 +57,23 @@ def _parts(data: ImageDataset, parts: Sequence[str], combine_all: bool) -> list[
     if combine_all:
         data.combine_all()
     return [_sorted(getattr(data, part)) for part in parts]  # the host's Market1501 looks into its folders only here
+
+
+def _check_on_disk(items: Sequence[Item]) -> None:
+    """Whether there are all images: some of the host's classes believe a list. Raises FileNotFoundError."""
+    files: dict[str, set[str]] = {}
+    missing = []
+    for path, _, _ in items:
+        folder, file = os.path.split(path)
+        if folder not in files:
+            files[folder] = {entry.name for entry in os.scandir(folder) if entry.is_file()} if os.path.isdir(folder) else set()
+        if file not in files[folder]:
+            missing.append(path)
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(items)} images that its lists name are not on disk (first: {missing[0]!r}): unpack or copy it "
+            "again, or take these lines out of the lists"
+        )
 
 
 def _sorted(items: Sequence[Sequence]) -> list[Item]:

@@ -13,7 +13,8 @@ __all__ = ["gather_batch"]
 
 class _Gather(torch.autograd.Function):
     """Rows of all processes (B / P, d) -> (B, d). All compute the same loss of them, so a gradient needs no sending back:
-    every process has its own rows' already, and P of them, one from each process, make the sum that is averaged later."""
+    every process has its own rows' already, and P of them, one from each process, make the sum that is averaged later.
+    """
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from ..benchmark.description import read_config
 from ..benchmark.folders import read_run
 from ..benchmark.result import Result
 from ..benchmark.scalars import Series, read_scalars
-from ..engine.records import read_record
+from ..engine.events import read_record
 from ..modeling.weights import read_file
 
 __all__ = ["RunFiles", "read_run_files"]

@@ -12,7 +12,7 @@ from tiny_reid import CONFIGS, DUKE, tiny_adaptation
 
 from fastreid_sskd.benchmark import check_comparison, collect, compare, comparison, comparison_table, run_jobs
 from fastreid_sskd.clustering import PseudoLabelError
-from fastreid_sskd.engine.same_run import OtherConfigError
+from fastreid_sskd.engine.checkpoint import OtherConfigError
 from fastreid_sskd.processes import Stopped
 
 ROWS = [

@@ -25,8 +25,8 @@ from fastreid_sskd.benchmark import (
 from fastreid_sskd.benchmark.grid import Cell
 from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine import load_config
-from fastreid_sskd.engine.output_dir import start_run
-from fastreid_sskd.engine.same_run import OtherConfigError
+from fastreid_sskd.engine.checkpoint import OtherConfigError
+from fastreid_sskd.engine.defaults import start_run
 from fastreid_sskd.evaluation.table import METRICS
 from fastreid_sskd.processes import Stopped
 

@@ -37,7 +37,9 @@ def test_more_candidates_find_what_the_projection_hid():
     found = nearest_neighbors(FEATURES, 11, **options)
     assert found.recall > 0.97
     unit = FEATURES.astype(np.float64) / np.linalg.norm(FEATURES, axis=1, keepdims=True)
-    np.testing.assert_allclose(found.similarities, (unit[:, None] * unit[found.indices]).sum(2), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        found.similarities, (unit[:, None] * unit[found.indices]).sum(2), rtol=0, atol=1e-6
+    )
     assert (np.diff(found.similarities, axis=1) <= 0).all()
 
 
@@ -45,7 +47,10 @@ def test_features_of_low_rank_lose_nothing():
     rng = np.random.default_rng(0)
     features = (rng.normal(size=(300, 6)) @ rng.normal(size=(6, 40))).astype(np.float32)
     options = {"knn": "reduced", "need_smallest": True, "reduced_dim": 6}
-    found, exact = nearest_neighbors(features, 9, **options), nearest_neighbors(features, 9, need_smallest=True)
+    found, exact = (
+        nearest_neighbors(features, 9, **options),
+        nearest_neighbors(features, 9, need_smallest=True),
+    )
     assert np.array_equal(found.indices, exact.indices) and found.recall == 1
     assert np.array_equal(found.smallest, exact.smallest)
     projected = approximate._projected(UnitRows.from_features(features), 6).tensor.numpy().astype(np.float64)
@@ -56,9 +61,7 @@ def test_features_of_low_rank_lose_nothing():
 @pytest.mark.parametrize("dim", [48, 100])
 def test_nothing_to_reduce_is_an_exact_search(dim, caplog):
     with caplog.at_level(logging.INFO, logger="fastreid"):
-        found = nearest_neighbors(
-            FEATURES, 11, knn="reduced", reduced_dim=dim
-        )
+        found = nearest_neighbors(FEATURES, 11, knn="reduced", reduced_dim=dim)
     assert np.array_equal(found.indices, nearest_neighbors(FEATURES, 11).indices)
     assert found.recall is None and "searching exactly" in caplog.text
 
@@ -91,7 +94,7 @@ def test_input_is_unchanged_and_its_scale_does_not_matter():
     assert (found.indices == plain.indices).mean() > 0.99
 
 
-# ---- ivf, which needs faiss ------------------------------------------------------------------------------------
+# ---- ivf, which needs faiss ------------------------------------------------------------------------------
 
 
 SHORT = crowd(seed=1, num_ids=80, dim=16, spread=0.7)

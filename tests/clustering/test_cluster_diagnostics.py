@@ -27,7 +27,8 @@ def test_bcubed_equals_a_loop(seed):
 
 
 def test_bcubed_by_hand():
-    # cluster 0 holds a, a, b; cluster 1 holds b: precision (2/3 + 2/3 + 1/3 + 1) / 4, recall (1 + 1 + 1/2 + 1/2) / 4
+    # cluster 0 holds a, a, b; cluster 1 holds b: precision (2/3 + 2/3 + 1/3 + 1) / 4, recall (1 + 1 + 1/2 +
+    # 1/2) / 4
     precision, recall, f = bcubed(np.array([0, 0, 0, 1]), np.array([7, 7, 9, 9]))
     assert (precision, recall) == (pytest.approx(2 / 3), pytest.approx(3 / 4))
     assert f == pytest.approx(2 * (2 / 3) * (3 / 4) / (2 / 3 + 3 / 4))
@@ -51,20 +52,28 @@ def test_agreement():
         "NMI": pytest.approx(metrics.normalized_mutual_info_score(identities, singles)),
         "AMI": pytest.approx(metrics.adjusted_mutual_info_score(identities, singles)),
         "ARI": pytest.approx(metrics.adjusted_rand_score(identities, singles)),
-        **{f"BCubed {name}": pytest.approx(value)
-           for name, value in zip(("precision", "recall", "F"), slow_bcubed(singles, identities), strict=True)},
+        **{
+            f"BCubed {name}": pytest.approx(value)
+            for name, value in zip(
+                ("precision", "recall", "F"), slow_bcubed(singles, identities), strict=True
+            )
+        },
     }
     assert all(0 < value < 1 for value in found.values())
 
 
-@pytest.mark.parametrize("clusters, identities", [(1, 1), (1, 5), (5, 1), (7, 4), (40, 40), (300, 9), (300, 200)])
+@pytest.mark.parametrize(
+    "clusters, identities", [(1, 1), (1, 5), (5, 1), (7, 4), (40, 40), (300, 9), (300, 200)]
+)
 @pytest.mark.parametrize("count", [2, 50, 400])
 def test_ami_equals_scikit_learn(count, clusters, identities):
     rng = np.random.default_rng(count + clusters)
     truth = rng.integers(0, identities, count)
     drawn = rng.integers(0, clusters, count)
     for labels in (drawn, truth, np.arange(count), np.where(truth == 0, 0, drawn + 1)):
-        same = len({*zip(truth, labels)}) == len({*truth}) == len({*labels})  # scikit-learn 1.3 gives 0 for all singletons
+        same = (
+            len({*zip(truth, labels)}) == len({*truth}) == len({*labels})
+        )  # scikit-learn 1.3 gives 0 for all singletons
         expected = 1.0 if same else metrics.adjusted_mutual_info_score(truth, labels)
         assert adjusted_mutual_information(labels, truth) == pytest.approx(expected, abs=1e-9)
 

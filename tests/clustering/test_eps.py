@@ -1,4 +1,5 @@
-"""The radius: the method's rule, clusters at several radii and the rules that choose among them, the silhouette."""
+"""The radius: the method's rule, the rules that choose among several, the silhouette."""
+
 import logging
 from pathlib import Path
 
@@ -145,7 +146,10 @@ def test_every_radius_against_dense_clusters(seed):
     assert len({radius.clusters for radius in result.sweep}) > 2
     for i, (radius, found) in enumerate(zip(result.sweep, labels, strict=True)):
         sizes = [int((found == c).sum()) for c in range(found.max() + 1)]
-        assert (radius.clusters, radius.largest_share) == (len(sizes), pytest.approx(max(sizes, default=0) / len(found)))
+        assert (radius.clusters, radius.largest_share) == (
+            len(sizes),
+            pytest.approx(max(sizes, default=0) / len(found)),
+        )
         assert radius.noise_share == pytest.approx((found == -1).mean())
         neighbours = [adjusted_rand_score(alone[i], alone[j]) for j in (i - 1, i + 1) if 0 <= j < len(RADII)]
         assert radius.agreement == pytest.approx(np.mean(neighbours))
@@ -179,8 +183,15 @@ def made(*rows):
     ]
 
 
-ROWS = [(1, 0.01, 0.9, 0.99), (9, 0.01, 0.40, 0.8), (8, 0.01, 0.42, 0.9), (8, 0.02, 0.40, 0.7), (7, 0.02, 0.39, 0.9),
-        (6, 0.2, 0.6, 1.0), (5, 0.01, 0.7, 1.0)]  # fmt: skip
+ROWS = [
+    (1, 0.01, 0.9, 0.99),
+    (9, 0.01, 0.40, 0.8),
+    (8, 0.01, 0.42, 0.9),
+    (8, 0.02, 0.40, 0.7),
+    (7, 0.02, 0.39, 0.9),
+    (6, 0.2, 0.6, 1.0),
+    (5, 0.01, 0.7, 1.0),
+]
 
 
 def test_rules():
@@ -193,7 +204,9 @@ def test_rules():
     assert all(0.1 <= choose_radius(negative, rule, 0.03) <= 0.2 for rule in RULES)
 
 
-@pytest.mark.parametrize("rows, instead", [(ROWS[:1] * 3, 0.3), ([ROWS[5], ROWS[5]], 0.1), ([ROWS[0], ROWS[5], ROWS[1]], 0.2)])
+@pytest.mark.parametrize(
+    "rows, instead", [(ROWS[:1] * 3, 0.3), ([ROWS[5], ROWS[5]], 0.1), ([ROWS[0], ROWS[5], ROWS[1]], 0.2)]
+)
 def test_nothing_to_choose_from_is_said(rows, instead, caplog):
     with caplog.at_level(logging.WARNING, logger="fastreid"):
         assert choose_radius(made(*rows), "plateau", 0.03) == pytest.approx(instead)
@@ -204,11 +217,13 @@ def test_nothing_to_choose_from_is_said(rows, instead, caplog):
     "arguments, named",
     [
         (("largest", (0.5,), 0.1), "EPS_RADII"),
-        (("largest", (0.5, 0.5), 0.1), "EPS_RADII"), (("largest", (0.0, 0.5), 0.1), "EPS_RADII"),
-        (("largest", (0.5, float("nan")), 0.1), "EPS_RADII"), (("largest", RADII, 0.0), "EPS_LARGEST_SHARE"),
+        (("largest", (0.5, 0.5), 0.1), "EPS_RADII"),
+        (("largest", (0.0, 0.5), 0.1), "EPS_RADII"),
+        (("largest", (0.5, float("nan")), 0.1), "EPS_RADII"),
+        (("largest", RADII, 0.0), "EPS_LARGEST_SHARE"),
         (("largest", RADII, 1.1), "EPS_LARGEST_SHARE"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_swept(arguments, named):
     with pytest.raises(ValueError, match=named):
         ClusterOptions(**sweep(*arguments))
@@ -225,7 +240,9 @@ def test_the_first_that_is_given_sets_the_radius():
     swept = pseudo_labels(features, pairs_per_image=3, rho=0.1, **sweep())
     assert swept.sweep and swept.eps == pseudo_labels(features, **sweep()).eps
     by_pairs = pseudo_labels(features, pairs_per_image=3, rho=0.1)
-    assert by_pairs.eps == pseudo_labels(features, pairs_per_image=3).eps != pseudo_labels(features, rho=0.1).eps
+    assert (
+        by_pairs.eps == pseudo_labels(features, pairs_per_image=3).eps != pseudo_labels(features, rho=0.1).eps
+    )
 
 
 def test_table():
@@ -254,7 +271,9 @@ def test_against_the_dense_distances(seed):
     distances = jaccard_distance(features, 10, 3)
     labels = np.random.default_rng(seed).integers(0, 6, len(features))
     np.testing.assert_allclose(
-        sparse_silhouette(distances, labels), silhouette_samples(dense(distances), labels, metric="precomputed"), atol=1e-6
+        sparse_silhouette(distances, labels),
+        silhouette_samples(dense(distances), labels, metric="precomputed"),
+        atol=1e-6,
     )
 
 
@@ -304,7 +323,9 @@ def test_identical_images_and_input_unchanged():
 def test_cluster_numbers_with_gaps():
     distances = jaccard_distance(people(), 10, 3)
     labels = np.repeat(np.arange(8), 9)
-    np.testing.assert_array_equal(sparse_silhouette(distances, labels), sparse_silhouette(distances, labels * 3))
+    np.testing.assert_array_equal(
+        sparse_silhouette(distances, labels), sparse_silhouette(distances, labels * 3)
+    )
 
 
 def test_sizes_that_differ():

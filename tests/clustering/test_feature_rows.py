@@ -1,4 +1,4 @@
-"""Features as they come in: kinds, layouts, errors, cameras; and what runs on another device, called on the CPU."""
+"""Features as they come in: kinds, layouts, errors, cameras, devices."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,9 @@ def test_large_and_small_rows_keep_their_direction():
 
 
 def test_cosines_on_a_device(monkeypatch):
-    monkeypatch.setattr(neighbors_module, "VALUES_PER_DEVICE_CALL", 500)  # several calls, the last one shorter
+    monkeypatch.setattr(
+        neighbors_module, "VALUES_PER_DEVICE_CALL", 500
+    )  # several calls, the last one shorter
     rows = UnitRows.from_features(crowd(seed=6) * 2)
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, len(rows), (2, 301))
@@ -162,11 +164,11 @@ def test_any_search_refuses_bad_rows_and_takes_any_layout(backend):
         nearest_neighbors(given, 5, knn=backend)
 
 
-# ---- cameras -----------------------------------------------------------------------------------------------------
+# ---- cameras ---------------------------------------------------------------------------------------------
 
 
 def by_camera(unit, cameras, least=features.CAMERA_IMAGES):
-    """A loop over images: minus the camera's mean, over its deviation, of unit length; those of all for a small camera."""
+    """A loop over images; a small camera takes mean and deviation of all."""
     out = []
     for x, camera in zip(unit, cameras, strict=True):
         mine = [other for other, name in zip(unit, cameras, strict=True) if name == camera]

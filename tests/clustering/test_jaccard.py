@@ -112,7 +112,8 @@ def test_layout_of_the_sparse_matrix():
 
 
 def test_equal_images_are_stored_at_distance_zero():
-    # two images whose whole neighbour lists are the same: the pair must stay in the matrix as an explicit zero
+    # two images whose whole neighbour lists are the same: the pair must stay in the matrix as an explicit
+    # zero
     features = np.repeat(np.eye(4, dtype=np.float32), 3, axis=0)
     distance = jaccard_distance(features, 2, 3)
     assert np.array_equal(to_dense(distance), 1 - np.kron(np.eye(4), np.ones((3, 3))))
@@ -122,9 +123,9 @@ def test_equal_images_are_stored_at_distance_zero():
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("k2", [2, 3, 4, 5, 6])
 def test_distances_of_images_that_share_whole_lists_are_exact(variant, k2):
-    # Satellites of a tight group see the group in the same order and are nobody's reciprocal neighbour: they share
-    # k2 - 1 of their k2 lists and nothing else, so J = 1 - m / (2 - m), m = (k2 - 1) / k2. An eps chosen there must
-    # not be decided by rounding.
+    # Satellites of a tight group see the group in the same order and are nobody's reciprocal neighbour: they
+    # share k2 - 1 of their k2 lists and nothing else, so J = 1 - m / (2 - m), m = (k2 - 1) / k2. An eps
+    # chosen there must not be decided by rounding.
     axes = np.eye(14)
     group = [axes[0] + 0.05 * step * axes[step] for step in range(8)]
     satellites = [axes[0] + (3 + 0.1 * s) * axes[8 + s] for s in range(6)]
@@ -254,7 +255,9 @@ def test_approximate_options_reach_the_search(variant):
     features = crowd(seed=3)
     exact = jaccard_distance(features, 9, 3, variant=variant)
     whole, least = {"reduced_dim": features.shape[1]}, {"reduced_dim": 1, "min_recall": 0.01}
-    found = [jaccard_distance(features, 9, 3, variant=variant, knn="reduced", **given) for given in (whole, least)]
+    found = [
+        jaccard_distance(features, 9, 3, variant=variant, knn="reduced", **given) for given in (whole, least)
+    ]
     np.testing.assert_allclose(to_dense(found[0]), to_dense(exact), rtol=0, atol=2e-6)
     assert abs(to_dense(found[1]) - to_dense(exact)).max() > 0.1
 
@@ -308,7 +311,8 @@ def test_keeping_the_smallest(keep, rows_per_task, monkeypatch):
 
 
 def test_a_dense_block_makes_the_buffer_grow(monkeypatch):
-    # every row holds the same few columns, so that all pairs share support: more pairs than a task's first buffer
+    # every row holds the same few columns, so that all pairs share support: more pairs than a task's first
+    # buffer
     count, width = 1200, 5
     values = np.random.default_rng(0).multinomial(1000, [1 / width] * width, count).astype(np.int32)
     encoding = Encoding(
@@ -350,7 +354,7 @@ def test_a_distance_that_rounds_to_one_is_not_stored():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_distance_as_the_limit(seed):
-    """A limit that pairs lie on, as eps may: the same as a filter of all pairs, whose distances are rounded to float32."""
+    """A limit that pairs lie on, as eps may: the same as a filter of all pairs."""
     encoding = encoding_of(crowd(seed=seed))
     whole = jaccard_module.pair_distances(encoding)
     for limit in np.unique(whole.distance):

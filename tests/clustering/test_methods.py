@@ -187,24 +187,32 @@ def test_input_of_other_methods_is_unchanged(options):
 
 @pytest.mark.parametrize("method", ["hdbscan", "kmeans"])
 def test_methods_without_a_radius_pass_one_over(method):
-    given = [pseudo_labels(crowd(seed=3), method=method, num_clusters=3, **radius) for radius in ({}, {"eps": 0.5}, {"eps": 7})]
+    given = [
+        pseudo_labels(crowd(seed=3), method=method, num_clusters=3, **radius)
+        for radius in ({}, {"eps": 0.5}, {"eps": 7})
+    ]
     assert all(result.eps is None and np.array_equal(result.labels, given[0].labels) for result in given)
 
 
 def test_only_what_is_used_is_computed():
     features = crowd(seed=3)
     assert list(pseudo_labels(features, **OPTIONS["kmeans"]).seconds) == ["kmeans", "centroids"]
-    assert list(pseudo_labels(features, **OPTIONS["hdbscan"]).seconds) == ["knn", "jaccard", "hdbscan", "centroids"]
+    assert list(pseudo_labels(features, **OPTIONS["hdbscan"]).seconds) == [
+        "knn",
+        "jaccard",
+        "hdbscan",
+        "centroids",
+    ]
     with pytest.raises(ValueError, match="uses must be one of radius, distances, features"):
         register_clustering("new", uses="everything")
     assert "new" not in CLUSTERING_METHODS
 
 
-# ---- hdbscan ----------------------------------------------------------------------------------------------------
+# ---- hdbscan ---------------------------------------------------------------------------------------------
 
 
 def sparse_distances(seed, variant, tied):
-    """Distances with components that share no support, isolated images and duplicates; without ties if asked for."""
+    """Distances of several components, isolated images, duplicates; without ties if asked for."""
     features = crowd(seed=seed, num_ids=15, spread=0.3, isolated=12, duplicated=10)
     distance = jaccard_distance(features, 8, 3, variant=variant).astype(np.float64)
     assert csgraph.connected_components(distance, directed=False)[0] > 5
@@ -301,7 +309,7 @@ def test_complete_graph_of_nothing_but_the_diagonal():
     assert set(graph.toarray()[off]) == {0, 1}
 
 
-# ---- kmeans -----------------------------------------------------------------------------------------------------
+# ---- kmeans ----------------------------------------------------------------------------------------------
 
 
 def test_kmeans_has_no_noise_and_at_most_the_clusters_asked_for():
@@ -333,7 +341,7 @@ def test_kmeans_takes_the_direction_of_features():
     assert adjusted_rand_score(plain.labels, scaled.labels) > 0.9
 
 
-# ---- infomap ----------------------------------------------------------------------------------------------------
+# ---- infomap ---------------------------------------------------------------------------------------------
 
 
 def test_infomap_leaves_out_what_has_no_near_pair_and_small_modules():
@@ -356,7 +364,9 @@ def test_infomap_leaves_out_what_has_no_near_pair_and_small_modules():
 def test_infomap_uses_no_pair_beyond_eps():
     pytest.importorskip("infomap", reason="the extra infomap is not installed")
     features = crowd(seed=13, num_ids=20)
-    estimated = pseudo_labels(features, k1=8, k2=3, method="infomap", pairs_per_image=5)  # keeps pairs beyond its eps
+    estimated = pseudo_labels(
+        features, k1=8, k2=3, method="infomap", pairs_per_image=5
+    )  # keeps pairs beyond its eps
     given = pseudo_labels(features, k1=8, k2=3, method="infomap", eps=estimated.eps)
     assert np.array_equal(estimated.labels, given.labels)
 
@@ -373,7 +383,7 @@ def test_missing_infomap_says_how_to_install_it(monkeypatch):
         pseudo_labels(crowd(seed=12), method="infomap", eps=0.5)
 
 
-# ---- numbering --------------------------------------------------------------------------------------------------
+# ---- numbering -------------------------------------------------------------------------------------------
 
 
 def test_numbered():

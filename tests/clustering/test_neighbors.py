@@ -1,4 +1,5 @@
-"""Lists of neighbors against a full sort: ties, errors of a search, shards, and faiss with a stand-in for a GPU."""
+"""Lists of neighbors against a full sort; searches that err; shards; faiss on a GPU."""
+
 import itertools
 import logging
 import sys
@@ -194,7 +195,9 @@ def test_k_below_one():
 def test_progress_is_told_up_to_the_end(monkeypatch):
     told = []
     monkeypatch.setattr(neighbors_module, "CPU_TILE", (50, 120))
-    monkeypatch.setattr(neighbors_module, "LogProgress", lambda stage: lambda done, total: told.append((done, total)))
+    monkeypatch.setattr(
+        neighbors_module, "LogProgress", lambda stage: lambda done, total: told.append((done, total))
+    )
     nearest_neighbors(CASES["crowd"], 8)
     assert told[-1][0] == told[-1][1] > 0
     assert len(told) == -(-len(CASES["crowd"]) // 50)
@@ -233,8 +236,6 @@ def test_error_of_a_product_whose_precision_torch_will_not_say(monkeypatch):
 
     monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
     assert neighbors_module.product_error(rows) == expected > 2.0**-7
-
-
 
 
 @pytest.fixture(params=["torch", "faiss"])
@@ -334,7 +335,7 @@ def test_candidates_of_other_features_are_noticed(caplog):
     assert np.array_equal(found.indices, nearest_neighbors(features, 9).indices)
 
 
-# ---- who does what ----------------------------------------------------------------------------------------------
+# ---- who does what ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("of", [1, 2, 3, 8])
@@ -427,7 +428,11 @@ def test_a_card_that_errs_is_refused_with_a_warning(card, caplog, monkeypatch):
         lambda rows, candidates, k, real=nearest_neighbors.__globals__["rescore"]: (
             real(rows, candidates, k)
             if candidates.backend == "torch"
-            else (np.tile(np.arange(k, dtype=np.int32), (len(rows), 1)), np.ones((len(rows), k), np.float32), 0)
+            else (
+                np.tile(np.arange(k, dtype=np.int32), (len(rows), 1)),
+                np.ones((len(rows), k), np.float32),
+                0,
+            )
         ),
     )
     with caplog.at_level(logging.WARNING, logger="fastreid"):

@@ -1,4 +1,5 @@
 """Progress of long stages, and the line that says why the first clustering takes long."""
+
 import logging
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def test_compiling_is_said_once_and_only_where_it_happens(tmp_path):
     env = {"NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
 
     def said():
-        done = subprocess.run([sys.executable, "-c", CLUSTER], env=env, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", CLUSTER], env=env, capture_output=True, text=True, check=True
+        )
         assert done.stdout == "imported\n"
         return done.stderr.count("compiling the kernels, once on this machine")
 

@@ -111,7 +111,8 @@ def test_all_noise_is_returned_and_refused():
     assert isinstance(error.value, ValueError)
     assert str(error.value) == (
         f"0 clusters at eps=1e-06 (all {len(features)} images are noise): raise SSKD.CLUSTER.RHO, "
-        "SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS, lower SSKD.CLUSTER.MIN_SAMPLES, or train the source longer"
+        "SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS, lower SSKD.CLUSTER.MIN_SAMPLES, or "
+        "train the source longer"
     )
 
 
@@ -239,12 +240,21 @@ def test_shares_above_their_limits(labels, passed, caplog):
 
 
 def test_no_limit():
-    check_usable(report(*[0] * 98, 1, -1), ClusterOptions(max_noise_share=1.0, max_largest_share=1.0, on_limit="collapse"))
+    check_usable(
+        report(*[0] * 98, 1, -1),
+        ClusterOptions(max_noise_share=1.0, max_largest_share=1.0, on_limit="collapse"),
+    )
 
 
 @pytest.mark.parametrize(
     "pairs, bounds, used",
-    [(1.5, (0.6, 0), 0.6), (1.5, (0.6, 0.7), 0.6), (8, (0, 0.1), 0.1), (8, (0.05, 0.1), 0.1), (8, (0.6, 0), 0.6)],
+    [
+        (1.5, (0.6, 0), 0.6),
+        (1.5, (0.6, 0.7), 0.6),
+        (8, (0, 0.1), 0.1),
+        (8, (0.05, 0.1), 0.1),
+        (8, (0.6, 0), 0.6),
+    ],
 )
 def test_estimated_eps_is_moved_to_its_bound(pairs, bounds, used, caplog):
     features = crowd(seed=1, num_ids=20)
@@ -284,7 +294,7 @@ def test_labels_again_have_the_centroids_of_the_new_features():
     assert again.eps is None and again.seconds == collapsed.seconds
 
 
-# ---- what cannot be clustered ------------------------------------------------------------------------------------
+# ---- what cannot be clustered ----------------------------------------------------------------------------
 
 
 def test_options_against_the_number_of_images():

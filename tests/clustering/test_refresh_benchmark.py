@@ -23,9 +23,20 @@ def tool(monkeypatch):
 
 
 CASE = {
-    "images": 400, "dim": 16, "variant": "sskd", "knn": "torch", "runs": 3, "seed": 0, "pairs_per_image": 5.0, "k1": 12,
-    "k2": 4, "min_samples": 4, "dense_up_to": 400, "exact_up_to": 400, "product_up_to": 400,
-}  # fmt: skip
+    "images": 400,
+    "dim": 16,
+    "variant": "sskd",
+    "knn": "torch",
+    "runs": 3,
+    "seed": 0,
+    "pairs_per_image": 5.0,
+    "k1": 12,
+    "k2": 4,
+    "min_samples": 4,
+    "dense_up_to": 400,
+    "exact_up_to": 400,
+    "product_up_to": 400,
+}
 
 
 def test_features_are_seeded_unit_rows(tool):
@@ -57,7 +68,9 @@ def test_dense_formulas_equal_the_slow_reference(variant, k1, k2, tool):
         found = dense.dense_distances(features, k1, k2, variant)
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
         eps = float(np.median(found[found < 1])) + 1e-5
-        labels, _, seconds = dense.dense_refresh(features, k1=k1, k2=k2, variant=variant, eps=eps, min_samples=3)
+        labels, _, seconds = dense.dense_refresh(
+            features, k1=k1, k2=k2, variant=variant, eps=eps, min_samples=3
+        )
         assert np.array_equal(labels, dense_dbscan(found, np.float32(eps), 3))
         assert set(seconds) == {"distances", "dbscan", "cpu"} and np.array_equal(before, features)
 
@@ -96,8 +109,10 @@ if memory.method == "VmHWM":
 
 
 def test_memory_counts_what_is_allocated_from_now_on():
-    """In a process of its own, as the tool measures: one that has done much before has freed memory to use again."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    """In a process of its own: one that has done much before has freed memory to use again."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], cwd=BENCHMARKS, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -113,9 +128,22 @@ def test_growth_exponents(tool):
 def test_command_writes_what_it_prints(tmp_path):
     """Cases in processes of their own; JSON and Markdown."""
     command = [
-        sys.executable, str(BENCHMARKS / "refresh.py"), "--images", "300", "--dim", "16", "--runs", "1",
-        "--variant", "sskd", "faiss", "--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md"),
-    ]  # fmt: skip
+        sys.executable,
+        str(BENCHMARKS / "refresh.py"),
+        "--images",
+        "300",
+        "--dim",
+        "16",
+        "--runs",
+        "1",
+        "--variant",
+        "sskd",
+        "faiss",
+        "--json",
+        str(tmp_path / "r.json"),
+        "--markdown",
+        str(tmp_path / "r.md"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     results = json.loads((tmp_path / "r.json").read_text())
     assert [case["variant"] for case in results["cases"]] == ["sskd", "faiss"]

@@ -11,7 +11,7 @@ from fastreid.engine.train_loop import HookBase
 from fastreid_sskd.clustering import CLUSTERING_METHODS, ClusteringMethod, PseudoLabelError, cluster_centroids
 from fastreid_sskd.clustering import refresh as clustering_refresh
 from fastreid_sskd.data import extraction_loader
-from fastreid_sskd.engine.refresh import PseudoLabelRefresh
+from fastreid_sskd.engine.hooks import PseudoLabelRefresh
 from fastreid_sskd.evaluation.features import extract_features
 
 SHORT = ("TEST.EVAL_PERIOD", "0", "SSKD.ITERS_PER_EPOCH", "1", "SOLVER.MAX_EPOCH", "3")

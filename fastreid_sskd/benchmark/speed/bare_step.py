@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ...engine.amp import Precision
+from ...engine.train_step import Precision
 from ...losses.precision import without_autocast
 from ...modeling import SSKD
 

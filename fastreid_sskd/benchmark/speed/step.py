@@ -13,10 +13,8 @@ from fastreid.modeling import build_model
 from fastreid.utils.events import EventStorage
 
 from ...data import adaptation_loader
-from ...engine.amp import Precision, synchronise
-from ...engine.optimizer import build_optimizer
-from ...engine.setup import use_device
-from ...engine.step import TrainingStep
+from ...engine.defaults import use_device
+from ...engine.train_step import Precision, TrainingStep, build_optimizer
 from .bare_step import BareStep
 from .crops import write_crops
 from .nets import benchmark_config
@@ -99,10 +97,10 @@ def _in_turn(
     names = list(kinds)
     for number in range(rounds):
         for name in names[number % len(names):] + names[:number % len(names)]:
-            synchronise(device_type)
+            _synchronise(device_type)
             start, start_cpu = time.perf_counter(), time.process_time()
             kinds[name](number)
-            synchronise(device_type)
+            _synchronise(device_type)
             wall[name].append(time.perf_counter() - start)
             cpu[name].append(time.process_time() - start_cpu)
     return tuple({name: each[_UNMEASURED:] for name, each in seconds.items()} for seconds in (wall, cpu))
@@ -130,3 +128,9 @@ def _row(name: str, args: argparse.Namespace, cfg: CfgNode, precision: str, wall
 def _ratio(one: Sequence[float], other: Sequence[float]) -> float:
     """Median of the rounds' ratios."""
     return statistics.median(a / b for a, b in zip(one, other))
+
+
+def _synchronise(device_type: str) -> None:
+    """Wait until the device has done what it was given; the CPU does everything at once."""
+    if device_type == "cuda":
+        torch.cuda.synchronize()

@@ -10,28 +10,28 @@ from fastreid.utils import comm
 from torch import nn
 
 from ..clustering import PseudoLabelError
-from ..data import TargetLoader, training_items
+from ..data import SourceLoader, TargetLoader, training_items
+from ..data.loaders import source_items
 from ..data.samplers import check_batch
 from ..data.seeding import derive_seed
 from ..data.transforms import build_view_transforms
 from ..evaluation.peers import evaluate_peers
 from ..modeling import ema_momentum, load_source_weights
-from ..modeling.weights import is_sskd_state, load_exactly, read_state_dict
+from ..modeling.losses_config import build_losses
+from ..modeling.weights import is_sskd_state, load_exactly, load_network, read_state_dict
 from ..processes import Stopped, broadcast_buffers, on_main
 from .check_config import check_clustering
-from .hooks import PeerEMA
-from .optimizer import build_optimizer, reset_optimizer
-from .records import Record
-from .refresh import PseudoLabelRefresh
-from .selection import LabelFreeSelection
-from .setup import starts_from_backbone, without_pretraining
+from .defaults import starts_from_backbone, without_pretraining
+from .events import Record
+from .hooks import LabelFreeSelection, PeerEMA, PseudoLabelRefresh
+from .refresh import estimate_necks
 from .shares import check_shares
-from .soft_labels import estimate_necks
+from .train_step import build_optimizer, reset_optimizer
 from .trainer import Trainer
 
-__all__ = ["AdaptationTrainer"]
+__all__ = ["AdaptationTrainer", "SourceTrainer"]
 
-logger = logging.getLogger("fastreid.sskd.adaptation")
+logger = logging.getLogger("fastreid.sskd.stages")
 
 #: share of a run's steps that a teacher had better not average over: it lags behind by as much
 LONG_WINDOW = 0.25
@@ -150,6 +150,10 @@ class AdaptationTrainer(Trainer):
         """Start the peers from source weights, see :func:`..modeling.load_source_weights`."""
         self.absent = load_source_weights(self.model, paths)
 
+    def keep_start(self, value: float) -> None:
+        """Make the state before any epoch, whose metric is ``value``, the best so far."""
+        self._checkpoints.save_start(value)
+
     @property
     def metric_name(self) -> str:
         """What ``model_best`` is chosen by: see ``Record.metric``, or without labels ``LabelFreeSelection``."""
@@ -176,3 +180,49 @@ class AdaptationTrainer(Trainer):
             self.record.write(os.path.join(self.cfg.OUTPUT_DIR, "results.json"))
         self._last_eval_results = {**results, "metric": self.record.metric}
         return self._last_eval_results
+
+
+class SourceTrainer(Trainer):
+    """Trains an ``SSKDSource``: identity batches of the source, and the target's images through batch norm."""
+
+    def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
+        check_shares(cfg)
+        self._loader = SourceLoader(cfg, seed=cfg.SEED)
+        return self._loader.num_classes, cfg.SSKD.ITERS_PER_EPOCH
+
+    @property
+    def metric_name(self) -> str:
+        """``model_best`` is chosen by mAP on the first test set, as in the released code."""
+        tests = self.cfg.DATASETS.TESTS
+        return f"{tests[0]}/mAP" if len(tests) > 1 else "mAP"
+
+    def training_images(self) -> dict[str, list[str]]:
+        loader = self._loader
+        return {
+            "DATASETS.NAMES": [item[0] for item in loader.items],
+            "SSKD.SOURCE.BN_DATASETS": [item[0] for item in loader.bn_items],
+        }
+
+    @classmethod
+    def check_data(cls, cfg: CfgNode) -> tuple[int, int]:
+        check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
+        check_shares(cfg)
+        for _, loss in build_losses(cfg).active:
+            if loss.requires:
+                raise ValueError(
+                    f"{type(loss).__name__} needs {', '.join(loss.requires)}, which stage 1 has not: set its WEIGHT in SSKD.LOSSES to 0"
+                )
+        _, labels = source_items(cfg)
+        if cfg.SSKD.SOURCE.BN_DATASETS:
+            training_items(cfg.SSKD.SOURCE.BN_DATASETS, cfg.SSKD.FOLDERS)
+        build_view_transforms(cfg)
+        return max(labels) + 1, cfg.SSKD.ITERS_PER_EPOCH
+
+    def epoch_batches(self, epoch: int, start: int = 0) -> Iterable:
+        return self._loader.epoch(epoch, start)
+
+    def load_weights(self) -> None:
+        """Start from ``MODEL.WEIGHTS``: any fast-reid checkpoint of the same backbone, or a bare backbone."""
+        path = self.cfg.MODEL.WEIGHTS
+        if path:
+            load_network(self.model, read_state_dict(path), path)
