@@ -21,13 +21,13 @@ logger = logging.getLogger("fastreid.sskd.clustering")
 
 #: candidates listed beyond k, so that near-ties at the end of a list are settled without a second search
 CANDIDATE_MARGIN = 8
-#: rows and columns of a tile of the product: 32 MB of float32, which stays in a server's cache
-CPU_TILE = (1024, 8192)
+#: rows and columns of a tile of the product: 16 MB of float32, which stays in a server's cache
+CPU_TILE = (1024, 4096)
 DEVICE_TILE = (4096, 16384)
 #: similarities of which the largest is found first; only groups with large ones are looked at again
-GROUP = 16
+GROUP = 8
 #: rows scored, or merged, at a time
-ROWS_AT_ONCE = 16384
+ROWS_AT_ONCE = 4096
 #: features gathered at a time on another device: 128 MB in float64 for either side of the pairs
 VALUES_PER_DEVICE_CALL = 2**24
 #: rows on which any search but torch on the CPU is compared with an exact one

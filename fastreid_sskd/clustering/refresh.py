@@ -244,8 +244,8 @@ def _centroids_like(features, rows: UnitRows, labels: np.ndarray) -> np.ndarray 
     kept = np.flatnonzero(labels >= 0)
     device = rows.tensor.device
     sums = torch.zeros(int(labels.max(initial=-1)) + 1, rows.dim, dtype=torch.float64, device=device)
-    for start in range(0, len(kept), 4096):
-        part = kept[start : start + 4096]
+    for start in range(0, len(kept), 512):
+        part = kept[start : start + 512]
         row, cluster, scale = (
             torch.from_numpy(array).to(device)
             for array in (part, labels[part].astype(np.int64), rows.inverse_norms[part])
