@@ -63,6 +63,7 @@ def _at_least(least: float, what: str, zero: str = "") -> Rule:
     return Rule(lambda value: least <= value < float("inf"), f"{what} >= {least:g}" + (f", 0 for {zero}" if zero else ""))
 
 
+_AUTOMATIC = Rule(lambda value: value >= 0, "a number >= 1, or 0 to choose it automatically")
 _SHARE = Rule(lambda value: 0 <= value <= 1, "a share in [0, 1]")
 _SIZE = Rule(lambda value: len(value) == 2 and min(value) >= 1, "[height, width] in pixels, each >= 1")
 _SEED = Rule(
@@ -170,18 +171,22 @@ KEYS: tuple[Key, ...] = (
         "keep decoded and resized 8-bit training images in memory that workers share, if all fit; one cache per rank; 0: decode each time "
         "[MB of 2^20 bytes]", _at_least(0, "a size in MB", "no cache"), resume="any"),
     # ---- pseudo-label refresh, before every epoch ---------------------------------------------------------------------
-    Key("SSKD.CLUSTER.K1", 20, "k1, number of k-reciprocal neighbors [images]", read_by="stage 2"),
-    Key("SSKD.CLUSTER.K2", 6, "k2, neighbors of the query expansion; 1: none [images]", read_by="stage 2"),
+    Key("SSKD.CLUSTER.K1", 20, "k1, number of k-reciprocal neighbors [images]", _at_least(1, "a number of images"), read_by="neighbors"),
+    Key("SSKD.CLUSTER.K2", 6, "k2, neighbors of the query expansion; 1: none [images]", _at_least(1, "a number of images"), read_by="neighbors"),
     Key("SSKD.CLUSTER.VARIANT", "sskd", "\"sskd\" (the released code's and MMT's distance) or \"faiss\" (SpCL's, OpenUnReID's, fast-reid's)",
         OneOf(("sskd", "faiss")), read_by="neighbors"),
     Key("SSKD.CLUSTER.KNN", "auto",
         "neighbor search. Exact, with the same lists: \"auto\", \"torch\" (the model's device), \"faiss\" (its GPU where faiss-gpu finds one). "
         "Approximate, with the recall logged: \"reduced\" (fewer dimensions, then exact on the nearest) and \"ivf\" (faiss's inverted lists)",
         OneOf(("auto", "torch", "faiss", "reduced", "ivf")), read_by="neighbors"),
-    Key("SSKD.CLUSTER.REDUCED_DIM", 0, "reduced: length that the features are projected to; 0: half of it, at most 256", read_by="neighbors"),
-    Key("SSKD.CLUSTER.IVF_LISTS", 0, "ivf: cells that the features are divided into; 0: 4 sqrt(N)", read_by="neighbors"),
-    Key("SSKD.CLUSTER.IVF_PROBES", 0, "ivf: cells searched per image; 0: as many as a sample needs for MIN_RECALL", read_by="neighbors"),
-    Key("SSKD.CLUSTER.MIN_RECALL", 0.98, "reduced, ivf: share of the true neighbors to find, in (0, 1]; below it a warning", read_by="neighbors"),
+    Key("SSKD.CLUSTER.REDUCED_DIM", 0, "reduced: length that the features are projected to; 0: half of it, at most 256",
+        _AUTOMATIC, read_by="neighbors"),
+    Key("SSKD.CLUSTER.IVF_LISTS", 0, "ivf: cells that the features are divided into; 0: 4 sqrt(N)",
+        _AUTOMATIC, read_by="neighbors"),
+    Key("SSKD.CLUSTER.IVF_PROBES", 0, "ivf: cells searched per image; 0: as many as a sample needs for MIN_RECALL",
+        _AUTOMATIC, read_by="neighbors"),
+    Key("SSKD.CLUSTER.MIN_RECALL", 0.98, "reduced, ivf: share of the true neighbors to find, in (0, 1]; below it a warning",
+        Rule(lambda value: 0 < value <= 1, "a ratio in (0, 1]"), read_by="neighbors"),
     Key("SSKD.CLUSTER.METHOD", "dbscan",
         "clustering, by its name in the registry: \"dbscan\", \"infomap\" (both on the pairs within eps), \"hdbscan\" (on the distances, without "
         "eps), \"kmeans\" (on the features, without noise)", read_by="stage 2"),
@@ -217,9 +222,9 @@ KEYS: tuple[Key, ...] = (
         "images within eps, itself included, that make an image the core of a cluster; hdbscan, infomap: smallest cluster [images]",
         _at_least(1, "a number of images"), read_by="neighbors"),
     Key("SSKD.CLUSTER.MAX_NOISE_SHARE", 0.9, "limit of the share of images without a cluster, in [0, 1]; 1: none",
-        resume="continue", read_by="stage 2"),
+        Rule(lambda value: 0 <= value <= 1, "a ratio in [0, 1]"), resume="continue", read_by="stage 2"),
     Key("SSKD.CLUSTER.MAX_LARGEST_SHARE", 0.25, "limit of the share of images in the largest cluster, in [0, 1]; 1: none",
-        resume="continue", read_by="stage 2"),
+        Rule(lambda value: 0 <= value <= 1, "a ratio in [0, 1]"), resume="continue", read_by="stage 2"),
     Key("SSKD.CLUSTER.ON_LIMIT", "warn", "a share above its limit is logged (\"warn\") or counts as a collapse (\"collapse\")",
         OneOf(("warn", "collapse")), resume="continue", read_by="stage 2"),
     Key("SSKD.CLUSTER.ON_COLLAPSE", "stop",

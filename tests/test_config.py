@@ -1,6 +1,7 @@
 """The SSKD node: read everywhere, the method's numbers as defaults, and every config that ships with the package."""
 
 import ast
+import dataclasses
 import inspect
 import types
 from pathlib import Path
@@ -17,8 +18,8 @@ from tiny_reid import CONFIGS
 from yacs.config import CfgNode
 
 from fastreid_sskd import add_sskd_config
-from fastreid_sskd.clustering import KNN_BACKENDS, VARIANTS
-from fastreid_sskd.clustering.sweep import RULES
+from fastreid_sskd.clustering import KNN_BACKENDS, VARIANTS, ClusterOptions
+from fastreid_sskd.clustering.eps import RULES
 from fastreid_sskd.config import HOST, KEYS, OneOf, Rule, reference, value_of
 from fastreid_sskd.data.transforms import PLACES
 from fastreid_sskd.engine import Trainer, load_config, source_config
@@ -90,7 +91,10 @@ def test_every_key_is_read():
     cfg = new_config()
     by_name = ("LOSSES.", "FOLDERS.")  # read as the parameters of what they name, see below and test_crop_folder
     wanted = ["SEED", *(f"SSKD.{key}" for key in leaves(cfg.SSKD) if not key.startswith(by_name))]
-    unread = [key for key in wanted if not any(name.endswith(f".{key}") or name == key for name in read)]
+    # options of the clustering are read as the fields of the dataclass that is made from them
+    fields = {f"SSKD.CLUSTER.{field.name.upper()}": f"options.{field.name}" for field in dataclasses.fields(ClusterOptions)}
+    names = {key: fields.get(key, key) for key in wanted}
+    unread = [key for key, own in names.items() if not any(name.endswith(f".{own}") or name == own for name in read)]
     assert not unread, f"nothing reads {unread}"
 
 

@@ -1,20 +1,41 @@
 """Pseudo-labels for the target set: exact k-reciprocal Jaccard clustering in sparse memory."""
 
-from .backends import KNN_BACKENDS, ApproximateOptions, Search, register_knn
-from .candidates import Candidates
-from .centroids import cluster_centroids
-from .compiled import say_when_compiling
-from .dbscan import NOISE, dbscan
-from .diagnostics import cluster_agreement
-from .eps import estimate_eps
-from .guards import Limits, PseudoLabelError, check_bounds, check_usable
+from .diagnostics import ClusterReport, changed_share, cluster_agreement
+from .eps import estimate_eps, sparse_silhouette, sweep_table
 from .jaccard import VARIANTS, jaccard_distance
-from .knn import Neighbors, knn_share, lists_from_candidates, nearest_neighbors
-from .methods import CLUSTERING_METHODS, ClusteringMethod, ClusterProblem, register_clustering
-from .refresh import PseudoLabels, find_method, labels_again, pseudo_labels, search_neighbors
-from .report import ClusterReport, changed_share
-from .shares import Share, merge_shares
-from .sweep import RadiusSweep, sweep_table
+from .methods import (
+    CLUSTERING_METHODS,
+    NOISE,
+    ClusteringMethod,
+    ClusterProblem,
+    dbscan,
+    find_method,
+    register_clustering,
+)
+from .neighbors import (
+    KNN_BACKENDS,
+    Candidates,
+    Neighbors,
+    Search,
+    Shard,
+    find_candidates,
+    lists_from_candidates,
+    merge_shards,
+    nearest_neighbors,
+    register_knn,
+)
+from .options import ClusterOptions
+from .parallel import say_when_compiling
+from .refresh import (
+    PseudoLabelError,
+    PseudoLabels,
+    check_options,
+    check_usable,
+    cluster_centroids,
+    labels_again,
+    pseudo_labels,
+    search_neighbors,
+)
 
 say_when_compiling()
 
@@ -23,35 +44,34 @@ __all__ = [
     "KNN_BACKENDS",
     "NOISE",
     "VARIANTS",
-    "ApproximateOptions",
     "Candidates",
+    "ClusterOptions",
     "ClusterProblem",
     "ClusterReport",
     "ClusteringMethod",
-    "Limits",
     "Neighbors",
     "PseudoLabelError",
     "PseudoLabels",
-    "RadiusSweep",
     "Search",
-    "Share",
+    "Shard",
     "changed_share",
-    "check_bounds",
+    "check_options",
     "check_usable",
     "cluster_agreement",
     "cluster_centroids",
     "dbscan",
     "estimate_eps",
+    "find_candidates",
     "find_method",
     "jaccard_distance",
-    "knn_share",
     "labels_again",
     "lists_from_candidates",
-    "merge_shares",
+    "merge_shards",
     "nearest_neighbors",
     "pseudo_labels",
     "register_clustering",
     "register_knn",
     "search_neighbors",
+    "sparse_silhouette",
     "sweep_table",
 ]

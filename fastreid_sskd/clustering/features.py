@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 
@@ -17,25 +16,12 @@ logger = logging.getLogger("fastreid.sskd.clustering")
 UNIT_NORM_TOLERANCE = 1e-5
 #: a camera with fewer images has no statistics of its own: its images take those of all images
 CAMERA_IMAGES = 10
-#: a value that varies less than this share of the mean deviation is divided by that much: it may be constant up to rounding
+#: a value that varies less than this share of the mean deviation is divided by that much: it may be constant
+#: up to rounding
 LEAST_DEVIATION = 1e-3
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _squared_norms(x, out):
-    for i in range(x.shape[0]):
-        total = 0.0
-        for j in range(x.shape[1]):
-            value = np.float64(x[i, j])
-            total += value * value
-        out[i] = total
-
-
-def _squared_norms_on_device(tensor: torch.Tensor) -> np.ndarray:
-    return torch.cat([(block.double() ** 2).sum(1) for block in tensor.split(4096)]).cpu().numpy()
-
-
-def _as_tensor(array: np.ndarray) -> torch.Tensor:
+def as_tensor(array: np.ndarray) -> torch.Tensor:
     """A tensor on the memory of `array`, also when that is read-only (a memory map): it is only ever read."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -44,10 +30,11 @@ def _as_tensor(array: np.ndarray) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class UnitRows:
-    """Features of N images as float32 rows with their inverse norms; the rows themselves are never rescaled in place.
+    """Features of N images as float32 rows with their inverse norms; never rescaled in place.
 
     Attributes:
-        tensor: (N, d) contiguous float32, on the device that searches; shares the caller's memory where it can.
+        tensor: (N, d) contiguous float32, on the device that searches; shares the caller's memory where it
+            can.
         inverse_norms: (N,) float64, 1 / |row|.
         norm_error: largest ||row| - 1|.
 
@@ -86,7 +73,7 @@ class UnitRows:
             if array.dtype != np.float32 or not array.flags.c_contiguous:
                 with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which is named below
                     array = np.ascontiguousarray(array, dtype=np.float32)
-            tensor = _as_tensor(array)
+            tensor = as_tensor(array)
         if tensor.ndim != 2 or tensor.shape[1] == 0:
             raise ValueError(f"features must be (N, d) with d >= 1, got shape {tuple(tensor.shape)}")
         if tensor.shape[0] < 2:
@@ -95,24 +82,27 @@ class UnitRows:
             )
         tensor = tensor.to(device=device or tensor.device, dtype=torch.float32).contiguous()
 
-        if tensor.device.type == "cpu":
-            squared = np.empty(tensor.shape[0], dtype=np.float64)
-            _squared_norms(tensor.numpy(), squared)
-        else:
-            squared = _squared_norms_on_device(tensor)
-        bad = ~np.isfinite(squared)
-        if bad.any():
-            raise ValueError(
-                f"features row {int(bad.argmax())} is not finite ({int(bad.sum())} such rows of {len(bad)}): "
-                "the network that extracted them has diverged, or its images cannot be read"
-            )
-        zero = squared == 0
-        if zero.any():
-            raise ValueError(
-                f"features row {int(zero.argmax())} is all zeros ({int(zero.sum())} such rows of {len(zero)}): "
-                "it has no direction to compare by; leave the image out or check the feature extraction"
-            )
-        norms = np.sqrt(squared)
+        norms = torch.cat(
+            [torch.linalg.vector_norm(b, dim=1, dtype=torch.float64) for b in tensor.split(1024)]
+        )
+        norms = norms.cpu().numpy()
+        for bad, problem, advice in (
+            (
+                ~np.isfinite(norms),
+                "not finite",
+                "the network that extracted them has diverged, or its images cannot be read",
+            ),
+            (
+                norms == 0,
+                "all zeros",
+                "it has no direction to compare by; leave the image out or check the feature extraction",
+            ),
+        ):
+            if bad.any():
+                raise ValueError(
+                    f"features row {int(bad.argmax())} is {problem} "
+                    f"({int(bad.sum())} such rows of {len(bad)}): {advice}"
+                )
         norm_error = float(np.abs(norms - 1).max())
         if norm_error > UNIT_NORM_TOLERANCE:
             logger.debug("features are not unit norm (off by up to %.3g): normalised inside", norm_error)
@@ -120,20 +110,25 @@ class UnitRows:
         return rows if cameras is None else rows.without_camera_statistics(cameras)
 
     def without_camera_statistics(self, cameras: Sequence) -> UnitRows:
-        """(x - mean of x's camera) / its deviation, of unit length again: what a camera does to all its images goes.
+        """Take each camera's mean and deviation out of its rows, which stay of unit length.
 
         Args:
             cameras: (N,) any names. With one camera only, the rows stay as they are.
 
-        A camera of fewer than `CAMERA_IMAGES` images, or of equal ones, takes mean and deviation of all images. Works a
-        camera at a time, in float64.
+        A camera of fewer than `CAMERA_IMAGES` images, or of equal ones, takes mean and deviation of all
+        images. Works a camera at a time, in float64.
 
         Raises:
-            ValueError: another number of cameras than of rows, or a row that is nothing but its camera's mean.
+            ValueError: another number of cameras than of rows, or a row that is nothing but its camera's
+                mean.
         """
-        names, camera, sizes = np.unique([str(name) for name in cameras], return_inverse=True, return_counts=True)
+        names, camera, sizes = np.unique(
+            [str(name) for name in cameras], return_inverse=True, return_counts=True
+        )
         if len(camera) != len(self):
-            raise ValueError(f"cameras must name one for each image, got {len(camera)} for {len(self)} images")
+            raise ValueError(
+                f"cameras must name one for each image, got {len(camera)} for {len(self)} images"
+            )
         if len(names) < 2:
             return self
         members = np.split(np.argsort(camera, kind="stable"), np.cumsum(sizes)[:-1])
@@ -148,7 +143,9 @@ class UnitRows:
         for numbers, statistics in zip(members, own, strict=True):
             varies = bool(statistics[1].mean() > torch.finfo(torch.float32).eps / self.dim**0.5)
             mean, deviation = statistics if varies and len(numbers) >= CAMERA_IMAGES else of_all
-            x = (self.take(numbers).double() - mean) / deviation.clamp_min(LEAST_DEVIATION * float(deviation.mean()))
+            x = (self.take(numbers).double() - mean) / deviation.clamp_min(
+                LEAST_DEVIATION * float(deviation.mean())
+            )
             out[torch.from_numpy(numbers).to(out.device)] = torch.nn.functional.normalize(x, dim=1).float()
         return type(self).from_features(out)
 

@@ -1,18 +1,27 @@
-"""Clustering methods by name (SSKD.CLUSTER.METHOD)."""
+"""Clustering methods by name (SSKD.CLUSTER.METHOD): dbscan, hdbscan, kmeans, infomap."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.sparse
+from scipy.sparse import csgraph
 
-from .dbscan import NOISE, dbscan
-from .features import UnitRows
-from .pairs import PairDistances
+if TYPE_CHECKING:
+    from .features import UnitRows
+    from .jaccard import PairDistances
+    from .options import ClusterOptions
 
-#: what a method may work on; see `ClusterProblem`
+#: label of an image that belongs to no cluster
+NOISE = -1
+#: what a method may work on; see `ClusteringMethod`
 USES = ("radius", "distances", "features")
+#: hdbscan: stands for a distance of 0, which a sparse graph takes for no edge; below any other distance of
+#: two images
+ALMOST_ZERO = 1e-12
 
 
 @dataclass(frozen=True)
@@ -21,20 +30,16 @@ class ClusterProblem:
 
     Attributes:
         rows: the features.
-        pairs: Jaccard distances, each pair once; for a method that uses "radius" at least all those <= eps, for
-            "distances" all below 1, for "features" None.
+        pairs: Jaccard distances, each pair once; for a method that uses "radius" at least all those <= eps,
+            for "distances" all below 1, for "features" None.
         eps: the radius; None for methods that have none.
-        min_samples: images that make a core or a cluster.
-        num_clusters: for methods that are told; 0: not given.
-        seed: of methods that draw, >= 0.
+        options: min_samples, num_clusters, seed.
     """
 
     rows: UnitRows
     pairs: PairDistances | None
     eps: float | None
-    min_samples: int
-    num_clusters: int = 0
-    seed: int = 0
+    options: ClusterOptions
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class ClusteringMethod:
 
     Attributes:
         label: function(problem) -> (N,) int64 labels, 0..C-1 and -1 for noise, every number in use.
-        uses: "radius" (an eps and the pairs within it), "distances" (all pairs, no eps) or "features" (no pairs).
+        uses: "radius" (an eps and the pairs within it), "distances" (all pairs, no eps) or "features" (no
+            pairs).
     """
 
     label: Callable[[ClusterProblem], np.ndarray]
@@ -74,8 +80,20 @@ def register_clustering(name: str, uses: str = "radius") -> Callable[[Callable],
     return register
 
 
+def find_method(method: str) -> ClusteringMethod:
+    """The registered clustering method of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if method not in CLUSTERING_METHODS:
+        known = ", ".join(CLUSTERING_METHODS)
+        raise ValueError(f"unknown clustering method {method!r}: SSKD.CLUSTER.METHOD is one of {known}")
+    return CLUSTERING_METHODS[method]
+
+
 def numbered(labels: np.ndarray) -> np.ndarray:
-    """The same clusters as int64 numbers 0..C-1 in the order of their first images; negative labels become -1."""
+    """Number clusters 0..C-1 in the order of their first images; negative labels become -1."""
     labels = np.asarray(labels)
     out = np.full(len(labels), NOISE, dtype=np.int64)
     kept = np.flatnonzero(labels >= 0)
@@ -84,6 +102,217 @@ def numbered(labels: np.ndarray) -> np.ndarray:
     return out
 
 
+# ---- dbscan ----------------------------------------------------------------------------------------------
+
+
 @register_clustering("dbscan")
 def _dbscan(problem: ClusterProblem) -> np.ndarray:
-    return dbscan(problem.pairs.symmetric(problem.eps), problem.eps, problem.min_samples)
+    return dbscan(problem.pairs.symmetric(problem.eps), problem.eps, problem.options.min_samples)
+
+
+def dbscan(distance: scipy.sparse.spmatrix | np.ndarray, eps: float, min_samples: int = 4) -> np.ndarray:
+    """DBSCAN (Ester et al., KDD 1996) of distances, with the labels of scikit-learn's.
+
+    Args:
+        distance: (N, N), symmetric; sparse as `jaccard_distance` gives it (what is not stored is no neighbor,
+            the diagonal apart; stored zeros are neighbors), or dense. Not modified.
+        eps: largest distance of neighbors, > 0, compared in the dtype of the distances. It does not bound the
+            distance of two images of one cluster.
+        min_samples: a core image has at least this many neighbors, itself included.
+
+    Returns:
+        (N,) int64, 0..C-1 in the order of each cluster's first core image, -1 for noise. An image that is no
+        core takes the smallest label among its core neighbors.
+
+    Raises:
+        ValueError: not square, eps not a positive number, min_samples < 1.
+    """
+    if len(distance.shape) != 2 or distance.shape[0] != distance.shape[1]:
+        raise ValueError(f"distance must be (N, N), got shape {tuple(distance.shape)}")
+    if not eps > 0 or not np.isfinite(eps):
+        raise ValueError(f"eps must be a positive number, got {eps}: see SSKD.CLUSTER.EPS")
+    if min_samples < 1:
+        raise ValueError(f"min_samples must be at least 1, got {min_samples}: see SSKD.CLUSTER.MIN_SAMPLES")
+    count = distance.shape[0]
+    if scipy.sparse.issparse(distance):
+        csr = distance.tocsr()
+        row, column, data = np.repeat(np.arange(count), np.diff(csr.indptr)), csr.indices, csr.data
+    else:
+        row, column = np.indices(distance.shape).reshape(2, -1)
+        data = np.asarray(distance).ravel()
+    # in whole numbers eps would be cut to one
+    near = (data <= (data.dtype.type(eps) if data.dtype.kind == "f" else eps)) & (row != column)
+    row, column = row[near], column[near]
+    core = np.bincount(row, minlength=count) + 1 >= min_samples
+    labels = numbered(np.where(core, _components(row, column, core), NOISE))
+    border = ~core[row] & core[column]
+    nearest = np.full(count, np.iinfo(np.int64).max)
+    np.minimum.at(nearest, row[border], labels[column[border]])
+    reached = np.unique(row[border])
+    labels[reached] = nearest[reached]
+    return labels
+
+
+def _components(row: np.ndarray, column: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Component of each image in the graph of the edges (row, column) between images that are kept."""
+    edges = kept[row] & kept[column]
+    graph = (np.ones(edges.sum(), dtype=np.bool_), (row[edges], column[edges]))
+    return csgraph.connected_components(scipy.sparse.coo_matrix(graph, (len(kept),) * 2), directed=False)[1]
+
+
+# ---- hdbscan ---------------------------------------------------------------------------------------------
+
+
+@register_clustering("hdbscan", uses="distances")
+def hdbscan(problem: ClusterProblem) -> np.ndarray:
+    """Clusters of any density, without a radius, of at least min_samples images; memory O(pairs below 1)."""
+    return hdbscan_labels(problem.pairs.symmetric(), problem.options.min_samples)
+
+
+def hdbscan_labels(distance: scipy.sparse.csr_matrix, min_samples: int) -> np.ndarray:
+    """HDBSCAN (Campello et al., 2013) of distances of which those not stored are 1, by scikit-learn.
+
+    As of the dense matrix, but that images which only a distance of 1 connects to a cluster are noise: there
+    they fall to whichever cluster the order of equal edges gives them. Elsewhere too HDBSCAN's labels depend
+    on that order where distances tie, which core distances make them do.
+
+    Args:
+        distance: (N, N) symmetric CSR, diagonal and zeros stored; not modified.
+        min_samples: images of a cluster, and of a core distance.
+
+    Returns:
+        (N,) int64, 0..C-1 and -1 for noise.
+    """
+    from sklearn.cluster import HDBSCAN  # slow to import
+
+    count, smallest = distance.shape[0], max(min_samples, 2)
+    core = np.diff(distance.indptr) >= min_samples  # whose core distance is below 1
+    component = _components(np.repeat(np.arange(count), np.diff(distance.indptr)), distance.indices, core)
+    noise = ~core | (np.bincount(component)[component] < smallest)
+    if noise.all():
+        return np.full(count, NOISE, dtype=np.int64)
+    graph = complete_graph(distance, min_samples)
+    clusterer = HDBSCAN(min_cluster_size=smallest, min_samples=min_samples, metric="precomputed", copy=False)
+    return numbered(np.where(noise, NOISE, clusterer.fit_predict(graph)))
+
+
+def complete_graph(distance: scipy.sparse.csr_matrix, min_samples: int) -> scipy.sparse.csr_matrix:
+    """Add as many missing edges, all of length 1, as the dense minimum spanning tree needs.
+
+    Distances that are not stored are 1, the largest there is. Of them a minimum spanning tree needs one edge
+    between neighboring components, and a core distance (that of the min_samples-th nearest, the image itself
+    counted) one entry for each of the min_samples that is missing.
+
+    Args:
+        distance: (N, N) symmetric, diagonal and zeros stored, as `PairDistances.symmetric` gives it.
+
+    Returns:
+        (N, N) float64 CSR, symmetric, connected, at least min(min_samples, N) entries a row, no stored zeros.
+    """
+    count = distance.shape[0]
+    graph = distance.astype(np.float64)
+    graph.data[graph.data == 0] = ALMOST_ZERO
+    of_component = csgraph.connected_components(graph, directed=False)[1]
+    first = np.unique(of_component, return_index=True)[1]
+    row, column = [first[:-1]], [first[1:]]
+    for i in np.flatnonzero(np.diff(graph.indptr) < min_samples):
+        missing = np.setdiff1d(
+            np.arange(min(min_samples * 2, count)), graph.indices[graph.indptr[i] : graph.indptr[i + 1]]
+        )[: min_samples - (graph.indptr[i + 1] - graph.indptr[i])]
+        row.append(np.full(len(missing), i))
+        column.append(missing)
+    if not sum(map(len, row)):
+        return graph
+    row, column = np.concatenate(row), np.concatenate(column)
+    pairs = np.unique(np.stack([np.minimum(row, column), np.maximum(row, column)], 1), axis=0)
+    known = np.asarray(graph[pairs[:, 0], pairs[:, 1]]).ravel()
+    row, column = pairs[known == 0].T
+    added = scipy.sparse.coo_matrix((np.ones(len(row)), (row, column)), shape=graph.shape)
+    graph = (graph + added + added.T).tocsr()
+    graph.sort_indices()
+    return graph
+
+
+# ---- kmeans ----------------------------------------------------------------------------------------------
+
+
+def check_num_clusters(num_clusters: int, num_images: int) -> None:
+    """Refuse a number of clusters that k-means cannot find.
+
+    Raises:
+        ValueError: it is not in 2..N.
+    """
+    if not 2 <= num_clusters <= num_images:
+        raise ValueError(
+            f"k-means needs a number of clusters in 2..{num_images} (images), got {num_clusters}: set "
+            "SSKD.CLUSTER.NUM_CLUSTERS"
+        )
+
+
+@register_clustering("kmeans", uses="features")
+def kmeans(problem: ClusterProblem) -> np.ndarray:
+    """Mini-batch k-means (Sculley, WWW 2010) of the unit features; no noise, the same for the same seed.
+
+    A cluster that ends up without images is left out.
+
+    Raises:
+        ValueError: num_clusters is not in 2..N.
+    """
+    from sklearn.cluster import MiniBatchKMeans  # slow to import
+
+    count, clusters = len(problem.rows), problem.options.num_clusters
+    check_num_clusters(clusters, count)
+    clusterer = MiniBatchKMeans(
+        clusters, batch_size=max(1024, 2 * clusters), n_init=1, random_state=problem.options.seed
+    )
+    return numbered(clusterer.fit_predict(problem.rows.block(0, count).cpu().numpy()))
+
+
+# ---- infomap ---------------------------------------------------------------------------------------------
+
+
+def import_infomap() -> type:
+    """The package's class Infomap.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        from infomap import Infomap
+    except ImportError as error:
+        raise ImportError(
+            "SSKD.CLUSTER.METHOD is 'infomap', whose package is not installed: pip install infomap "
+            "(GPL-3.0), or set "
+            "it to 'dbscan'"
+        ) from error
+    return Infomap
+
+
+@register_clustering("infomap")
+def infomap(problem: ClusterProblem) -> np.ndarray:
+    """Modules (Rosvall and Bergstrom, PNAS 2008) of the graph of pairs with J <= eps, weighted 1 - J.
+
+    Modules below min_samples images are noise.
+
+    Raises:
+        ImportError: the package infomap is not installed.
+    """
+    infomap_class = import_infomap()
+    pairs = problem.pairs.within(problem.eps)
+    labels = np.full(pairs.num_images, NOISE, dtype=np.int64)
+    if not len(pairs.i):
+        return labels
+    search = infomap_class(silent=True, two_level=True, seed=problem.options.seed + 1, num_trials=1)
+    order = np.lexsort((pairs.j, pairs.i))  # the order of links would change what the seed draws
+    weight = 1 - pairs.distance.astype(np.float64)
+    search.add_links(
+        list(zip(*(values[order].tolist() for values in (pairs.i, pairs.j, weight)), strict=True))
+    )
+    result = search.run()
+    # infomap 2.16 gives a result that is to be asked; before, the search itself is
+    modules = result.modules() if hasattr(result, "modules") else search.get_modules()
+    for image, module in dict(modules).items():
+        labels[image] = module
+    sizes = np.bincount(labels[labels >= 0])
+    labels[(labels >= 0) & (sizes[labels] < problem.options.min_samples)] = NOISE
+    return numbered(labels)

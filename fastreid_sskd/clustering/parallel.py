@@ -1,15 +1,23 @@
-"""Compiled kernels that release the GIL, spread over threads."""
+"""Compiled kernels on several threads, their progress, and a notice while they are compiled."""
 
 from __future__ import annotations
 
-import itertools
+import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from numba.core import event
+
+from ..processes import stop_if_asked
+
+logger = logging.getLogger("fastreid.sskd.clustering")
 
 Result = TypeVar("Result")
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 def num_threads() -> int:
@@ -17,16 +25,10 @@ def num_threads() -> int:
     return torch.get_num_threads()
 
 
-def split(total: int, parts: int) -> list[tuple[int, int]]:
-    """Up to `parts` ranges (start, stop) of nearly equal length that cover `total`."""
-    bounds = [total * part // parts for part in range(parts + 1)]
-    return [(start, stop) for start, stop in itertools.pairwise(bounds) if stop > start]
-
-
 def in_threads(tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
-    """Results of the tasks in their order; at most two a thread are ahead of the consumer.
+    """Results of the tasks in their order; at most two per thread are ahead of the consumer.
 
-    A thread pool rather than numba's own parallel loops: those abort the process when two Python threads enter
+    A thread pool rather than numba's parallel loops: those abort the process when two Python threads enter
     them at once under numba's default threading layer.
     """
     threads = num_threads()
@@ -49,3 +51,52 @@ def over_rows(kernel: Callable[[int, int], None], num_rows: int, rows_per_call: 
     starts = range(0, num_rows, rows_per_call)
     for _ in in_threads(lambda s=start: kernel(s, min(s + rows_per_call, num_rows)) for start in starts):
         pass
+
+
+class LogProgress:
+    """Log how much of a stage is done, at most once every `every` seconds; a signal may end the run there.
+
+    Args:
+        stage: what is running, as a reader would call it.
+        every: seconds; a stage that ends sooner logs nothing.
+        clock: for tests.
+    """
+
+    def __init__(self, stage: str, every: float = 20.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stage = stage
+        self.every = every
+        self.clock = clock
+        self._start = self._last = clock()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Report that `done` of `total` units of work are done."""
+        stop_if_asked()
+        now = self.clock()
+        if now - self._last < self.every or not done:
+            return
+        self._last = now
+        left = (now - self._start) * (total - done) / done
+        logger.info("%s: %d%%, about %.0f s left", self.stage, 100 * done // total, left)
+
+
+class _CompilationNotice(event.Listener):
+    """Log one line at the first kernel of this package that is not in numba's cache."""
+
+    said = False
+
+    def on_start(self, event: event.Event) -> None:
+        function = event.data["dispatcher"].py_func
+        module = (
+            function.__module__ or ""
+        )  # None for a function that exec made; all compilations are heard here
+        if not self.said and module.partition(".")[0] == _PACKAGE:
+            self.said = True
+            logger.info("compiling the kernels, once on this machine: a minute or two for all of them")
+
+    def on_end(self, event: event.Event) -> None:
+        pass
+
+
+def say_when_compiling() -> None:
+    """Log the first compilation of this process; kernels in numba's cache need none."""
+    event.register("numba:compile", _CompilationNotice())

@@ -11,23 +11,27 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from . import hdbscan, infomap, kmeans  # noqa: F401  they register their methods
-from .backends import ApproximateOptions
-from .candidates import Candidates
-from .centroids import centroids_of_rows
-from .eps import eps_of_pairs, most_pairs_averaged, rho_from_pairs_per_image
-from .features import UnitRows
-from .guards import bounded_eps, check_bounds
-from .jaccard import list_sizes, neighbors_from_candidates, pairs_from_neighbors, search_share
-from .methods import CLUSTERING_METHODS, ClusteringMethod, ClusterProblem
-from .report import ClusterReport
-from .shares import Share
-from .sweep import Radius, RadiusSweep, sweep_table
+from .approximate import import_faiss
+from .diagnostics import ClusterReport
+from .eps import (
+    Radius,
+    bounded_eps,
+    check_rule,
+    choose_radius,
+    cluster_at_radii,
+    mean_of_smallest,
+    most_pairs_averaged,
+    ratio_of_pairs,
+    sweep_table,
+    warn_of_rho,
+)
+from .features import UnitRows, as_tensor
+from .jaccard import list_sizes, pairs_from_neighbors
+from .methods import ClusterProblem, check_num_clusters, find_method, import_infomap
+from .neighbors import Candidates, Shard, find_candidates, lists_from_candidates
+from .options import ClusterOptions
 
 logger = logging.getLogger("fastreid.sskd.clustering")
-
-#: image counts for which the authors' rho is known to give a sensible eps: it grows with N
-RHO_RANGE = (10_000, 20_000)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class PseudoLabels:
         centroids: (C, d) float32, normalised; numpy or torch as the features were.
         eps: the eps in use (keep it for later epochs where the method says so); None for methods without one.
         report: sizes, noise and change since the last refresh.
-        seconds: wall seconds per stage: knn, jaccard, eps, the method's name, centroids; those that were needed.
+        seconds: wall seconds per stage: knn, jaccard, eps, the method's name, centroids; those that were
+            needed.
         cpu_seconds: CPU seconds of this process per stage, all threads together.
         recall: of an approximate k-NN search, measured on a sample; None where the search was exact.
         sweep: the radii that eps was chosen from, where it was; else empty.
@@ -57,98 +62,116 @@ class PseudoLabels:
 
 def pseudo_labels(
     features: np.ndarray | torch.Tensor,
+    options: ClusterOptions | None = None,
     *,
-    k1: int = 20,
-    k2: int = 6,
-    variant: str = "sskd",
-    eps: float | None = None,
-    rho: float | None = None,
-    pairs_per_image: float | None = None,
-    sweep: RadiusSweep | None = None,
-    eps_min: float = 0.0,
-    eps_max: float = 0.0,
-    min_samples: int = 4,
-    method: str = "dbscan",
-    num_clusters: int = 0,
-    seed: int = 0,
-    knn: str = "auto",
-    approximate: ApproximateOptions | None = None,
     device: str | torch.device | None = None,
     cameras: Sequence | None = None,
     previous: np.ndarray | None = None,
     candidates: Candidates | None = None,
+    **settings,
 ) -> PseudoLabels:
     """Cluster the target features; the same labels as the dense implementations, in memory O(N * k).
 
     Args:
-        features: (N, d), N >= 2; see `jaccard_distance`, as for k1, k2, variant, knn and device.
-        eps, rho, pairs_per_image, sweep: exactly one of them: eps itself, how to estimate it (see `estimate_eps`), or how
-            to choose it from several; none for a method that has no radius.
-        eps_min, eps_max: bounds that an estimated eps is moved into, 0: none. An eps that is given is not touched.
-        min_samples: neighbours within eps, itself included, that make an image a core; for other methods, see there.
-        method: name in `CLUSTERING_METHODS`.
-        num_clusters: for kmeans. seed: for methods that draw, >= 0.
-        approximate: options of the k-NN "reduced" and "ivf".
-        cameras: (N,) names, whose mean and deviation are taken out of the features that are clustered; the centroids
-            are those of the features as they come. See `UnitRows.without_camera_statistics`.
+        features: (N, d), N >= 2; see `jaccard_distance`, as for device.
+        options: of the method when None; `settings` change single ones, as in the example.
+        cameras: (N,) names, whose mean and deviation are taken out of the features that are clustered; the
+            centroids are those of the features as they come. See `UnitRows.without_camera_statistics`.
         previous: (N,) labels of the last refresh, for the report's changed share.
-        candidates: of a k-NN search that was shared out: `merge_shares` of each process's `search_neighbors`, of the
-            same features and options; the labels are those of a search made here.
+        candidates: of a k-NN search in several processes: `merge_shards` of each one's `search_neighbors`, of
+            the same features and options; the labels are those of a search made here.
 
     Raises:
-        ValueError: not exactly one of eps, rho, pairs_per_image and sweep; bad features, names or bounds.
+        ValueError: bad features, names or options.
 
     All-noise labels are returned as they are: `check_usable` is what refuses them.
+
+    Example:
+        >>> features = np.random.default_rng(0).normal(size=(500, 64))
+        >>> result = pseudo_labels(features, pairs_per_image=5, min_samples=3)
+        >>> result.labels.shape, result.centroids.shape[1]
+        ((500,), 64)
     """
-    clustering = find_method(method)
-    given = sum(value is not None for value in (eps, rho, pairs_per_image, sweep))
-    if given != (clustering.uses == "radius"):
-        wanted = "exactly one" if clustering.uses == "radius" else "none"
-        raise ValueError(
-            f"give {wanted} of eps, rho, pairs_per_image and sweep for {method}, got eps={eps}, rho={rho}, "
-            f"pairs_per_image={pairs_per_image}, sweep={sweep}: see SSKD.CLUSTER.EPS, SSKD.CLUSTER.RHO, "
-            "SSKD.CLUSTER.PAIRS_PER_IMAGE, SSKD.CLUSTER.EPS_RULE"
-        )
-    check_bounds(eps_min, eps_max)
-    clock, pairs, recall, radii = _Clock(), None, None, ()
-    with clock.stage(method if clustering.uses == "features" else "knn"):
-        given_rows = UnitRows.from_features(features, device)
-        rows = given_rows if cameras is None else given_rows.without_camera_statistics(cameras)
-    if clustering.uses != "features":
+    options = (options or ClusterOptions()).replace(**settings)
+    check_options(options)
+    method = find_method(options.method)
+    clock, pairs, recall = _Clock(), None, None
+    with clock.stage(options.method if method.uses == "features" else "knn"):
+        given = UnitRows.from_features(features, device)
+        rows = given if cameras is None else given.without_camera_statistics(cameras)
+    if method.uses != "features":
         with clock.stage("knn"):
-            sizes = list_sizes(len(rows), k1, k2, variant)
+            sizes = list_sizes(len(rows), options)
+            wanted = {"options": options, "need_smallest": sizes.need_smallest}
             if candidates is None:
-                candidates = search_share(rows, sizes, variant, knn=knn, approximate=approximate)
-            neighbors = neighbors_from_candidates(rows, candidates, sizes, variant, approximate=approximate)
+                candidates = find_candidates(rows, sizes.search, **wanted)
+            neighbors = lists_from_candidates(rows, sizes.search, candidates, **wanted)
             recall = neighbors.recall
             del candidates
-        keep_smallest = None
-        if clustering.uses == "radius" and eps is None and sweep is None:
-            rho = _share(rho, pairs_per_image, len(rows))
-            keep_smallest = most_pairs_averaged(len(rows), rho)
         with clock.stage("jaccard"):
             pairs = pairs_from_neighbors(
-                rows, neighbors, sizes, variant, max_distance=eps, keep_smallest=keep_smallest, keep_within=eps_min
+                rows, neighbors, sizes, **_pairs_needed(options, method.uses, len(rows))
             )
             del neighbors
-    problem = ClusterProblem(rows, pairs, None, min_samples, num_clusters, seed)
-    if clustering.uses == "radius":
+    problem = ClusterProblem(rows, pairs, None, options)
+    eps, radii = None, ()
+    if method.uses == "radius":
         with clock.stage("eps"):
-            if sweep is not None:
-                radii = sweep.cluster(pairs, lambda radius: clustering.label(replace(problem, eps=radius)))
-                eps = bounded_eps(sweep.choose(radii), eps_min, eps_max)
-                logger.info("the radius by the rule %s: %.4f of\n%s", sweep.rule, eps, sweep_table(radii))
-            elif eps is None:
-                eps = bounded_eps(eps_of_pairs(pairs, rho), eps_min, eps_max)
-    with clock.stage(method):
-        labels = clustering.label(replace(problem, eps=eps))
+            eps, radii = _radius(problem, method.label)
+    with clock.stage(options.method):
+        labels = method.label(replace(problem, eps=eps))
     with clock.stage("centroids"):
-        centroids = centroids_of_rows(given_rows, labels)
-        if isinstance(features, torch.Tensor):
-            centroids = torch.from_numpy(centroids).to(features.device)
-    eps = None if eps is None else float(eps)
+        centroids = _centroids_like(features, given, labels)
     report = ClusterReport.from_labels(labels, eps, previous)
     return PseudoLabels(labels, centroids, eps, report, clock.seconds, clock.cpu_seconds, recall, radii)
+
+
+def _pairs_needed(options: ClusterOptions, uses: str, count: int) -> dict:
+    """Arguments of `pair_distances`: which pairs the clustering and its eps can need."""
+    if uses != "radius" or (options.eps_rule != "pairs" and not options.eps):
+        return {}
+    if options.eps:
+        return {"max_distance": options.eps}
+    warn_of_rho(options, count)
+    keep = most_pairs_averaged(count, ratio_of_pairs(options, count))
+    return {"keep_smallest": keep, "keep_within": options.eps_min}
+
+
+def _radius(problem: ClusterProblem, label) -> tuple[float, tuple[Radius, ...]]:
+    """eps, given or estimated, and the radii that it was chosen from."""
+    options, pairs = problem.options, problem.pairs
+    if options.eps:
+        return float(options.eps), ()
+    if options.eps_rule == "pairs":
+        ratio = ratio_of_pairs(options, pairs.num_images)
+        return bounded_eps(mean_of_smallest(pairs.distance, pairs.num_images, ratio), options), ()
+    radii = cluster_at_radii(pairs, options.eps_radii, lambda eps: label(replace(problem, eps=eps)))
+    eps = bounded_eps(choose_radius(radii, options.eps_rule, options.eps_largest_share), options)
+    logger.info("the radius by the rule %s: %.4f of\n%s", options.eps_rule, eps, sweep_table(radii))
+    return eps, radii
+
+
+def search_neighbors(
+    features: np.ndarray | torch.Tensor,
+    shard: Shard,
+    options: ClusterOptions | None = None,
+    *,
+    device: str | torch.device | None = None,
+    cameras: Sequence | None = None,
+    **settings,
+) -> Candidates:
+    """One process's shard of the k-NN search of `pseudo_labels`, for `merge_shards`.
+
+    Args:
+        features: all N rows, the same in every process. shard: which part, e.g. Shard(rank, world size).
+        The others are those that `pseudo_labels` is called with.
+
+    Methods that use "features" only need no search.
+    """
+    options = (options or ClusterOptions()).replace(**settings)
+    rows = UnitRows.from_features(features, device, cameras)
+    sizes = list_sizes(len(rows), options)
+    return find_candidates(rows, sizes.search, options, shard=shard, need_smallest=sizes.need_smallest)
 
 
 def labels_again(
@@ -160,61 +183,9 @@ def labels_again(
         features: (N, d), new. labels: (N,) of the last good refresh.
         collapsed: the refresh to replace; its seconds are kept.
     """
-    centroids = centroids_of_rows(UnitRows.from_features(features), labels)
-    if isinstance(features, torch.Tensor):
-        centroids = torch.from_numpy(centroids).to(features.device)
+    centroids = _centroids_like(features, UnitRows.from_features(features), labels)
     report = ClusterReport.from_labels(labels, None, previous=labels)
     return replace(collapsed, labels=labels, centroids=centroids, eps=None, report=report)
-
-
-def search_neighbors(
-    features: np.ndarray | torch.Tensor,
-    share: Share,
-    *,
-    k1: int = 20,
-    k2: int = 6,
-    variant: str = "sskd",
-    knn: str = "auto",
-    approximate: ApproximateOptions | None = None,
-    device: str | torch.device | None = None,
-    cameras: Sequence | None = None,
-) -> Candidates:
-    """One process's share of the k-NN search of `pseudo_labels`, for `merge_shares`.
-
-    Args:
-        features: all N rows, the same in every process. share: which part, e.g. Share(rank, world size).
-        The others are those that `pseudo_labels` is called with.
-
-    Methods that use "features" only need no search.
-    """
-    rows = UnitRows.from_features(features, device, cameras)
-    sizes = list_sizes(len(rows), k1, k2, variant)
-    return search_share(rows, sizes, variant, share=share, knn=knn, approximate=approximate)
-
-
-def find_method(method: str) -> ClusteringMethod:
-    """The registered clustering method of this name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if method not in CLUSTERING_METHODS:
-        known = ", ".join(CLUSTERING_METHODS)
-        raise ValueError(f"unknown clustering method {method!r}: SSKD.CLUSTER.METHOD is one of {known}")
-    return CLUSTERING_METHODS[method]
-
-
-def _share(rho: float | None, pairs_per_image: float | None, num_images: int) -> float:
-    """rho, given or from the pairs per image; remarks on a rho that was made for another number of images."""
-    if rho is None:
-        return rho_from_pairs_per_image(pairs_per_image, num_images)
-    if not RHO_RANGE[0] <= num_images <= RHO_RANGE[1]:
-        logger.warning(
-            "rho=%g averages %.1f pairs per image at %d images, and eps grows with their number: outside %d to %d "
-            "images SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS say the same at any size",
-            rho, rho * (num_images - 1) / 2, num_images, *RHO_RANGE,
-        )  # fmt: skip
-    return rho
 
 
 class _Clock:
@@ -231,3 +202,143 @@ class _Clock:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - wall
         self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - cpu
+
+
+# ---- centroids -------------------------------------------------------------------------------------------
+
+
+def cluster_centroids(
+    features: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor
+) -> np.ndarray | torch.Tensor:
+    """Normalised mean of the features of each cluster (the initial classifier rows of an epoch).
+
+    Args:
+        features: (N, d), used as they come (normalise them before). labels: (N,) int, 0..C-1, -1 for noise.
+
+    Returns:
+        (C, d) float32, numpy or torch as the features are, on their device; (0, d) when all is noise.
+
+    Raises:
+        ValueError: lengths differ, or a number in 0..C-1 that no image has.
+    """
+    numbers = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    if numbers.shape != (len(features),):
+        raise ValueError(
+            f"labels must be (N,) beside features (N, d), got {numbers.shape} and {tuple(features.shape)}"
+        )
+    sizes = np.bincount(numbers[numbers >= 0])
+    if (sizes == 0).any():
+        raise ValueError(
+            f"cluster {int((sizes == 0).argmax())} of {len(sizes)} has no image: number clusters 0..C-1"
+        )
+    tensor = (
+        features.detach()
+        if isinstance(features, torch.Tensor)
+        else as_tensor(np.asarray(features, np.float32))
+    )
+    return _centroids_like(features, UnitRows(tensor.float(), np.ones(len(numbers)), 0.0), numbers)
+
+
+def _centroids_like(features, rows: UnitRows, labels: np.ndarray) -> np.ndarray | torch.Tensor:
+    """Centroids of the normalised rows, (C, d) float32, of the kind and on the device of the features."""
+    kept = np.flatnonzero(labels >= 0)
+    device = rows.tensor.device
+    sums = torch.zeros(int(labels.max(initial=-1)) + 1, rows.dim, dtype=torch.float64, device=device)
+    for start in range(0, len(kept), 512):
+        part = kept[start : start + 512]
+        row, cluster, scale = (
+            torch.from_numpy(array).to(device)
+            for array in (part, labels[part].astype(np.int64), rows.inverse_norms[part])
+        )
+        sums.index_add_(0, cluster, rows.tensor[row].double() * scale[:, None])
+    norms = sums.norm(dim=1, keepdim=True)
+    centroids = (sums / torch.where(norms > 0, norms, 1.0)).float()
+    return centroids.to(features.device) if isinstance(features, torch.Tensor) else centroids.cpu().numpy()
+
+
+# ---- guards ----------------------------------------------------------------------------------------------
+
+
+class PseudoLabelError(ValueError):
+    """The clusters cannot be trained on."""
+
+    exit_status = 3  # of the command that stops for it
+
+
+def check_options(options: ClusterOptions, num_images: int | None = None) -> None:
+    """Check names and packages of the options, and what they say about N images where N is given.
+
+    Raises:
+        ValueError: an unknown name, no pair to average, or clusters that are not in 2..N.
+        ImportError: a package that is needed is not installed.
+
+    Warns when N images are fewer than the neighbor lists hold.
+    """
+    uses = find_method(options.method).uses
+    if options.method == "infomap":
+        import_infomap()
+    if options.knn in ("faiss", "ivf") and uses != "features":
+        import_faiss(options.knn)
+    if uses == "radius":
+        check_rule(options.eps_rule)
+    if num_images is None:
+        return
+    UnitRows.from_features(np.ones((num_images, 1), dtype=np.float32))  # refuses too few
+    if options.method == "kmeans":
+        check_num_clusters(options.num_clusters, num_images)
+    if uses != "features":
+        list_sizes(num_images, options)
+    if uses == "radius" and not options.eps and options.eps_rule == "pairs":
+        # no two images at distance 0 would give the most pairs there can be
+        mean_of_smallest(np.empty(0), num_images, ratio_of_pairs(options, num_images))
+
+
+def check_usable(report: ClusterReport, options: ClusterOptions | None = None) -> None:
+    """Refuse collapsed labels; warn of ratios above their limits.
+
+    Labels have collapsed when there is no cluster (all images are noise), or one (nothing to tell apart), or,
+    where `on_limit` is "collapse", a ratio above its limit.
+
+    Args:
+        report: of the labels.
+        options: with max_noise_share, max_largest_share and on_limit; no limits when None.
+
+    Raises:
+        PseudoLabelError: the labels have collapsed.
+    """
+    noise = round(report.noise_share * report.num_images)
+    at = "" if report.eps is None else f" at eps={report.eps:.4g}"
+    if report.num_clusters == 0:
+        raise PseudoLabelError(
+            f"0 clusters{at} (all {report.num_images} images are noise): raise SSKD.CLUSTER.RHO, "
+            "SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS, lower SSKD.CLUSTER.MIN_SAMPLES, or "
+            "train the source "
+            "longer"
+        )
+    if report.num_clusters == 1:
+        raise PseudoLabelError(
+            f"1 cluster{at} ({noise} of {report.num_images} images are noise): nothing to tell apart; lower "
+            "SSKD.CLUSTER.RHO, SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS, or train the source longer"
+        )
+    if options is None:
+        return
+    passed = []
+    if report.noise_share > options.max_noise_share:
+        passed.append(
+            f"{report.noise_share:.1%} of {report.num_images} images are noise, more than "
+            f"SSKD.CLUSTER.MAX_NOISE_SHARE={options.max_noise_share:g}{at}: the radius may be too "
+            f"small, or the source "
+            "model too far from the target"
+        )
+    if report.largest_share > options.max_largest_share:
+        passed.append(
+            f"the largest of {report.num_clusters} clusters holds {report.largest_share:.1%} of "
+            f"{report.num_images} "
+            f"images, more than SSKD.CLUSTER.MAX_LARGEST_SHARE={options.max_largest_share:g}{at}: "
+            f"identities are "
+            "merging; the radius may be too large"
+        )
+    if passed and options.on_limit == "collapse":
+        raise PseudoLabelError("; ".join(passed))
+    for sentence in passed:
+        logger.warning("%s", sentence)

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Any
 
-import numpy as np
 import torch
 from fastreid.config import CfgNode
 from fastreid.layers import any_softmax, pooling
@@ -19,18 +18,9 @@ from torch import nn
 
 from ..clustering import (
     CLUSTERING_METHODS,
-    ApproximateOptions,
-    Limits,
-    RadiusSweep,
-    check_bounds,
-    find_method,
+    ClusterOptions,
+    check_options,
 )
-from ..clustering.backends import import_faiss
-from ..clustering.eps import mean_of_smallest, rho_from_pairs_per_image
-from ..clustering.features import UnitRows
-from ..clustering.infomap import import_infomap
-from ..clustering.jaccard import list_sizes
-from ..clustering.kmeans import check_num_clusters
 from ..config import HOST, HOST_LOSSES, KEYS, Key, OneOf, Rule, value_of
 from ..modeling import peer_config
 from ..refusals import nearest
@@ -101,7 +91,7 @@ def check_settings(cfg: CfgNode, sections: str | tuple[str, ...] = "") -> None:
     if not sections:
         _check_losses(cfg)
         if cfg.MODEL.META_ARCHITECTURE == "SSKD":
-            _check_clustering_settings(cfg.SSKD.CLUSTER)
+            check_options(ClusterOptions.from_cfg(cfg))
 
 
 def _check_losses(cfg: CfgNode) -> None:
@@ -135,21 +125,6 @@ def _check_value(name: str, value: Any, rule: Rule | OneOf) -> None:
         if given not in rule.names:
             known = ", ".join(rule.names)
             raise ValueError(f"{name} must be one of {known}; got {given!r}{nearest(given, rule.names) or ': choose one of them'}")
-
-
-def _check_clustering_settings(cluster: CfgNode) -> None:
-    Limits(cluster.MAX_NOISE_SHARE, cluster.MAX_LARGEST_SHARE)
-    uses = find_method(cluster.METHOD).uses
-    if uses == "radius":
-        check_bounds(cluster.EPS_MIN, cluster.EPS_MAX)
-        if cluster.EPS_RULE != "pairs":
-            RadiusSweep(cluster.EPS_RULE, tuple(cluster.EPS_RADII), cluster.EPS_LARGEST_SHARE)
-    if uses != "features":
-        ApproximateOptions(cluster.REDUCED_DIM, cluster.IVF_LISTS, cluster.IVF_PROBES, cluster.MIN_RECALL)
-    if cluster.METHOD == "infomap":
-        import_infomap()
-    if cluster.KNN in ("faiss", "ivf") and uses != "features":
-        import_faiss(cluster.KNN)
 
 
 def build_network(cfg: CfgNode) -> nn.Module:
@@ -264,14 +239,4 @@ def check_clustering(cfg: CfgNode, num_images: int) -> None:
     Raises:
         ValueError: if N < 2, lists are empty, a share of the pairs is none or rounds to none, or clusters are not in 2..N.
     """
-    UnitRows.from_features(np.ones((num_images, 1), dtype=np.float32))  # refuses too few
-    cluster = cfg.SSKD.CLUSTER
-    if cluster.METHOD == "kmeans":
-        check_num_clusters(cluster.NUM_CLUSTERS, num_images)
-    uses = find_method(cluster.METHOD).uses
-    if uses != "features":
-        list_sizes(num_images, cluster.K1, cluster.K2, cluster.VARIANT)
-    if uses == "radius" and not cluster.EPS and cluster.EPS_RULE == "pairs":
-        pairs = cluster.PAIRS_PER_IMAGE
-        # what no two images being at distance 0 would give: the largest share there can be
-        mean_of_smallest(np.empty(0), num_images, rho_from_pairs_per_image(pairs, num_images) if pairs else cluster.RHO)
+    check_options(ClusterOptions.from_cfg(cfg), num_images)

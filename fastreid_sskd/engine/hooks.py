@@ -14,19 +14,16 @@ from fastreid.utils import comm
 from torch import nn
 
 from ..clustering import (
-    ApproximateOptions,
-    Limits,
+    ClusterOptions,
     PseudoLabelError,
     PseudoLabels,
-    RadiusSweep,
     check_usable,
     cluster_agreement,
-    find_method,
     jaccard_distance,
     labels_again,
     pseudo_labels,
+    sparse_silhouette,
 )
-from ..clustering.silhouette import sparse_silhouette
 from ..data import CropCache, Item, extraction_loader
 from ..evaluation.features import extract_features
 from ..modeling import SSKD
@@ -75,8 +72,7 @@ class PseudoLabelRefresh(HookBase):
         self.items = items
         self.on_labels = on_labels
         self.cache = cache
-        cluster = cfg.SSKD.CLUSTER
-        self.limits = Limits(cluster.MAX_NOISE_SHARE, cluster.MAX_LARGEST_SHARE, cluster.ON_LIMIT == "collapse")
+        self.options = ClusterOptions.from_cfg(cfg)
         self.eps = 0.0
         self.labels = None
         self.history: list[dict] = []
@@ -116,8 +112,8 @@ class PseudoLabelRefresh(HookBase):
         features = all_rows(in_all(lambda: self.model.combine(extract_features(self.model, loader))))
         extracted = time.perf_counter()
         every = self.cfg.SSKD.CLUSTER.EPS_EVERY
-        options = self._clustering_options(estimate_again=bool(every) and self.trainer.epoch % every == 0)
-        candidates = shared_candidates(features, **options)
+        options = self._options(estimate_again=bool(every) and self.trainer.epoch % every == 0)
+        candidates = shared_candidates(features, options, **self._search())
         searched = time.perf_counter() - extracted
         if not comm.is_main_process():
             features = None  # not held while the main process goes on with its own
@@ -127,9 +123,11 @@ class PseudoLabelRefresh(HookBase):
             seconds["knn"] += searched
         return result, kept, seconds
 
-    def _labels_of(self, features, candidates, options: dict) -> tuple[PseudoLabels, bool]:
+    def _labels_of(self, features, candidates, options: ClusterOptions) -> tuple[PseudoLabels, bool]:
         """Pseudo-labels of features (N, d), and whether they are the last good ones, as the new ones have collapsed."""
-        result = pseudo_labels(features, previous=self._previous(), candidates=candidates, **options)
+        result = pseudo_labels(
+            features, options=options, previous=self._previous(), candidates=candidates, **self._search()
+        )
         kept = self._collapsed(result)
         if kept:
             result = labels_again(features, self._previous(), result)
@@ -138,7 +136,7 @@ class PseudoLabelRefresh(HookBase):
     def _collapsed(self, result) -> bool:
         """Whether the last good labels must stand in; raises PseudoLabelError where they may not or there are none."""
         try:
-            check_usable(result.report, self.limits)
+            check_usable(result.report, self.options)
         except PseudoLabelError as error:
             if self.cfg.SSKD.CLUSTER.ON_COLLAPSE == "stop" or self.labels is None:
                 raise
@@ -151,43 +149,23 @@ class PseudoLabelRefresh(HookBase):
 
     def cluster(self, features, previous) -> PseudoLabels:
         """Pseudo-labels of features (N, d) by the run's settings and the eps it has; changes nothing. ``previous``: (N,) or None."""
-        return pseudo_labels(features, previous=previous, **self._clustering_options())
+        return pseudo_labels(features, options=self._options(), previous=previous, **self._search())
 
     def distances(self, features) -> scipy.sparse.csr_matrix:
         """Jaccard distances (N, N) of features (N, d) by the run's settings, as of `jaccard_distance`."""
-        return jaccard_distance(features, **self._search_options())
+        return jaccard_distance(features, options=self.options, **self._search())
 
     def _previous(self):
         return None if self.labels is None else self.labels.numpy()
 
-    def _clustering_options(self, estimate_again: bool = False) -> dict:
-        cluster = self.cfg.SSKD.CLUSTER
-        if find_method(cluster.METHOD).uses != "radius":
-            radius = {}
-        elif cluster.EPS > 0 or (self.eps and not estimate_again):
-            radius = {"eps": cluster.EPS if cluster.EPS > 0 else self.eps}
-        elif cluster.EPS_RULE != "pairs":
-            radius = {"sweep": RadiusSweep(cluster.EPS_RULE, tuple(cluster.EPS_RADII), cluster.EPS_LARGEST_SHARE)}
-        elif cluster.PAIRS_PER_IMAGE > 0:
-            radius = {"pairs_per_image": cluster.PAIRS_PER_IMAGE}
-        else:
-            radius = {"rho": cluster.RHO}
-        return dict(
-            method=cluster.METHOD, min_samples=cluster.MIN_SAMPLES, num_clusters=cluster.NUM_CLUSTERS,
-            seed=max(self.cfg.SEED, 0), eps_min=cluster.EPS_MIN, eps_max=cluster.EPS_MAX,
-            **self._search_options(), **radius,
-        )
+    def _options(self, estimate_again: bool = False) -> ClusterOptions:
+        """The options of this refresh: with the eps that was estimated before, unless it is to be estimated again."""
+        return self.options.replace(eps=self.options.eps or (0.0 if estimate_again else self.eps))
 
-    def _search_options(self) -> dict:
-        cluster = self.cfg.SSKD.CLUSTER
-        approximate = ApproximateOptions(
-            cluster.REDUCED_DIM, cluster.IVF_LISTS, cluster.IVF_PROBES, cluster.MIN_RECALL
-        )
-        return {
-            "k1": cluster.K1, "k2": cluster.K2, "variant": cluster.VARIANT, "knn": cluster.KNN,
-            "approximate": approximate, "device": self.model.device,
-            "cameras": [item[2] for item in self.items] if cluster.CAMERA_STATISTICS else None,
-        }  # fmt: skip
+    def _search(self) -> dict:
+        """Where the search runs, and the cameras whose statistics are taken out of the features."""
+        cameras = [item[2] for item in self.items] if self.cfg.SSKD.CLUSTER.CAMERA_STATISTICS else None
+        return {"device": self.model.device, "cameras": cameras}
 
     def _report(self, result, seconds: dict[str, float], kept: bool, sharpness: dict[str, float]) -> None:
         report = result.report
@@ -359,7 +337,7 @@ class LabelFreeSelection(HookBase):
         own = [self._silhouette(feature, result.labels) for feature in features]
         signals.update({f"silhouette_peer{k}": value for k, value in enumerate(own)})
         try:
-            check_usable(result.report, refresh.limits)
+            check_usable(result.report, refresh.options)
             signals["score"] = float(LABEL_FREE[self.record.select_by](signals))
         except PseudoLabelError as error:
             logger.warning(

@@ -13,7 +13,7 @@ from fastreid.utils import comm
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from ..clustering import Candidates, Share, find_method, merge_shares, search_neighbors
+from ..clustering import Candidates, ClusterOptions, Shard, find_method, merge_shards, search_neighbors
 from ..data import CropCache, Item, extraction_loader
 from ..modeling import SSKD, peer_config
 from ..processes import gather_rows, in_all, on_every
@@ -137,21 +137,19 @@ def soft_labels(
     }
 
 
-#: rows whose candidates are sent and merged at a time, so that the main process never holds those of all shares
+#: rows whose candidates are sent and merged at a time, so that the main process never holds those of all shards
 _ROWS = 65_536
 
-#: what `pseudo_labels` and `search_neighbors` are told alike
-_SEARCH_OPTIONS = ("k1", "k2", "variant", "knn", "approximate", "device", "cameras")
 
 
-def shared_candidates(features: torch.Tensor, **options) -> Candidates | None:
-    """Candidates of the k-NN search of ``pseudo_labels(features, **options)``, each process having searched its share.
+def shared_candidates(features: torch.Tensor, options: ClusterOptions, **search) -> Candidates | None:
+    """Candidates of the k-NN search of ``pseudo_labels(features, options, **search)``, each process having searched its shard.
 
     Every process has to call this with the same features and options. Labels are those of one process's search,
-    as :func:`merge_shares` says; what is sent does not depend on how many columns the features have.
+    as :func:`merge_shards` says; what is sent does not depend on how many columns the features have.
 
     Args:
-        features: (N, d), all of them. options: those of `pseudo_labels`.
+        features: (N, d), all of them. options, search: those of `pseudo_labels`, ``search`` its ``device`` and ``cameras``.
 
     Returns:
         In the main process; None elsewhere, and where there is nothing to share: one process, or a method that
@@ -160,19 +158,18 @@ def shared_candidates(features: torch.Tensor, **options) -> Candidates | None:
     Raises:
         Exception: what a process's search has raised, in every process.
 
-    Memory: every process holds candidates of all rows, O(N k), the main process besides those of all shares for 65,536.
+    Memory: every process holds candidates of all rows, O(N k), the main process besides those of all shards for 65,536.
     """
-    if comm.get_world_size() == 1 or find_method(options["method"]).uses == "features":
+    if comm.get_world_size() == 1 or find_method(options.method).uses == "features":
         return None
-    share = Share(comm.get_rank(), comm.get_world_size())
-    search = {name: options[name] for name in _SEARCH_OPTIONS if name in options}
-    own = in_all(lambda: search_neighbors(features, share, **search))
+    shard = Shard(comm.get_rank(), comm.get_world_size())
+    own = in_all(lambda: search_neighbors(features, shard, options, **search))
     bounds = on_every(own.error)  # of one search all or none
     return _merged(own if own.error is None else dataclasses.replace(own, error=max(bounds)))
 
 
 def _merged(own: Candidates) -> Candidates | None:
-    """The candidates of all processes' shares, in the main process; those of this one are overwritten."""
+    """The candidates of all processes' shards, in the main process; those of this one are overwritten."""
     world = comm.get_world_size()
     names = ["indices", "approximate"] + ([] if own.farthest is None else ["farthest", "lowest"])
     for start in range(0, len(own.indices), _ROWS):
@@ -180,7 +177,7 @@ def _merged(own: Candidates) -> Candidates | None:
         of_all = {name: gather_rows(torch.from_numpy(values)) for name, values in mine.items()}
         if comm.is_main_process():
             parts = zip(*(values.chunk(world) for values in of_all.values()))
-            whole = merge_shares(
+            whole = merge_shards(
                 [dataclasses.replace(own, **{n: v.numpy() for n, v in zip(names, part)}) for part in parts]
             )
             for name in names:

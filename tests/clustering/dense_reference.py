@@ -1,7 +1,7 @@
 """Slow dense versions of the formulas, written from their definitions, and data to compare them on.
 
-The reference takes the ranking as given (see `rank_by_similarity`): the order of neighbours is a definition of
-its own, tested by itself, and near-ties must not decide whether the formulas after it agree.
+The reference takes the ranking as given (see `rank_by_similarity`): the order of neighbours is a definition
+of its own, tested by itself, and near-ties must not decide whether the formulas after it agree.
 """
 
 import math
@@ -76,7 +76,7 @@ def dense_jaccard(features, k1, k2, variant, similarity=None, ranks=None):
 
 
 def dense_dbscan(distance, eps, min_samples):
-    """DBSCAN by its definition: components of cores, numbered by their first core; borders take the smallest."""
+    """DBSCAN by its definition: components of cores; borders take the smallest number."""
     near = np.asarray(distance) <= eps
     count = len(near)
     core = near.sum(1) >= min_samples

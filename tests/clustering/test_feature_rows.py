@@ -1,4 +1,4 @@
-"""What runs on another device than the CPU is called here on the CPU, where it must give the same."""
+"""Features as they come in: kinds, layouts, errors, cameras, devices."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,16 @@ import torch
 from dense_reference import cosines, crowd
 
 from fastreid_sskd.clustering import (
-    candidates,
-    centroids,
     cluster_agreement,
     cluster_centroids,
     features,
+    find_candidates,
     jaccard_distance,
     nearest_neighbors,
     pseudo_labels,
-    similarity,
+)
+from fastreid_sskd.clustering import (
+    neighbors as neighbors_module,
 )
 from fastreid_sskd.clustering.features import UnitRows
 
@@ -52,47 +53,30 @@ def test_large_and_small_rows_keep_their_direction():
     assert np.array_equal(found.indices, nearest_neighbors(array, 5).indices)
 
 
-def test_squared_norms_on_a_device():
-    array = crowd(seed=5)
-    norms = features._squared_norms_on_device(torch.from_numpy(array))
-    np.testing.assert_allclose(norms, (array.astype(np.float64) ** 2).sum(1), rtol=1e-12)
-
-
 def test_cosines_on_a_device(monkeypatch):
-    monkeypatch.setattr(similarity, "VALUES_PER_DEVICE_CALL", 500)  # several calls, the last one shorter
+    monkeypatch.setattr(
+        neighbors_module, "VALUES_PER_DEVICE_CALL", 500
+    )  # several calls, the last one shorter
     rows = UnitRows.from_features(crowd(seed=6) * 2)
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, len(rows), (2, 301))
     second[:5] = first[:5]
-    found = similarity._cosines_on_device(rows, first, second)
-    np.testing.assert_allclose(found, similarity.pair_cosines(rows, first, second), rtol=0, atol=6e-8)
+    found = neighbors_module._cosines_on_device(rows, first, second)
+    np.testing.assert_allclose(found, neighbors_module.pair_cosines(rows, first, second), rtol=0, atol=6e-8)
     np.testing.assert_allclose(found, cosines(rows.cpu().tensor.numpy())[first, second], rtol=0, atol=6e-8)
     assert (found[:5] == 1).all()
 
 
-def test_rescoring_on_a_device():
+def test_rescoring_proves_what_it_lists():
     array = crowd(seed=7)
     rows = UnitRows.from_features(array)
-    found = candidates.device_topk(rows, 14, need_farthest=False, tile=32, progress=lambda done, total: None)
+    found = find_candidates(rows, 7)
     found.indices[3, 2], found.approximate[3, 2] = -1, -np.inf  # not found: in doubt
     found.approximate[5] += 0.1  # not what the row is: in doubt
-    error = np.float32(found.error)
-    count, k = len(rows), 9
-    indices, similarities = np.zeros((count, k), np.int32), np.zeros((count, k), np.float32)
-    proven = np.zeros(count, bool)
-    similarity._rescore_on_device(rows, found, error, True, indices, similarities, proven)
-    expected = nearest_neighbors(array, k)
-    assert not proven[3] and not proven[5] and proven.mean() > 0.8
-    assert np.array_equal(indices[proven], expected.indices[proven])
-    np.testing.assert_allclose(similarities[proven], expected.similarities[proven], rtol=0, atol=6e-8)
-
-
-def test_cluster_sums_on_a_device():
-    array = crowd(seed=8)
-    labels = np.random.default_rng(0).integers(-1, 5, len(array))
-    weights = np.random.default_rng(1).random(len(array))
-    found = centroids._cluster_sums_on_device(torch.from_numpy(array), weights, labels, 5)
-    np.testing.assert_allclose(found, centroids._cluster_sums(array, weights, labels, 5), rtol=0, atol=1e-6)
+    indices, similarities, redone = neighbors_module.rescore(rows, found, 7)
+    expected = nearest_neighbors(array, 7)
+    assert 2 <= redone < 0.2 * len(rows)
+    assert np.array_equal(indices, expected.indices) and np.array_equal(similarities, expected.similarities)
 
 
 def test_taken_rows_are_normalised_copies():
@@ -172,19 +156,19 @@ def test_any_search_refuses_bad_rows_and_takes_any_layout(backend):
     if backend in ("faiss", "ivf"):
         pytest.importorskip("faiss")
     array = crowd(seed=14)
-    expected = nearest_neighbors(array, 5, backend=backend).indices
+    expected = nearest_neighbors(array, 5, knn=backend).indices
     given = np.asfortranarray(array.astype(np.float64))
-    assert np.array_equal(nearest_neighbors(given, 5, backend=backend).indices, expected)
+    assert np.array_equal(nearest_neighbors(given, 5, knn=backend).indices, expected)
     given[3, 2] = np.nan
     with pytest.raises(ValueError, match="row 3 is not finite"):
-        nearest_neighbors(given, 5, backend=backend)
+        nearest_neighbors(given, 5, knn=backend)
 
 
-# ---- cameras -----------------------------------------------------------------------------------------------------
+# ---- cameras ---------------------------------------------------------------------------------------------
 
 
 def by_camera(unit, cameras, least=features.CAMERA_IMAGES):
-    """A loop over images: minus the camera's mean, over its deviation, of unit length; those of all for a small camera."""
+    """A loop over images; a small camera takes mean and deviation of all."""
     out = []
     for x, camera in zip(unit, cameras, strict=True):
         mine = [other for other, name in zip(unit, cameras, strict=True) if name == camera]

@@ -6,7 +6,10 @@ import pytest
 import torch
 from dense_reference import cosines, crowd, dense_jaccard, lattice, to_dense
 
-from fastreid_sskd.clustering import ApproximateOptions, jaccard_distance
+from fastreid_sskd.clustering import jaccard as jaccard_module
+from fastreid_sskd.clustering import jaccard_distance, nearest_neighbors
+from fastreid_sskd.clustering.features import UnitRows
+from fastreid_sskd.clustering.jaccard import Encoding, encode, expanded_reciprocal_sets
 
 GOLDEN = sorted((Path(__file__).resolve().parent.parent / "golden").glob("cluster_*.npz"))
 VARIANTS = ("sskd", "faiss")
@@ -109,7 +112,8 @@ def test_layout_of_the_sparse_matrix():
 
 
 def test_equal_images_are_stored_at_distance_zero():
-    # two images whose whole neighbour lists are the same: the pair must stay in the matrix as an explicit zero
+    # two images whose whole neighbour lists are the same: the pair must stay in the matrix as an explicit
+    # zero
     features = np.repeat(np.eye(4, dtype=np.float32), 3, axis=0)
     distance = jaccard_distance(features, 2, 3)
     assert np.array_equal(to_dense(distance), 1 - np.kron(np.eye(4), np.ones((3, 3))))
@@ -119,9 +123,9 @@ def test_equal_images_are_stored_at_distance_zero():
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("k2", [2, 3, 4, 5, 6])
 def test_distances_of_images_that_share_whole_lists_are_exact(variant, k2):
-    # Satellites of a tight group see the group in the same order and are nobody's reciprocal neighbour: they share
-    # k2 - 1 of their k2 lists and nothing else, so J = 1 - m / (2 - m), m = (k2 - 1) / k2. An eps chosen there must
-    # not be decided by rounding.
+    # Satellites of a tight group see the group in the same order and are nobody's reciprocal neighbour: they
+    # share k2 - 1 of their k2 lists and nothing else, so J = 1 - m / (2 - m), m = (k2 - 1) / k2. An eps
+    # chosen there must not be decided by rounding.
     axes = np.eye(14)
     group = [axes[0] + 0.05 * step * axes[step] for step in range(8)]
     satellites = [axes[0] + (3 + 0.1 * s) * axes[8 + s] for s in range(6)]
@@ -240,9 +244,9 @@ def test_names_and_numbers_out_of_range():
         jaccard_distance(features, variant="mmt")
     with pytest.raises(ValueError, match="SSKD.CLUSTER.KNN is one of auto, torch"):
         jaccard_distance(features, knn="annoy")
-    with pytest.raises(ValueError, match="k1=0"):
+    with pytest.raises(ValueError, match="K1 must be a number of images >= 1; got 0"):
         jaccard_distance(features, 0)
-    with pytest.raises(ValueError, match="k2=0"):
+    with pytest.raises(ValueError, match="K2 must be a number of images >= 1; got 0"):
         jaccard_distance(features, 20, 0)
 
 
@@ -250,8 +254,109 @@ def test_names_and_numbers_out_of_range():
 def test_approximate_options_reach_the_search(variant):
     features = crowd(seed=3)
     exact = jaccard_distance(features, 9, 3, variant=variant)
-    whole = ApproximateOptions(reduced_dim=features.shape[1])
-    least = ApproximateOptions(reduced_dim=1, min_recall=0.01)
-    found = [jaccard_distance(features, 9, 3, variant=variant, knn="reduced", approximate=at) for at in (whole, least)]
+    whole, least = {"reduced_dim": features.shape[1]}, {"reduced_dim": 1, "min_recall": 0.01}
+    found = [
+        jaccard_distance(features, 9, 3, variant=variant, knn="reduced", **given) for given in (whole, least)
+    ]
     np.testing.assert_allclose(to_dense(found[0]), to_dense(exact), rtol=0, atol=2e-6)
     assert abs(to_dense(found[1]) - to_dense(exact)).max() > 0.1
+
+
+def encoding_of(features):
+    neighbors = nearest_neighbors(features, 9, need_smallest=True)
+    sets = expanded_reciprocal_sets(UnitRows.from_features(features), neighbors, 9, 5)
+    return encode(*sets, neighbors.indices, 4, 2 - 2 * neighbors.smallest.astype(np.float64))
+
+
+def dense_from_encoding(encoding):
+    """J from the integers, one pair at a time."""
+    count = len(encoding.indptr) - 1
+    v = np.zeros((count, count), dtype=np.int64)
+    for i in range(count):
+        row = slice(encoding.indptr[i], encoding.indptr[i + 1])
+        assert len(set(encoding.indices[row])) == row.stop - row.start
+        v[i, encoding.indices[row]] = encoding.values[row]
+    assert (v.sum(1) == encoding.total).all()
+    shared = np.array([[int(np.minimum(v[i], v[j]).sum()) for j in range(count)] for i in range(count)])
+    return ((2 * encoding.total - 2 * shared) / (2 * encoding.total - shared)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rows_per_task", [1, 7, 10_000])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_distances_are_exact_whatever_the_tasks(rows_per_task, threads, monkeypatch):
+    monkeypatch.setattr(jaccard_module, "ROWS_PER_TASK", rows_per_task)
+    encoding = encoding_of(crowd(seed=1))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = jaccard_module.pair_distances(encoding).symmetric()
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(to_dense(found), dense_from_encoding(encoding))
+
+
+@pytest.mark.parametrize("rows_per_task", [1, 7, 10_000])
+@pytest.mark.parametrize("keep", [1, 5, 60, 500, 100_000])
+def test_keeping_the_smallest(keep, rows_per_task, monkeypatch):
+    monkeypatch.setattr(jaccard_module, "ROWS_PER_TASK", rows_per_task)
+    monkeypatch.setattr(jaccard_module, "SPARE_PAIRS", 10)
+    encoding = encoding_of(crowd(seed=2))
+    everything = to_dense(jaccard_module.pair_distances(encoding).symmetric())
+    upper = everything[np.triu_indices(len(everything), 1)]
+    nonzero = np.sort(upper[(upper > 0) & (upper < 1)])
+    kept = jaccard_module.pair_distances(encoding, keep_smallest=keep)
+    limit = nonzero[min(keep, len(nonzero)) - 1]
+    assert np.array_equal(np.sort(kept.distance), np.sort(upper[upper <= limit]))
+    assert np.array_equal(to_dense(kept.symmetric()), np.where(everything <= limit, everything, 1))
+
+
+def test_a_dense_block_makes_the_buffer_grow(monkeypatch):
+    # every row holds the same few columns, so that all pairs share support: more pairs than a task's first
+    # buffer
+    count, width = 1200, 5
+    values = np.random.default_rng(0).multinomial(1000, [1 / width] * width, count).astype(np.int32)
+    encoding = Encoding(
+        np.arange(count + 1, dtype=np.int64) * width,
+        np.tile(np.arange(width, dtype=np.int32), count),
+        values.ravel(),
+        1000,
+    )
+    found = jaccard_module.pair_distances(encoding)
+    assert len(found.distance) == count * (count - 1) // 2 > 2**18
+    shared = np.minimum(values[:, None], values[None]).sum(2)
+    expected = ((2000 - 2 * shared) / (2000 - shared)).astype(np.float32)
+    np.fill_diagonal(expected, 0)
+    assert np.array_equal(to_dense(found.symmetric()), expected)
+
+
+def test_limit_of_the_symmetric_matrix():
+    found = jaccard_module.pair_distances(encoding_of(crowd(seed=3)))
+    everything = to_dense(found.symmetric())
+    limit = float(np.median(found.distance))
+    near = found.symmetric(limit)
+    assert near.has_sorted_indices and (np.diff(near.indptr) >= 1).all()
+    assert np.array_equal(to_dense(near), np.where(everything <= limit, everything, 1))
+
+
+def test_a_distance_that_rounds_to_one_is_not_stored():
+    # rows 0 and 1 share one part in 2^30, rows 0 and 2 a hundred
+    total = 2**30
+    encoding = Encoding(
+        np.array([0, 3, 5, 7, 8, 9]),
+        np.array([0, 1, 2, 1, 3, 2, 4, 3, 4], dtype=np.int32),
+        np.array([total - 101, 1, 100, 1, total - 1, 100, total - 100, total, total], dtype=np.int32),
+        total,
+    )
+    found = jaccard_module.pair_distances(encoding)
+    assert found.i.tolist() == [0, 1, 2] and found.j.tolist() == [2, 3, 4]
+    assert found.distance[0] == np.float32(1 - 100 / (2 * total - 100)) < 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_distance_as_the_limit(seed):
+    """A limit that pairs lie on, as eps may: the same as a filter of all pairs."""
+    encoding = encoding_of(crowd(seed=seed))
+    whole = jaccard_module.pair_distances(encoding)
+    for limit in np.unique(whole.distance):
+        kept = jaccard_module.pair_distances(encoding, max_distance=float(limit))
+        assert len(kept.distance) == (whole.distance <= limit).sum(), limit

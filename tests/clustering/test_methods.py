@@ -1,16 +1,137 @@
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse
-from dense_reference import crowd, to_dense
+from dense_reference import crowd, dense_dbscan, to_dense
 from scipy.sparse import csgraph
-from sklearn.cluster import HDBSCAN
+from sklearn.cluster import DBSCAN, HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
-from fastreid_sskd.clustering import CLUSTERING_METHODS, jaccard_distance, pseudo_labels, register_clustering
-from fastreid_sskd.clustering.hdbscan import complete_graph, hdbscan_labels
-from fastreid_sskd.clustering.methods import numbered
+from fastreid_sskd.clustering import (
+    CLUSTERING_METHODS,
+    NOISE,
+    dbscan,
+    jaccard_distance,
+    pseudo_labels,
+    register_clustering,
+)
+from fastreid_sskd.clustering.methods import complete_graph, hdbscan_labels, numbered
+
+GOLDEN = sorted((Path(__file__).resolve().parent.parent / "golden").glob("cluster_*.npz"))
+
+
+def line(*places):
+    """Dense distances of points on a line."""
+    places = np.array(places, dtype=np.float64)
+    return np.abs(places[:, None] - places)
+
+
+def oracle(distance, eps, min_samples):
+    return DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(distance).labels_
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_labels(path):
+    golden = np.load(path)
+    eps, min_samples = float(golden["eps"]), int(golden["min_samples"])
+    assert np.array_equal(dbscan(golden["jaccard"], eps, min_samples), golden["labels"])
+    distance = jaccard_distance(golden["features"], int(golden["k1"]), int(golden["k2"]))
+    assert np.array_equal(dbscan(distance, eps, min_samples), golden["labels"])
+
+
+@pytest.mark.parametrize("variant", ["sskd", "faiss"])
+@pytest.mark.parametrize("eps", [0.2, 0.3, 0.45, 0.6, 0.999])
+@pytest.mark.parametrize("min_samples", [1, 2, 4, 8])
+def test_equals_scikit_learn_and_the_definition(variant, eps, min_samples):
+    distance = jaccard_distance(crowd(seed=int(eps * 1000) + min_samples), 10, 4, variant=variant)
+    labels = dbscan(distance, eps, min_samples)
+    assert labels.dtype == np.int64
+    assert np.array_equal(labels, oracle(distance, eps, min_samples))
+    dense = to_dense(distance)
+    assert np.array_equal(labels, dense_dbscan(dense, np.float32(eps), min_samples))
+    assert np.array_equal(labels, dbscan(dense, eps, min_samples))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equals_the_definition_on_coarse_random_graphs(seed):
+    # distances from a coarse grid: eps falls on many of them, and most points are border points of something
+    rng = np.random.default_rng(seed)
+    distance = np.round(rng.random((40, 40)) * 8) / 8
+    distance = np.triu(distance, 1)
+    distance = distance + distance.T
+    labels = dbscan(distance, 0.125, 6)
+    assert np.array_equal(labels, dense_dbscan(distance, 0.125, 6))
+    assert np.array_equal(labels, oracle(distance, 0.125, 6))
+
+
+def test_toy_points():
+    distance = line(0, 1, 2, 10, 11, 12, 30)
+    assert dbscan(distance, 1, 3).tolist() == [0, 0, 0, 1, 1, 1, -1]
+    assert dbscan(distance, 1, 4).tolist() == [-1] * 7
+    assert dbscan(distance, 8, 3).tolist() == [0, 0, 0, 0, 0, 0, -1]
+
+
+def test_border_point_between_two_clusters_takes_the_smaller_label():
+    # the middle point is no core (3 neighbours with itself) and lies within eps of a core on either side
+    places = [0, 0.5, 1, 1.5, 2.5, 3.5, 4, 4.5, 5]
+    assert dbscan(line(*places), 1, 4).tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1]
+    # numbers follow the first core image, so listing the right-hand cluster first turns it round
+    assert dbscan(line(*places[::-1]), 1, 4).tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1]
+    # a border point that is listed first does not number its cluster
+    first = [2.5, 3.5, 4, 4.5, 5, 0, 0.5, 1, 1.5]
+    assert dbscan(line(*first), 1, 4).tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_stored_zeros_are_neighbours_and_the_diagonal_need_not_be_stored():
+    row, column = [0, 1, 0, 2, 1, 2], [1, 0, 2, 0, 2, 1]
+    distance = scipy.sparse.csr_matrix((np.zeros(6, np.float32), (row, column)), shape=(4, 4))
+    assert distance.nnz == 6
+    assert dbscan(distance, 0.1, 3).tolist() == [0, 0, 0, -1]
+    assert dbscan(distance, 0.1, 4).tolist() == [-1] * 4
+
+
+def test_eps_on_a_distance_includes_it():
+    third = np.float32(1) / np.float32(3)
+    distance = np.array([[0, third], [third, 0]], dtype=np.float32)
+    assert float(third) > 1 / 3  # eps is compared as float32, as the distances are
+    assert dbscan(distance, 1 / 3, 2).tolist() == [0, 0]
+    assert dbscan(distance, np.nextafter(third, np.float32(0)), 2).tolist() == [-1, -1]
+
+
+def test_whole_number_distances_do_not_cut_eps():
+    distance = np.array([[0, 1, 5], [1, 0, 5], [5, 5, 0]])
+    for given in (distance, scipy.sparse.csr_matrix(distance)):
+        assert dbscan(given, 1.5, 2).tolist() == [0, 0, -1]
+        assert dbscan(given, 0.5, 1).tolist() == [0, 1, 2]
+
+
+def test_input_is_unchanged():
+    distance = jaccard_distance(crowd(seed=3), 10, 4)
+    before = distance.copy()
+    dbscan(distance, 0.4)
+    assert np.array_equal(before.data, distance.data)
+    assert np.array_equal(before.indices, distance.indices)
+    assert np.array_equal(before.indptr, distance.indptr)
+
+
+def test_all_noise_and_empty():
+    assert (dbscan(np.ones((5, 5)), 0.5, 2) == NOISE).all()
+    assert dbscan(np.ones((0, 0)), 0.5, 2).shape == (0,)
+
+
+@pytest.mark.parametrize("eps", [0, -1, np.nan, np.inf])
+def test_eps_out_of_range(eps):
+    with pytest.raises(ValueError, match="eps must be a positive number.*SSKD.CLUSTER.EPS"):
+        dbscan(line(0, 1), eps)
+
+
+def test_other_arguments_out_of_range():
+    with pytest.raises(ValueError, match="min_samples must be at least 1.*SSKD.CLUSTER.MIN_SAMPLES"):
+        dbscan(line(0, 1), 1, 0)
+    with pytest.raises(ValueError, match=r"\(N, N\)"):
+        dbscan(np.ones((2, 3)), 1)
 
 
 def blobs(seed=0, num_ids=9, per_id=12, dim=16, spread=0.25):
@@ -57,7 +178,7 @@ def test_same_labels_for_the_same_seed(options):
     assert len(set(first)) > 3
 
 
-def test_input_is_unchanged(options):
+def test_input_of_other_methods_is_unchanged(options):
     features = 3 * crowd(seed=2, num_ids=20)
     before = features.copy()
     pseudo_labels(features, k1=8, k2=3, **options)
@@ -65,25 +186,33 @@ def test_input_is_unchanged(options):
 
 
 @pytest.mark.parametrize("method", ["hdbscan", "kmeans"])
-def test_methods_without_a_radius_refuse_one(method):
-    with pytest.raises(ValueError, match=f"give none of eps, rho, pairs_per_image and sweep for {method}"):
-        pseudo_labels(crowd(seed=3), method=method, num_clusters=3, eps=0.5)
+def test_methods_without_a_radius_pass_one_over(method):
+    given = [
+        pseudo_labels(crowd(seed=3), method=method, num_clusters=3, **radius)
+        for radius in ({}, {"eps": 0.5}, {"eps": 7})
+    ]
+    assert all(result.eps is None and np.array_equal(result.labels, given[0].labels) for result in given)
 
 
 def test_only_what_is_used_is_computed():
     features = crowd(seed=3)
     assert list(pseudo_labels(features, **OPTIONS["kmeans"]).seconds) == ["kmeans", "centroids"]
-    assert list(pseudo_labels(features, **OPTIONS["hdbscan"]).seconds) == ["knn", "jaccard", "hdbscan", "centroids"]
+    assert list(pseudo_labels(features, **OPTIONS["hdbscan"]).seconds) == [
+        "knn",
+        "jaccard",
+        "hdbscan",
+        "centroids",
+    ]
     with pytest.raises(ValueError, match="uses must be one of radius, distances, features"):
         register_clustering("new", uses="everything")
     assert "new" not in CLUSTERING_METHODS
 
 
-# ---- hdbscan ----------------------------------------------------------------------------------------------------
+# ---- hdbscan ---------------------------------------------------------------------------------------------
 
 
 def sparse_distances(seed, variant, tied):
-    """Distances with components that share no support, isolated images and duplicates; without ties if asked for."""
+    """Distances of several components, isolated images, duplicates; without ties if asked for."""
     features = crowd(seed=seed, num_ids=15, spread=0.3, isolated=12, duplicated=10)
     distance = jaccard_distance(features, 8, 3, variant=variant).astype(np.float64)
     assert csgraph.connected_components(distance, directed=False)[0] > 5
@@ -180,7 +309,7 @@ def test_complete_graph_of_nothing_but_the_diagonal():
     assert set(graph.toarray()[off]) == {0, 1}
 
 
-# ---- kmeans -----------------------------------------------------------------------------------------------------
+# ---- kmeans ----------------------------------------------------------------------------------------------
 
 
 def test_kmeans_has_no_noise_and_at_most_the_clusters_asked_for():
@@ -212,7 +341,7 @@ def test_kmeans_takes_the_direction_of_features():
     assert adjusted_rand_score(plain.labels, scaled.labels) > 0.9
 
 
-# ---- infomap ----------------------------------------------------------------------------------------------------
+# ---- infomap ---------------------------------------------------------------------------------------------
 
 
 def test_infomap_leaves_out_what_has_no_near_pair_and_small_modules():
@@ -235,7 +364,9 @@ def test_infomap_leaves_out_what_has_no_near_pair_and_small_modules():
 def test_infomap_uses_no_pair_beyond_eps():
     pytest.importorskip("infomap", reason="the extra infomap is not installed")
     features = crowd(seed=13, num_ids=20)
-    estimated = pseudo_labels(features, k1=8, k2=3, method="infomap", pairs_per_image=5)  # keeps pairs beyond its eps
+    estimated = pseudo_labels(
+        features, k1=8, k2=3, method="infomap", pairs_per_image=5
+    )  # keeps pairs beyond its eps
     given = pseudo_labels(features, k1=8, k2=3, method="infomap", eps=estimated.eps)
     assert np.array_equal(estimated.labels, given.labels)
 
@@ -252,7 +383,7 @@ def test_missing_infomap_says_how_to_install_it(monkeypatch):
         pseudo_labels(crowd(seed=12), method="infomap", eps=0.5)
 
 
-# ---- numbering --------------------------------------------------------------------------------------------------
+# ---- numbering -------------------------------------------------------------------------------------------
 
 
 def test_numbered():

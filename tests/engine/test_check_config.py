@@ -245,20 +245,15 @@ def test_shipped_configs_pass(name):
     check_clustering(cfg, 12_936)  # images of Market-1501
 
 
-def test_only_an_eps_above_zero_goes_first(tmp_path):
-    """ "The first of these three that is > 0": a negative one, which a library's user may have set, is passed over."""
-    options = {}
-    for eps in (-0.5, 0.0, 0.4):
+def test_an_eps_that_is_given_goes_before_the_estimated_one(tmp_path):
+    for eps, used in ((0.0, 0.3), (0.4, 0.4)):
         cfg = tiny_adaptation(tmp_path, "SSKD.CLUSTER.EPS", str(eps))
         refresh = PseudoLabelRefresh(cfg, types.SimpleNamespace(device="cpu"), [], None)
-        refresh.trainer = types.SimpleNamespace(epoch=0)
-        options[eps] = refresh._clustering_options()
-    assert options[0.4]["eps"] == 0.4 and "pairs_per_image" not in options[0.4]
-    for eps in (-0.5, 0.0):
-        assert "eps" not in options[eps] and options[eps]["pairs_per_image"] == 2.0
-    refresh.cfg = tiny_adaptation(tmp_path, "SSKD.CLUSTER.EPS", "-0.5")
-    refresh.eps, refresh.trainer.epoch = 0.3, 1
-    assert refresh._clustering_options()["eps"] == 0.3
+        assert refresh._options().eps == eps and refresh._options().pairs_per_image == 2.0
+        refresh.eps = 0.3
+        assert refresh._options().eps == used and refresh._options(estimate_again=True).eps == eps
+    with pytest.raises(ValueError, match=r"SSKD\.CLUSTER\.EPS must be"):
+        PseudoLabelRefresh(tiny_adaptation(tmp_path, "SSKD.CLUSTER.EPS", "-0.5"), None, [], None)
 
 
 def test_abilities_are_asked_of_the_device_that_is_used(data_sets, tmp_path, monkeypatch):

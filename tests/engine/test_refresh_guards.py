@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from fastreid.engine.train_loop import HookBase
 
-from fastreid_sskd.clustering import PseudoLabelError, cluster_centroids, refresh
+from fastreid_sskd.clustering import CLUSTERING_METHODS, ClusteringMethod, PseudoLabelError, cluster_centroids
+from fastreid_sskd.clustering import refresh as clustering_refresh
 from fastreid_sskd.data import extraction_loader
 from fastreid_sskd.engine.hooks import PseudoLabelRefresh
 from fastreid_sskd.evaluation.features import extract_features
@@ -32,7 +33,7 @@ def collapse_from(monkeypatch):
     """Makes every refresh from the given epoch on find one cluster (or none, or a large one)."""
 
     def arrange(made, epoch, labels=None):
-        real = refresh.CLUSTERING_METHODS["dbscan"]
+        real = CLUSTERING_METHODS["dbscan"]
 
         def label(problem):
             found = real.label(problem)
@@ -40,7 +41,7 @@ def collapse_from(monkeypatch):
                 return found
             return np.zeros_like(found) if labels is None else labels(found)
 
-        monkeypatch.setitem(refresh.CLUSTERING_METHODS, "dbscan", refresh.ClusteringMethod(label, "radius"))
+        monkeypatch.setitem(CLUSTERING_METHODS, "dbscan", ClusteringMethod(label, "radius"))
 
     return arrange
 
@@ -138,8 +139,8 @@ def test_limits_and_keep(trainer, collapse_from):
 @pytest.mark.parametrize("every, estimated", [(0, [0]), (1, [0, 1, 2]), (2, [0, 2])])
 def test_eps_is_estimated_again_as_often_as_asked(every, estimated, trainer, monkeypatch):
     calls = []
-    real = refresh.eps_of_pairs
-    monkeypatch.setattr(refresh, "eps_of_pairs", lambda *args: calls.append(made.epoch) or real(*args))
+    real = clustering_refresh.bounded_eps
+    monkeypatch.setattr(clustering_refresh, "bounded_eps", lambda *args: calls.append(made.epoch) or real(*args))
     made = trainer(*SHORT, "SSKD.CLUSTER.EPS_EVERY", str(every), "SOLVER.BASE_LR", "0.05",
                    "SSKD.CLUSTER.ON_COLLAPSE", "keep")  # fmt: skip
     made.train()

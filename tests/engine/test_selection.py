@@ -12,13 +12,11 @@ from fastreid.engine.train_loop import HookBase
 from tiny_reid import load_checkpoint, tiny_adaptation
 
 from fastreid_sskd.clustering import (
-    ApproximateOptions,
     ClusterReport,
-    Limits,
     jaccard_distance,
     pseudo_labels,
+    sparse_silhouette,
 )
-from fastreid_sskd.clustering.silhouette import sparse_silhouette
 from fastreid_sskd.data import extraction_loader
 from fastreid_sskd.engine import AdaptationTrainer, run
 from fastreid_sskd.engine import hooks as refresh_module
@@ -160,7 +158,7 @@ def test_nothing_is_selected_where_all_clusters_have_collapsed(trainer, caplog):
 
     class Tighten(HookBase):
         def before_epoch(self):
-            made.refresh.limits = Limits(max_largest_share=0.0, collapse=True)
+            made.refresh.options = made.refresh.options.replace(max_largest_share=0.0, on_limit="collapse")
 
     made._hooks.insert(1, Tighten())
     made._hooks[1].trainer = made
@@ -184,8 +182,8 @@ def test_clusters_with_the_eps_of_the_epochs_labels(trainer, monkeypatch):
     made.train()
     assert len(calls) == 7  # with one for the start
     refreshes, selecting = [calls[0], *calls[3::2]], calls[2::2]
-    assert [options.get("eps") for options, _ in refreshes] == [None, selecting[0][1], None]
-    assert [options["eps"] for options, _ in selecting] == [eps for _, eps in selecting]
+    assert [given["options"].eps for given, _ in refreshes] == [0, selecting[0][1], 0]
+    assert [given["options"].eps for given, _ in selecting] == [eps for _, eps in selecting]
     assert selecting[0][1] == selecting[1][1] != selecting[2][1]
 
 
@@ -203,8 +201,10 @@ def test_silhouettes_by_the_searchs_settings(trainer, monkeypatch):
     )  # fmt: skip
     made.train()
     assert len(seen) == 6  # together, and each of two teachers, for the start and the epoch
-    for options in seen:
-        assert options["knn"] == "reduced" and options["approximate"] == ApproximateOptions(3, 4, 2, 0.1)
+    for given in seen:
+        options = given["options"]
+        assert (options.knn, options.reduced_dim, options.ivf_lists) == ("reduced", 3, 4)
+        assert (options.ivf_probes, options.min_recall) == (2, 0.1)
 
 
 def test_selecting_trains_nothing_else(adaptation, tmp_path):

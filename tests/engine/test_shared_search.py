@@ -10,7 +10,8 @@ import torch
 from fastreid.utils import comm
 from own_processes import together
 
-from fastreid_sskd.clustering import ApproximateOptions, Share, backends, pseudo_labels
+from fastreid_sskd.clustering import ClusterOptions, Shard, approximate, pseudo_labels
+from fastreid_sskd.clustering import neighbors as neighbors_module
 from fastreid_sskd.engine import hooks, refresh, run
 from fastreid_sskd.engine.refresh import shared_candidates
 
@@ -26,31 +27,30 @@ def crowd(count=600, dim=24, seed=3):
 
 
 def options(**others):
-    approximate = ApproximateOptions(reduced_dim=16, lists=6, probes=3)
-    given = {"k1": 12, "k2": 4, "variant": "sskd", "knn": "auto", "method": "dbscan", "min_samples": 3}
-    return {**given, "pairs_per_image": 3.0, "approximate": approximate, "device": "cpu", **others}
+    given = {"k1": 12, "k2": 4, "min_samples": 3, "pairs_per_image": 3.0, "reduced_dim": 16, "ivf_lists": 6, "ivf_probes": 3}
+    return ClusterOptions(**{**given, **others})
 
 
 def labels_of_all_searches():
-    """Each process searches its own share, and the labels that the main one makes of them are those of one process."""
-    backends.CPU_TILE, backends.FAISS_QUERIES = (16, 64), 32
+    """Each process searches its own shard, and the labels that the main one makes of them are those of one process."""
+    neighbors_module.CPU_TILE, approximate.FAISS_QUERIES = (16, 64), 32
     refresh._ROWS = 250  # sent in more than one piece
     rank, world = comm.get_rank(), comm.get_world_size()
-    features, shares, search = crowd(), [], refresh.search_neighbors
-    refresh.search_neighbors = lambda rows, share, **rest: shares.append(share) or search(rows, share, **rest)
+    features, shards, search = crowd(), [], refresh.search_neighbors
+    refresh.search_neighbors = lambda rows, shard, *rest, **at: shards.append(shard) or search(rows, shard, *rest, **at)
     cases = [(*case, None) for case in itertools.product(SEARCHES, ("sskd", "faiss"))] + [("torch", "sskd", [0, 1, 2] * 200)]
     for knn, variant, cameras in cases:
-        given = options(knn=knn, variant=variant, cameras=cameras)
-        candidates = shared_candidates(features, **given)
+        given, at = options(knn=knn, variant=variant), {"device": "cpu", "cameras": cameras}
+        candidates = shared_candidates(features, given, **at)
         assert (candidates is None) == (rank != 0)
         if rank == 0:
-            found = pseudo_labels(features, candidates=candidates, **given)
-            expected = pseudo_labels(features, **given)
+            found = pseudo_labels(features, given, candidates=candidates, **at)
+            expected = pseudo_labels(features, given, **at)
             assert expected.report.num_clusters > 20 and expected.report.noise_share < 0.5
             assert np.array_equal(found.labels, expected.labels), (knn, variant)
             assert (found.eps, found.recall) == (expected.eps, expected.recall)
             assert torch.equal(found.centroids, expected.centroids)
-    assert shares == [Share(rank, world)] * len(cases)
+    assert shards == [Shard(rank, world)] * len(cases)
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -59,13 +59,13 @@ def test_labels_are_those_of_one_process(world):
 
 
 def more_processes_than_work():
-    """Seven rows are one tile: the others' shares are empty."""
+    """Seven rows are one tile: the others' shards are empty."""
     features = crowd(7)
     given = options(k1=3, k2=1, min_samples=2)
-    candidates = shared_candidates(features, **given)
+    candidates = shared_candidates(features, given)
     if comm.get_rank() == 0:
-        expected = pseudo_labels(features, **given)
-        assert np.array_equal(pseudo_labels(features, candidates=candidates, **given).labels, expected.labels)
+        expected = pseudo_labels(features, given)
+        assert np.array_equal(pseudo_labels(features, given, candidates=candidates).labels, expected.labels)
 
 
 def test_more_processes_than_work():
@@ -74,9 +74,9 @@ def test_more_processes_than_work():
 
 def test_nothing_to_share(monkeypatch):
     """Alone, and for a method that searches no neighbours, which needs no other process either."""
-    assert shared_candidates(crowd(), **options()) is None
+    assert shared_candidates(crowd(), options()) is None
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    assert shared_candidates(crowd(), **options(method="kmeans")) is None
+    assert shared_candidates(crowd(), options(method="kmeans")) is None
 
 
 # ---- in a run ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from own_processes import HANG, start
 from same_runs import assert_same_files
 from tiny_reid import load_checkpoint, tiny_baseline, tiny_source
 
-from fastreid_sskd.clustering import progress
+from fastreid_sskd.clustering import parallel as parallel_module
 from fastreid_sskd.data import loaders
 from fastreid_sskd.engine import AdaptationTrainer, SourceTrainer, Trainer, run
 from fastreid_sskd.engine import hooks as refresh_module
@@ -101,11 +101,7 @@ def stopped_and_resumed(cfg, monkeypatch, *place, **when):
 
 @pytest.mark.parametrize(
     "owner, name, call",
-    [
-        (loaders._OnDevice, "_on_device", 2),
-        (progress.LogProgress, "__call__", 2),
-        (refresh_module, "pseudo_labels", 1),
-    ],
+    [(loaders._OnDevice, "_on_device", 2), (parallel_module.LogProgress, "__call__", 2), (refresh_module, "pseudo_labels", 1)],
     ids=["features", "search", "clustering"],
 )
 def test_signal_during_a_refresh(finished, adaptation, monkeypatch, owner, name, call):

@@ -1,4 +1,5 @@
-"""The refresh by the dense formulas: N x N matrices in NumPy and torch, for comparison at sizes where they fit."""
+"""The refresh by the dense formulas: N x N matrices in NumPy and torch, for comparison."""
+
 import time
 
 import numpy as np
@@ -11,8 +12,8 @@ BLOCK = 256
 def dense_distances(features: np.ndarray, k1: int, k2: int, variant: str) -> np.ndarray:
     """(N, N) float32 k-reciprocal Jaccard distances of unit rows (N, d), written from the formulas.
 
-    Products in float64, neighbours by a full stable sort, self first: the order of near-ties must not decide whether
-    two implementations agree. Memory 3 N x N float32.
+    Products in float64, neighbours by a full stable sort, self first: the order of near-ties must not decide
+    whether two implementations agree. Memory 3 N x N float32.
     """
     count = len(features)
     full = min(count, k1 + 1 if variant == "sskd" else k1)

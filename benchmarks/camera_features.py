@@ -1,4 +1,5 @@
-"""Seeded features such as a re-ID network gives for a crowd under several cameras: what the refresh is measured on."""
+"""Seeded features like a re-ID network's of many people under several cameras."""
+
 import numpy as np
 
 #: rows made at a time
@@ -10,16 +11,18 @@ CAMERAS = 6
 IDENTITY, CAMERA, PASSAGE, IMAGE = 1.0, 0.45, 0.75, 0.85
 #: identities that are dressed alike share a part of this length
 OUTFIT, IDENTITIES_PER_OUTFIT = 0.9, 6
-#: dimensions that the parts live in, with a falling spectrum; the network's features have more, which add little
+#: dimensions that the parts live in, with a falling spectrum; the network's features have more, which add
+#: little
 INNER = 96
 
 
 def camera_features(count: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(count, dim) float32 unit rows and (count,) identities, in random order.
 
-    Sums of an outfit's, an identity's, a camera's, a passage's and an image's random vector, embedded by a random ReLU
-    layer and centred, as after a batch-norm neck. Identities differ in size (geometric, at least 2), overlap where
-    outfits are shared, and are spread by their cameras, so that clusters come out neither perfect nor random.
+    Sums of an outfit's, an identity's, a camera's, a passage's and an image's random vector, embedded by a
+    random ReLU layer and centred, as after a batch-norm neck. Identities differ in size (geometric, at least
+    2), overlap where outfits are shared, and are spread by their cameras, so that clusters come out neither
+    perfect nor random.
     """
     rng = np.random.default_rng(seed)
     sizes = []

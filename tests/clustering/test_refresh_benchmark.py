@@ -1,4 +1,4 @@
-"""tools/benchmark_refresh.py and the two files it is made of."""
+"""benchmarks/refresh.py and the two files it is made of."""
 
 import importlib
 import json
@@ -12,20 +12,31 @@ from dense_reference import crowd, dense_dbscan, dense_jaccard, lattice
 
 from fastreid_sskd.clustering import cluster_agreement, pseudo_labels
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture
 def tool(monkeypatch):
-    """Imports a file of tools/ as it would be beside its neighbours."""
-    monkeypatch.syspath_prepend(TOOLS)
+    """Imports a file of benchmarks/ as it would be beside its neighbours."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module
 
 
 CASE = {
-    "images": 400, "dim": 16, "variant": "sskd", "knn": "torch", "runs": 3, "seed": 0, "pairs_per_image": 5.0, "k1": 12,
-    "k2": 4, "min_samples": 4, "dense_up_to": 400, "exact_up_to": 400, "product_up_to": 400,
-}  # fmt: skip
+    "images": 400,
+    "dim": 16,
+    "variant": "sskd",
+    "knn": "torch",
+    "runs": 3,
+    "seed": 0,
+    "pairs_per_image": 5.0,
+    "k1": 12,
+    "k2": 4,
+    "min_samples": 4,
+    "dense_up_to": 400,
+    "exact_up_to": 400,
+    "product_up_to": 400,
+}
 
 
 def test_features_are_seeded_unit_rows(tool):
@@ -57,13 +68,15 @@ def test_dense_formulas_equal_the_slow_reference(variant, k1, k2, tool):
         found = dense.dense_distances(features, k1, k2, variant)
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
         eps = float(np.median(found[found < 1])) + 1e-5
-        labels, _, seconds = dense.dense_refresh(features, k1=k1, k2=k2, variant=variant, eps=eps, min_samples=3)
+        labels, _, seconds = dense.dense_refresh(
+            features, k1=k1, k2=k2, variant=variant, eps=eps, min_samples=3
+        )
         assert np.array_equal(labels, dense_dbscan(found, np.float32(eps), 3))
         assert set(seconds) == {"distances", "dbscan", "cpu"} and np.array_equal(before, features)
 
 
 def test_a_case_measures_and_compares(tool):
-    found = tool("benchmark_refresh").measure(CASE)
+    found = tool("refresh").measure(CASE)
     stages = {"knn", "jaccard", "eps", "dbscan", "centroids", "after_knn", "total"}
     for kind in ("seconds", "cpu_seconds"):
         assert set(found[kind]) == stages and all(value >= 0 for value in found[kind].values())
@@ -75,7 +88,7 @@ def test_a_case_measures_and_compares(tool):
 
 
 def test_an_approximate_case_says_what_it_costs(tool):
-    found = tool("benchmark_refresh").measure({**CASE, "knn": "reduced"})
+    found = tool("refresh").measure({**CASE, "knn": "reduced"})
     assert 0 < found["recall"] <= 1 and 0 < found["agreement_with_exact"]["ARI"] <= 1
     assert "dense" not in found
 
@@ -96,8 +109,10 @@ if memory.method == "VmHWM":
 
 
 def test_memory_counts_what_is_allocated_from_now_on():
-    """In a process of its own, as the tool measures: one that has done much before has freed memory to use again."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=TOOLS.parent / "benchmarks", capture_output=True, text=True, check=False)
+    """In a process of its own: one that has done much before has freed memory to use again."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], cwd=BENCHMARKS, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -106,16 +121,29 @@ def test_growth_exponents(tool):
         {"variant": "sskd", "knn": knn, "dim": 8, "images": images, "cpu_seconds": {"after_knn": images**1.5}}
         for knn, images in (("torch", 1000), ("torch", 4000), ("ivf", 8000))
     ]
-    assert tool("benchmark_refresh").growth(cases) == ["sskd/torch 1,000 to 4,000: 1.50"]
+    assert tool("refresh").growth(cases) == ["sskd/torch 1,000 to 4,000: 1.50"]
 
 
 @pytest.mark.slow
 def test_command_writes_what_it_prints(tmp_path):
     """Cases in processes of their own; JSON and Markdown."""
     command = [
-        sys.executable, str(TOOLS / "benchmark_refresh.py"), "--images", "300", "--dim", "16", "--runs", "1",
-        "--variant", "sskd", "faiss", "--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md"),
-    ]  # fmt: skip
+        sys.executable,
+        str(BENCHMARKS / "refresh.py"),
+        "--images",
+        "300",
+        "--dim",
+        "16",
+        "--runs",
+        "1",
+        "--variant",
+        "sskd",
+        "faiss",
+        "--json",
+        str(tmp_path / "r.json"),
+        "--markdown",
+        str(tmp_path / "r.md"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     results = json.loads((tmp_path / "r.json").read_text())
     assert [case["variant"] for case in results["cases"]] == ["sskd", "faiss"]

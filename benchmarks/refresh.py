@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
-"""Measure the pseudo-label refresh: seconds a stage, memory, clusters, beside one plain product of the features.
+"""Measure the pseudo-label refresh, compared with one plain product of the features.
 
-    tools/benchmark_refresh.py --images 5000 12936 32621 --dim 2048 --runs 5 --json refresh.json --markdown refresh.md
-    tools/benchmark_refresh.py --images 100000 --dim 256 --knn torch ivf
+    benchmarks/refresh.py --images 5000 12936 32621 --dim 2048 --runs 5 --json refresh.json --markdown
+    refresh.md benchmarks/refresh.py --images 100000 --dim 256 --knn torch ivf
 
-A case is a number of images, a variant and a k-NN search. Each runs in a process of its own, so that none leaves memory
-or caches to the next: imports, compilation and seeded features first, then `--runs` times the refresh and the plain
-float32 product X @ X.T in turn; medians are printed, and the ratio is the median of the runs' ratios. Up to
-`--dense-up-to` images the dense formulas run once on the same features and their labels are compared.
+A case is a number of images, a variant and a k-NN search. Each runs in a process of its own, so that none
+leaves memory or caches to the next: imports, compilation and seeded features first, then `--runs` times the
+refresh and the plain float32 product X @ X.T in turn; medians are printed, and the ratio is the median of the
+runs' ratios. Up to `--dense-up-to` images the dense formulas run once on the same features and their labels
+are compared.
 
-Memory is the highest resident size during the first refresh less the resident size before it, with imports and features
-in place. On Linux the high-water mark is set back by /proc/self/clear_refs; where that is not allowed, or there is no
-/proc, it is what the process's maximum (ru_maxrss) grew by, which is too low if making the features reached higher.
+Memory is the highest resident size during the first refresh less the resident size before it, with imports
+and features in place. On Linux the high-water mark is set back by /proc/self/clear_refs; where that is not
+allowed, or there is no /proc, it is what the process's maximum (ru_maxrss) grew by, which is too low if
+making the features reached higher.
 """
+
 import argparse
 import json
 import math
@@ -32,7 +35,7 @@ import numpy as np
 import torch
 from camera_features import camera_features
 from dense_refresh import dense_refresh
-from measure import ResidentMemory, machine
+from measure import ResidentMemory, described, machine
 from tabulate import tabulate
 
 from fastreid_sskd.clustering import KNN_BACKENDS, VARIANTS, pseudo_labels
@@ -48,21 +51,33 @@ STAGES = ("knn", "jaccard", "dbscan", "after_knn", "total")
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, nargs="+", default=[5000, 12936], help="N, one or more")
     parser.add_argument("--dim", type=int, default=2048, help="d, length of a feature")
     parser.add_argument("--variant", nargs="+", choices=list(VARIANTS), default=["sskd"])
     parser.add_argument("--knn", nargs="+", choices=list(KNN_BACKENDS), default=["torch"])
     parser.add_argument("--runs", type=int, default=3, help="runs of refresh and product in turn")
     parser.add_argument("--seed", type=int, default=0, help="of the features")
-    parser.add_argument("--pairs-per-image", type=float, default=10.35, help="sets eps; 10.35 is rho 1.6e-3 at 12,936")
+    parser.add_argument(
+        "--pairs-per-image", type=float, default=10.35, help="sets eps; 10.35 is rho 1.6e-3 at 12,936"
+    )
     parser.add_argument("--k1", type=int, default=20)
     parser.add_argument("--k2", type=int, default=6)
     parser.add_argument("--min-samples", type=int, default=4)
-    parser.add_argument("--dense-up-to", type=int, default=0, help="images up to which the dense formulas run too")
-    parser.add_argument("--exact-up-to", type=int, default=200_000,
-                        help="images up to which labels of an approximate k-NN are compared with the exact ones")
-    parser.add_argument("--product-up-to", type=int, default=200_000, help="images up to which X @ X.T is made")
+    parser.add_argument(
+        "--dense-up-to", type=int, default=0, help="images up to which the dense formulas run too"
+    )
+    parser.add_argument(
+        "--exact-up-to",
+        type=int,
+        default=200_000,
+        help="images up to which labels of an approximate k-NN are compared with the exact ones",
+    )
+    parser.add_argument(
+        "--product-up-to", type=int, default=200_000, help="images up to which X @ X.T is made"
+    )
     parser.add_argument("--json", type=Path, help="file for everything measured")
     parser.add_argument("--markdown", type=Path, help="file for the table")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # what a child process measures
@@ -101,7 +116,10 @@ def agreement(labels: np.ndarray, identities: np.ndarray) -> dict[str, float]:
     from sklearn.metrics import adjusted_rand_score
 
     clusters = noise_as_singletons(labels)
-    return {"ARI": float(adjusted_rand_score(identities, clusters)), "BCubed F": bcubed(clusters, identities)[2]}
+    return {
+        "ARI": float(adjusted_rand_score(identities, clusters)),
+        "BCubed F": bcubed(clusters, identities)[2],
+    }
 
 
 def measure(case: dict) -> dict:
@@ -133,7 +151,10 @@ def measure(case: dict) -> dict:
         after = _median(sum(getattr(r, kind).values()) - getattr(r, kind)["knn"] for r in refreshes)
         found[kind] = {**stages, "after_knn": after, "total": total}
     if with_product:
-        found["product"] = {"seconds": _median(p[0] for p in products), "cpu_seconds": _median(p[1] for p in products)}
+        found["product"] = {
+            "seconds": _median(p[0] for p in products),
+            "cpu_seconds": _median(p[1] for p in products),
+        }
         walls = [sum(r.seconds.values()) for r in refreshes]
         found["wall_ratio"] = _median(wall / p[0] for wall, p in zip(walls, products, strict=True))
         processor = [sum(r.cpu_seconds.values()) for r in refreshes]
@@ -147,7 +168,9 @@ def measure(case: dict) -> dict:
     if result.recall is not None:
         found["recall"] = result.recall
         if count <= case["exact_up_to"]:
-            exact = pseudo_labels(features, pairs_per_image=case["pairs_per_image"], **{**options, "knn": "torch"})
+            exact = pseudo_labels(
+                features, pairs_per_image=case["pairs_per_image"], **{**options, "knn": "torch"}
+            )
             found["agreement_with_exact"] = agreement(result.labels, noise_as_singletons(exact.labels))
     elif count <= case["dense_up_to"]:
         found["dense"] = _compare_with_dense(features, result, options)
@@ -199,35 +222,36 @@ def table(cases: list[dict]) -> str:
     rows = []
     for case in cases:
         wall, cpu, product = case["seconds"], case["cpu_seconds"], case.get("product")
-        dense = case.get("dense")
-        rows.append({
-            "N": f"{case['images']:,}", "d": case["dim"], "variant": case["variant"], "k-NN": case["knn"],
-            **{stage: f"{wall[stage]:.2f} / {cpu[stage]:.2f}" for stage in STAGES},
-            "X @ X.T": f"{product['seconds']:.2f} / {product['cpu_seconds']:.2f}" if product else "-",
-            "ratio": f"{case['wall_ratio']:.2f} / {case['cpu_ratio']:.2f}" if product else "-",
-            "peak MB": f"{case['peak_mb']:.0f}",
-            "eps": f"{case['eps']:.3f}", "clusters (ids)": f"{case['clusters']:,} ({case['identities']:,})",
-            "noise": f"{case['noise_share']:.1%}", "ARI": f"{case['agreement']['ARI']:.2f}",
-            "recall": f"{case['recall']:.4f}" if "recall" in case else "exact",
-            "ARI to exact": f"{case['agreement_with_exact']['ARI']:.3f}" if "agreement_with_exact" in case else "-",
-            "dense": f"{dense['distances'] + dense['dbscan']:.0f} / {dense['cpu']:.0f}" if dense else "-",
-            "dense MB": f"{dense['peak_mb']:,.0f}" if dense else "-",
-            "labels that differ": dense["labels_that_differ"] if dense else "-",
-            "largest dJ": f"{dense['largest_difference']:.0e}" if dense else "-",
-        })  # fmt: skip
+        dense, exact = case.get("dense"), case.get("agreement_with_exact")
+        rows.append(
+            {
+                "N": f"{case['images']:,}",
+                "d": case["dim"],
+                "variant": case["variant"],
+                "k-NN": case["knn"],
+                **{stage: f"{wall[stage]:.2f} / {cpu[stage]:.2f}" for stage in STAGES},
+                "X @ X.T": f"{product['seconds']:.2f} / {product['cpu_seconds']:.2f}" if product else "-",
+                "ratio": f"{case['wall_ratio']:.2f} / {case['cpu_ratio']:.2f}" if product else "-",
+                "peak MB": f"{case['peak_mb']:.0f}",
+                "eps": f"{case['eps']:.3f}",
+                "clusters (ids)": f"{case['clusters']:,} ({case['identities']:,})",
+                "noise": f"{case['noise_share']:.1%}",
+                "ARI": f"{case['agreement']['ARI']:.2f}",
+                "recall": f"{case['recall']:.4f}" if "recall" in case else "exact",
+                "ARI to exact": f"{exact['ARI']:.3f}" if exact else "-",
+                "dense": f"{dense['distances'] + dense['dbscan']:.0f} / {dense['cpu']:.0f}" if dense else "-",
+                "dense MB": f"{dense['peak_mb']:,.0f}" if dense else "-",
+                "labels that differ": dense["labels_that_differ"] if dense else "-",
+                "largest dJ": f"{dense['largest_difference']:.0e}" if dense else "-",
+            }
+        )
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
 
 
 def text(results: dict) -> str:
     """Machine, table and growth, in Markdown."""
-    about = results["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    where = (
-        f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, {about['system']}, load at the "
-        f"start {about['load']}, OMP_WAIT_POLICY={about['OMP_WAIT_POLICY']}; {versions}."
-    )
     lines = [
-        where,
+        described(results["machine"]),
         "Seconds are wall / CPU (all threads), medians of the runs; peak MB is above imports and features.",
         "",
         table(results["cases"]),
@@ -244,11 +268,22 @@ def main() -> None:
     if options.case:
         print(json.dumps(measure(json.loads(options.case))))
         return
-    results = {"machine": machine(), "cases": []}
+    results = {"machine": {**machine(), "device": "cpu"}, "cases": []}
     common = {
-        key: getattr(options, key) for key in ("dim", "runs", "seed", "pairs_per_image", "k1", "k2", "min_samples",
-                                               "dense_up_to", "exact_up_to", "product_up_to")
-    }  # fmt: skip
+        key: getattr(options, key)
+        for key in (
+            "dim",
+            "runs",
+            "seed",
+            "pairs_per_image",
+            "k1",
+            "k2",
+            "min_samples",
+            "dense_up_to",
+            "exact_up_to",
+            "product_up_to",
+        )
+    }
     for images in options.images:
         for variant in options.variant:
             for knn in options.knn:
@@ -258,9 +293,13 @@ def main() -> None:
                 results["cases"].append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"{images:,} images, {variant}, {knn}: done", file=sys.stderr, flush=True)
                 if options.json:
-                    write_atomically(str(options.json), lambda file: file.write(json.dumps(results, indent=1).encode()))
+                    write_atomically(
+                        str(options.json), lambda file: file.write(json.dumps(results, indent=1).encode())
+                    )
                 if options.markdown:
-                    write_atomically(str(options.markdown), lambda file: file.write(f"{text(results)}\n".encode()))
+                    write_atomically(
+                        str(options.markdown), lambda file: file.write(f"{text(results)}\n".encode())
+                    )
     print(text(results))
 
 
