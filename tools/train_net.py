@@ -24,7 +24,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from fastreid_sskd.clustering import PseudoLabelError
-from fastreid_sskd.data.image import image_paths
+from fastreid_sskd.data.datasets import image_paths
 from fastreid_sskd.engine import default_argument_parser, evaluate, load_config, predict
 from fastreid_sskd.engine.lock import output_folder
 from fastreid_sskd.engine.pipeline import check_evaluation, check_run, check_trained, train

@@ -1,5 +1,7 @@
-"""Data loaders of the two stages."""
+"""Data loaders of the two stages, of features and of the host's baselines; their workers start once a run."""
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torchvision.transforms as T
@@ -10,18 +12,92 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..compat import SteadyLoader
 from ..processes import share_of, stop_if_asked
-from .crops import CropCache, Crops, open_cache
-from .epoch_loader import Epoch, EpochLoader
-from .epochs import BatchesFrom, SharedBatches
-from .items import Item, test_items, training_items
-from .multi_view import FinishViews, MultiViewDataset
-from .samplers import IdentityBatches, ShuffledBatches
-from .seeding import derive_seed
-from .transforms import build_views
+from .datasets import Item, source_items, test_items, training_items
+from .samplers import BatchesFrom, IdentityBatches, SharedBatches, ShuffledBatches, derive_seed, seeded
+from .views import CropCache, Crops, FinishViews, MultiViewDataset, build_views, open_cache
 
 __all__ = [
-    "SourceLoader", "TargetLoader", "adaptation_loader", "check_identities", "extraction_loader", "source_items", "test_loader",
+    "Epoch",
+    "EpochLoader",
+    "HostEpochs",
+    "SourceLoader",
+    "TargetLoader",
+    "adaptation_loader",
+    "extraction_loader",
+    "test_loader",
 ]
+
+
+class _Batches:
+    """The batch sampler of a loader that lives longer than its batches."""
+
+    def __init__(self):
+        self.current: Iterable[Sequence] = []
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self.current)
+
+
+class EpochLoader:
+    """Loads the batches of one epoch after the other with the same workers.
+
+    Everything that changes with an epoch (labels, seeds) is in the batches, which the main process draws; workers know the data set
+    only. torch's generators are left alone, the seed for workers included.
+
+    Args:
+        dataset: takes what the batches are made of; a change to it after the first epoch does not reach the workers.
+        finish: applied to every batch in the main process.
+        num_workers, **kwargs: for :class:`torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, dataset: Dataset, *, finish: Callable[[Any], Any] | None = None, num_workers: int = 0, **kwargs):
+        self.dataset = dataset
+        self._finish = finish
+        self._batches = _Batches()
+        self._loader = SteadyLoader(
+            dataset, batch_sampler=self._batches, num_workers=num_workers, persistent_workers=num_workers > 0,
+            generator=torch.Generator(), **kwargs,
+        )  # fmt: skip
+        self._begun = 0
+
+    def epoch(self, batches: Iterable[Sequence]) -> "Epoch":
+        """The batches of an epoch. Nothing is loaded before ``iter``; then the epoch that was being read before is over."""
+        return Epoch(self, batches)
+
+    def read(self, batches: Iterable[Sequence]) -> Iterator:
+        """Begin to load (with ``iter``'s meaning: workers start now, not at the first ``next``)."""
+        self._begun += 1
+        self._batches.current = batches
+        return self._read(iter(self._loader), self._begun)
+
+    def _read(self, loaded: Iterator, number: int) -> Iterator:
+        while True:
+            if number != self._begun:  # its workers load for another one
+                raise RuntimeError("another epoch of this loader has begun: read one after the other")
+            try:
+                batch = next(loaded)
+            except StopIteration:
+                return
+            yield batch if self._finish is None else self._finish(batch)
+
+
+class Epoch:
+    """The batches of one epoch of an :class:`EpochLoader`; every ``iter`` begins it anew."""
+
+    def __init__(self, loader: EpochLoader, batches: Iterable[Sequence]):
+        self.loader = loader
+        self.batches = batches
+
+    @property
+    def dataset(self) -> Dataset:
+        """The loader's."""
+        return self.loader.dataset
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator:
+        return self.loader.read(self.batches)
 
 
 def _options(cfg: CfgNode) -> dict:
@@ -105,7 +181,7 @@ def test_loader(cfg: CfgNode, name: str) -> tuple[Iterable[dict], int]:
 def _view_loaders(cfg: CfgNode, *images: Sequence[Item], num_views: int = 0) -> tuple[list[EpochLoader], CropCache | None]:
     """For each of some sets of images, what loads views of them onto the model's device; and the cache that all share.
 
-    The batches are made of :class:`.multi_view.Draw`.
+    The batches are made of :class:`.samplers.Draw`.
     """
     once, augment = build_views(cfg)
     cache = open_cache(cfg, [item[0] for items in images for item in items], once)
@@ -166,45 +242,6 @@ class _Beside:
         return ({**batch, "bn_images": bn_batch["images"]} for batch, bn_batch in pairs)
 
 
-def source_items(cfg: CfgNode) -> tuple[list[Item], list[int]]:
-    """The labelled images of a source, and the number 0..C-1 of each one's identity.
-
-    Args:
-        cfg: a stage 1 config; ``DATASETS.COMBINEALL`` adds query and gallery.
-
-    Raises:
-        ValueError: if an image has no identity, there are fewer than two, or each has one image; or as for :func:`.items.training_items`.
-    """
-    items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS, cfg.DATASETS.COMBINEALL)
-    nobody = next((item[0] for item in items if item[1] is None), None)
-    if nobody is not None:
-        raise ValueError(
-            f"a source needs identities, and {nobody!r} has none: set the IDENTITY of its node in SSKD.FOLDERS, move "
-            "such images away, or train on this data set as a target"
-        )
-    number = {name: i for i, name in enumerate(sorted({item[1] for item in items}))}
-    check_identities(len(number), cfg.DATASETS.NAMES)
-    if len(number) == len(items):
-        raise ValueError(
-            f"each of the {len(items)} identities of {', '.join(cfg.DATASETS.NAMES)} has one image, so nothing shows what two images "
-            "of a person share: train on a source with several images of each"
-        )
-    return items, [number[item[1]] for item in items]
-
-
-def check_identities(num_classes: int, names: Sequence[str]) -> None:
-    """Check that a classifier has something to tell apart.
-
-    Raises:
-        ValueError: if there are fewer than two identities.
-    """
-    if num_classes < 2:
-        raise ValueError(
-            f"a classifier needs two identities or more, and {', '.join(names)} has {num_classes}: train on another data set, or "
-            "correct what the identities are read from"
-        )
-
-
 class SourceLoader:
     """Epochs of batches of the labelled source, with a batch of unlabelled target images beside each.
 
@@ -236,3 +273,55 @@ class SourceLoader:
             return source
         shuffled = ShuffledBatches(len(self.bn_items), seed=derive_seed(self.seed, epoch, 1), **shape)
         return _Beside(source, self._bn.epoch(BatchesFrom(SharedBatches(shuffled), start)))
+
+
+class _Seeded(Dataset):
+    """A data set of the host whose random transforms are drawn from the seed that comes with the index."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: tuple[int, int]):
+        index, seed = draw
+        with seeded(seed):
+            return self.dataset[index]
+
+
+class HostEpochs:
+    """The epochs of one of the host's training loaders, each a function of (seed, epoch).
+
+    The host's samplers go on for ever and draw from NumPy's global generator, as its transforms do from three of them, so
+    that no place in their sequence can be found again. Here a sampler begins anew every epoch, with a seed of its own, and
+    every image is augmented under its own seed.
+
+    Args:
+        loader: from ``build_reid_train_loader``; its sampler, data set, collation and workers are used.
+        seed: of the run.
+        num_batches: length of an epoch.
+    """
+
+    def __init__(self, loader: DataLoader, seed: int, num_batches: int):
+        self.loader = loader
+        self.seed = seed
+        self.num_batches = num_batches
+        self._epochs = EpochLoader(
+            _Seeded(loader.dataset), num_workers=loader.num_workers, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory
+        )
+
+    def epoch(self, epoch: int, start: int = 0) -> Epoch:
+        """The batches of an epoch from number ``start`` on."""
+        return self._epochs.epoch(BatchesFrom(self._batches(derive_seed(self.seed, epoch)), start))
+
+    def _batches(self, seed: int) -> list[list[tuple[int, int]]]:
+        sampler, size = self.loader.batch_sampler.sampler, self.loader.batch_sampler.batch_size
+        with seeded(seed):
+            sampler._seed = seed  # the host's samplers seed the generator themselves, with this
+            indices = list(itertools.islice(iter(sampler), self.num_batches * size))
+        first = comm.get_rank() * size  # the host's samplers give every process a share of their own
+        return [
+            [(int(index), derive_seed(seed, batch, place)) for place, index in enumerate(indices[at:at + size], first)]
+            for batch, at in enumerate(range(0, len(indices), size))
+        ]

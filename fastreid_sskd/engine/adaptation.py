@@ -11,9 +11,8 @@ from torch import nn
 
 from ..clustering import PseudoLabelError
 from ..data import TargetLoader, training_items
-from ..data.samplers import check_batch
-from ..data.seeding import derive_seed
-from ..data.transforms import build_view_transforms
+from ..data.samplers import check_batch, derive_seed
+from ..data.views import build_view_transforms
 from ..evaluation.peers import evaluate_peers
 from ..modeling import ema_momentum, load_source_weights
 from ..modeling.weights import is_sskd_state, load_exactly, read_state_dict

@@ -33,7 +33,7 @@ from ..clustering.infomap import import_infomap
 from ..clustering.jaccard import list_sizes
 from ..clustering.kmeans import check_num_clusters
 from ..clustering.sweep import RULES
-from ..data.transforms import PLACES
+from ..data.views import PLACES
 from ..evaluation.distances import METRICS_IN_BLOCKS
 from ..modeling import peer_config
 from ..modeling.sskd import LABEL_STATISTICS

@@ -10,8 +10,8 @@ from fastreid.config import CfgNode
 from torch import nn
 
 from ..config_values import merge_overrides
-from ..data.items import test_items, training_items
-from ..data.seeding import derive_seed
+from ..data.datasets import test_items, training_items
+from ..data.samplers import derive_seed
 from ..evaluation.peers import evaluate_peers
 from ..evaluation.table import results_table
 from ..modeling import build_peer, ema_decay, load_source_weights, peer_config

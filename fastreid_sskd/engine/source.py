@@ -6,7 +6,7 @@ from fastreid.config import CfgNode
 from ..data import SourceLoader, training_items
 from ..data.loaders import source_items
 from ..data.samplers import check_batch
-from ..data.transforms import build_view_transforms
+from ..data.views import build_view_transforms
 from ..modeling.losses_config import build_losses
 from ..modeling.weights import load_network, read_state_dict
 from .shares import check_shares

@@ -18,10 +18,9 @@ from fastreid.utils import comm
 from fastreid.utils.events import EventStorage
 from torch import nn
 
-from ..data.epochs import HostEpochs
-from ..data.items import training_items
-from ..data.loaders import check_identities, test_loader
-from ..data.seeding import derive_seed
+from ..data.datasets import check_identities, training_items
+from ..data.loaders import HostEpochs, test_loader
+from ..data.samplers import derive_seed
 from ..evaluation.evaluator import BlockwiseEvaluator, evaluate_encoder
 from ..evaluation.features import Encoder
 from ..modeling.weights import load_model

@@ -9,7 +9,7 @@ from fastreid.evaluation import DatasetEvaluator, ReidEvaluator
 from fastreid.evaluation.query_expansion import aqe
 from fastreid.utils import comm
 
-from ..data.items import matched_queries
+from ..data.datasets import matched_queries
 from ..processes import alone, control_group, in_all, on_main
 from .distances import METRICS_IN_BLOCKS, distance_blocks
 from .features import Encoder, encode_batches

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..data.image import read_image
+from ..data.views import read_image
 
 __all__ = ["nearest", "neighbours_picture"]
 

@@ -12,7 +12,7 @@ from .. import __version__
 from ..benchmark.summary import write_table
 from ..clustering import sweep_table
 from ..data import training_items
-from ..data.items import test_items
+from ..data.datasets import test_items
 from ..engine.atomic import check_output, write_atomically
 from . import curves
 from .embeddings import embed, model_after, model_before, run_config

@@ -19,9 +19,8 @@ from tiny_reid import (
 )
 
 from fastreid_sskd.data import CropFolder, SourceLoader, training_items
-from fastreid_sskd.data.crop_folder import folder_class
-from fastreid_sskd.data.image import image_paths
-from fastreid_sskd.data.items import test_items as query_and_gallery
+from fastreid_sskd.data.datasets import folder_class, image_paths
+from fastreid_sskd.data.datasets import test_items as query_and_gallery
 from fastreid_sskd.engine import AdaptationTrainer, load_config, run, source_config
 from fastreid_sskd.evaluation.peers import evaluate_peers
 

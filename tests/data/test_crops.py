@@ -9,9 +9,8 @@ import torch
 from fastreid.data.transforms import build_transforms
 from PIL import Image
 
-from fastreid_sskd.data import crops as module
-from fastreid_sskd.data.crops import CropCache, Crops, open_cache, to_pixels
-from fastreid_sskd.data.transforms import build_view_transforms
+from fastreid_sskd.data import views as module
+from fastreid_sskd.data.views import CropCache, Crops, build_view_transforms, open_cache, to_pixels
 
 SIZE = (32, 16)
 

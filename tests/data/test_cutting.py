@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastreid_sskd.data.cutting import cut, cut_batch, erase, erase_batch
+from fastreid_sskd.data.views import cut, cut_batch, erase, erase_batch
 
 SHAPE = (3, 5, 4)
 NUMBERS = [(0, 0, 0), (2, 3, 1), (1, 0, 1), (2, 1, 0)]  # (top, left, mirrored) in a crop of 7 x 7

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fastreid_sskd.data.epoch_loader import EpochLoader
+from fastreid_sskd.data.loaders import EpochLoader
 
 EPOCHS = ([[0, 1], [2]], [[5, 4], [3, 2], [1, 0]], [])
 

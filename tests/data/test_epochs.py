@@ -6,7 +6,8 @@ import torch
 from fastreid.data import build_reid_train_loader
 from tiny_reid import tiny_baseline
 
-from fastreid_sskd.data.epochs import BatchesFrom, HostEpochs
+from fastreid_sskd.data.loaders import HostEpochs
+from fastreid_sskd.data.samplers import BatchesFrom
 
 
 @pytest.mark.parametrize("start, expected", [(0, [[0], [1], [2]]), (2, [[2]]), (3, [])])

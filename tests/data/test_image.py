@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fastreid_sskd.data.image import find_images, image_paths, read_image
+from fastreid_sskd.data.datasets import find_images, image_paths
+from fastreid_sskd.data.views import read_image
 
 
 def pixels(image):

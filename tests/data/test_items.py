@@ -6,8 +6,8 @@ import pytest
 from fastreid.data.datasets import DATASET_REGISTRY
 from tiny_reid import MARKET
 
-from fastreid_sskd.data.items import matched_queries, training_items
-from fastreid_sskd.data.items import test_items as query_and_gallery
+from fastreid_sskd.data.datasets import matched_queries, training_items
+from fastreid_sskd.data.datasets import test_items as query_and_gallery
 
 
 @pytest.fixture

@@ -13,14 +13,13 @@ from fastreid_sskd.data import (
     SourceLoader,
     TargetLoader,
     adaptation_loader,
-    crops,
     extraction_loader,
     training_items,
+    views,
 )
-from fastreid_sskd.data.image import read_image
 from fastreid_sskd.data.loaders import test_loader as evaluation_loader
-from fastreid_sskd.data.seeding import derive_seed, seeded
-from fastreid_sskd.data.transforms import build_view_transforms
+from fastreid_sskd.data.samplers import derive_seed, seeded
+from fastreid_sskd.data.views import build_view_transforms, read_image
 
 
 def same(one, other):
@@ -217,7 +216,7 @@ def test_extraction_shares_the_cache(options, monkeypatch):
     """An image that was read for training is not read for its features, and the other way round."""
     cfg = options("worker", 8, 0)
     items, reads = training_items(cfg.DATASETS.NAMES), []
-    monkeypatch.setattr(crops, "read_image", lambda path: reads.append(path) or read_image(path))
+    monkeypatch.setattr(views, "read_image", lambda path: reads.append(path) or read_image(path))
     loader = TargetLoader(cfg, items)
     usual = torch.cat([batch["images"] for batch in extraction_loader(cfg, items)])
     assert len(reads) == 48

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torchvision import transforms as T
 
-from fastreid_sskd.data import Draw, MultiViewDataset, crops
+from fastreid_sskd.data import Draw, MultiViewDataset, views
 from fastreid_sskd.data.loaders import adaptation_loader, extraction_loader
-from fastreid_sskd.data.transforms import build_view_transforms
+from fastreid_sskd.data.views import build_view_transforms
 
 
 @pytest.fixture
@@ -104,8 +104,8 @@ def test_global_generators_are_left_alone(items, cfg):
 
 
 def test_image_is_decoded_and_resized_once(items, cfg, monkeypatch):
-    read, calls = crops.read_image, []
-    monkeypatch.setattr(crops, "read_image", lambda path: calls.append(path) or read(path))
+    read, calls = views.read_image, []
+    monkeypatch.setattr(views, "read_image", lambda path: calls.append(path) or read(path))
     once, augment = build_view_transforms(cfg)
     resized = []
     dataset = MultiViewDataset(items, lambda image: resized.append(1) or once(image), augment, num_views=3)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastreid_sskd.data.samplers import IdentityBatches, ShuffledBatches, check_batch
-from fastreid_sskd.data.seeding import derive_seed
+from fastreid_sskd.data.samplers import IdentityBatches, ShuffledBatches, check_batch, derive_seed
 
 # identity 0: three cameras; 1: two cameras; 2: one camera; 3: a single image; -1: noise
 LABELS = [0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, -1, -1, -1]

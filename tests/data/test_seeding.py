@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastreid_sskd.data.seeding import derive_seed, seeded, seeded_torch
+from fastreid_sskd.data.samplers import derive_seed, seeded, seeded_torch
 
 
 def numbers():

@@ -27,15 +27,11 @@ from fastreid_sskd.data.synthetic import (
     person_of,
     render,
 )
-from fastreid_sskd.data.synthetic.cameras import Camera, expose
-from fastreid_sskd.data.synthetic.datasets import DATASET_REGISTRY, DRAWING_VERSION
+from fastreid_sskd.data.synthetic.datasets import DATASET_REGISTRY, DRAWING_VERSION, plan_shots
 from fastreid_sskd.data.synthetic.dice import Dice
-from fastreid_sskd.data.synthetic.figure import View, draw_figure
 from fastreid_sskd.data.synthetic.folder_cache import MANIFEST, ensure_folder, is_complete
-from fastreid_sskd.data.synthetic.layout import plan_shots
-from fastreid_sskd.data.synthetic.patterns import PATTERNS, cloth
-from fastreid_sskd.data.synthetic.scenes import SCENES, paint_scene
-from fastreid_sskd.data.synthetic.wardrobe import PALETTE, Garment
+from fastreid_sskd.data.synthetic.people import PALETTE, PATTERNS, Garment, View, cloth, draw_figure
+from fastreid_sskd.data.synthetic.scenes import SCENES, Camera, expose, paint_scene
 
 TINY = Sizes(
     train_people=3,

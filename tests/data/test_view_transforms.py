@@ -7,8 +7,8 @@ from fastreid.data.transforms import build_transforms
 from PIL import Image
 from torchvision import transforms as T
 
-from fastreid_sskd.data.seeding import seeded
-from fastreid_sskd.data.transforms import build_view_transforms
+from fastreid_sskd.data.samplers import seeded
+from fastreid_sskd.data.views import build_view_transforms
 from fastreid_sskd.modeling.pixels import PixelNormalisation
 
 

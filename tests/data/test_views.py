@@ -7,10 +7,8 @@ from PIL import Image
 from scipy.stats import chi2_contingency, ks_2samp
 from torchvision import transforms as T
 
-from fastreid_sskd.data.crops import to_pixels
-from fastreid_sskd.data.seeding import seeded, seeded_torch
-from fastreid_sskd.data.transforms import build_view_transforms, build_views
-from fastreid_sskd.data.views import Views, without_numbers
+from fastreid_sskd.data.samplers import seeded, seeded_torch
+from fastreid_sskd.data.views import Views, build_view_transforms, build_views, to_pixels, without_numbers
 
 ALPHA = 1e-4  # of the tests of distributions; seeds are fixed
 

@@ -11,7 +11,7 @@ from PIL import Image
 from same_runs import assert_same_files
 from tiny_reid import MARKET, load_checkpoint, tiny_baseline
 
-from fastreid_sskd.data.multi_view import FinishViews
+from fastreid_sskd.data.views import FinishViews
 from fastreid_sskd.engine import AdaptationTrainer, run
 from fastreid_sskd.engine.checkpoint import last_checkpoint
 from fastreid_sskd.engine.writers import MetricsFile

@@ -5,8 +5,8 @@ import torch
 from same_runs import assert_same_files
 from tiny_reid import load_checkpoint, tiny_source
 
-from fastreid_sskd.data import crops
-from fastreid_sskd.data.image import read_image
+from fastreid_sskd.data import views
+from fastreid_sskd.data.views import read_image
 from fastreid_sskd.engine import AdaptationTrainer, run
 from fastreid_sskd.evaluation import features
 
@@ -46,7 +46,7 @@ def test_a_run_is_gone_on_with_in_another_way(finished, adaptation, monkeypatch,
 def test_every_image_is_read_once_a_run(adaptation, monkeypatch):
     """For the first refresh; not for training and for the refreshes after it."""
     reads = []
-    monkeypatch.setattr(crops, "read_image", lambda path: reads.append(path) or read_image(path))
+    monkeypatch.setattr(views, "read_image", lambda path: reads.append(path) or read_image(path))
     run(adaptation("SSKD.CACHE_IMAGES", "8", "TEST.EVAL_PERIOD", "0"))
     assert len(reads) == len(set(reads)) == 48
 

@@ -12,7 +12,7 @@ from same_runs import assert_same, assert_same_files
 from tiny_reid import load_checkpoint, tiny_baseline
 from torch.autograd.graph import saved_tensors_hooks
 
-from fastreid_sskd.data.multi_view import FinishViews
+from fastreid_sskd.data.views import FinishViews
 from fastreid_sskd.engine import Trainer, run
 from fastreid_sskd.engine.amp import Precision
 from fastreid_sskd.engine.checkpoint import last_checkpoint

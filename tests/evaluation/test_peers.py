@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from fastreid.modeling import build_model
 from tiny_reid import MARKET
 
-from fastreid_sskd.data.items import test_items as query_and_gallery
+from fastreid_sskd.data.datasets import test_items as query_and_gallery
 from fastreid_sskd.data.loaders import test_loader as evaluation_loader
 from fastreid_sskd.evaluation.peers import evaluate_peers, peer_names
 
