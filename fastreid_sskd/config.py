@@ -136,9 +136,6 @@ def add_sskd_config(cfg: CfgNode) -> None:
     _C.ERASING.AREA = (0.02, 0.4)
     _C.ERASING.ASPECT = (0.3, 3.3)
 
-    # where views are cut, mirrored and erased: "worker" (the loader's, on the CPU) or "device" (the model's, in a batch). Both
-    # have the same pixels
-    _C.AUGMENT_ON = "worker"
     # keep decoded and resized training images, 8-bit, in memory that workers share, if they all fit; a process each
     # has its own [MB of 2^20 bytes; 0: read every image again each time]
     _C.CACHE_IMAGES = 0

@@ -137,7 +137,7 @@ def test_defaults_are_the_methods():
     assert leaves(cfg.SSKD) == {
         "NUM_PEERS": 3, "GATHER_LOSSES": True, "PEERS": [], "PEER_ARCHITECTURE": "Baseline", "COMBINE": "auto", "SELECT_BY": "mAP", "ITERS_PER_EPOCH": 400, "BN_CHUNK": 0, "EVAL_WITH": "best", "LOG_PERIOD": 50,
         "KEEP_CHECKPOINTS": 2, "CHECKPOINT_SECONDS": 1800, "CHECKPOINT_ITERS": 0, "MAY_DIFFER": [], "DETERMINISTIC": False,
-        "AMP_DTYPE": "auto", "CHANNELS_LAST": False, "AUGMENT_ON": "worker", "CACHE_IMAGES": 0, "COMPILE": False, "EMA.MOMENTUM": 0.999,
+        "AMP_DTYPE": "auto", "CHANNELS_LAST": False, "CACHE_IMAGES": 0, "COMPILE": False, "EMA.MOMENTUM": 0.999,
         "EMA.WINDOW": 0.0, "SOFT_LABELS.BN": "batch", "SOFT_LABELS.TEMPERATURE": 1.0, "SOFT_LABELS.CONFIDENCE": 0.8,
         **{f"FOLDERS.CropFolder.{key}": "" for key in ("TRAIN", "QUERY", "GALLERY", "CAMERA", "IDENTITY", "JUNK")},
         "LOSSES.LabelSmoothCE.WEIGHT": 0.5, "LOSSES.LabelSmoothCE.EPSILON": 0.1, "LOSSES.SoftCE.WEIGHT": 0.5,

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from fastreid.config import CfgNode
 
+from ..data.samplers import images_per_bn
 from ..engine import load_config
-from ..engine.shares import images_per_bn
 
 __all__ = ["as_dict", "backbone_name", "describe", "read_config", "source_name"]
 

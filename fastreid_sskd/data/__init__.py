@@ -1,4 +1,5 @@
-"""Views, batches and loaders; importing it registers the synthetic pair of domains."""
+"""Data sets, batches, views and loaders; importing it registers the synthetic pair of domains."""
+
 from .datasets import CropFolder, Item, training_items
 from .loaders import SourceLoader, TargetLoader, adaptation_loader, extraction_loader
 from .samplers import Draw, IdentityBatches, ShuffledBatches
@@ -8,4 +9,4 @@ from .views import CropCache, MultiViewDataset
 __all__ = [
     "CropCache", "CropFolder", "Draw", "IdentityBatches", "Item", "MultiViewDataset", "ShuffledBatches", "SourceLoader",
     "SyntheticSource", "SyntheticTarget", "TargetLoader", "adaptation_loader", "extraction_loader", "training_items",
-]
+]  # fmt: skip

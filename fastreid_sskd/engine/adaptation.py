@@ -11,7 +11,7 @@ from torch import nn
 
 from ..clustering import PseudoLabelError
 from ..data import TargetLoader, training_items
-from ..data.samplers import check_batch, derive_seed
+from ..data.samplers import check_training_batch, derive_seed
 from ..data.views import build_view_transforms
 from ..evaluation.peers import evaluate_peers
 from ..modeling import ema_momentum, load_source_weights
@@ -24,7 +24,6 @@ from .records import Record
 from .refresh import PseudoLabelRefresh
 from .selection import LabelFreeSelection
 from .setup import starts_from_backbone, without_pretraining
-from .shares import check_shares
 from .soft_labels import estimate_necks
 from .trainer import Trainer
 
@@ -48,7 +47,7 @@ class AdaptationTrainer(Trainer):
     absent: Sequence[Sequence[str]] = ()
 
     def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
-        check_shares(cfg)
+        check_training_batch(cfg)
         self.items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
         self._loader = TargetLoader(cfg, self.items)
         return 0, cfg.SSKD.ITERS_PER_EPOCH  # the first refresh makes the classes
@@ -58,8 +57,7 @@ class AdaptationTrainer(Trainer):
 
     @classmethod
     def check_data(cls, cfg: CfgNode) -> tuple[int, int]:
-        check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
-        check_shares(cfg)
+        check_training_batch(cfg)
         if cfg.DATASETS.COMBINEALL:
             raise ValueError(
                 "DATASETS.COMBINEALL would train on the target's query and gallery, which the result is measured on: set it to False; a "

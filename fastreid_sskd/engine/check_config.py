@@ -33,7 +33,6 @@ from ..clustering.infomap import import_infomap
 from ..clustering.jaccard import list_sizes
 from ..clustering.kmeans import check_num_clusters
 from ..clustering.sweep import RULES
-from ..data.views import PLACES
 from ..evaluation.distances import METRICS_IN_BLOCKS
 from ..modeling import peer_config
 from ..modeling.sskd import LABEL_STATISTICS
@@ -83,7 +82,6 @@ _NAMES: dict[str, Callable[[CfgNode], Collection[str]]] = {
     "SOLVER.WARMUP_METHOD": lambda cfg: ("linear", "constant", "exp"),
     "TEST.METRIC": lambda cfg: (*METRICS_IN_BLOCKS, "jaccard"),  # the host's third, of all distances at once
     "SSKD.SELECT_BY": lambda cfg: ("mAP", *LABEL_FREE),
-    "SSKD.AUGMENT_ON": lambda cfg: PLACES,
     "SSKD.SOFT_LABELS.BN": lambda cfg: LABEL_STATISTICS,
     "SSKD.CLUSTER.METHOD": lambda cfg: CLUSTERING_METHODS,
     "SSKD.CLUSTER.EPS_RULE": lambda cfg: ("pairs", *RULES),

@@ -21,7 +21,8 @@ logger = logging.getLogger("fastreid.sskd.same_run")
 HARMLESS = (
     "OUTPUT_DIR", "VERSION", "MODEL.DEVICE", "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
     "SSKD.LOG_PERIOD", "SSKD.KEEP_CHECKPOINTS", "SSKD.CHECKPOINT_SECONDS", "SSKD.CHECKPOINT_ITERS", "SSKD.EVAL_WITH",
-    "SSKD.MAY_DIFFER", "SSKD.AUGMENT_ON", "SSKD.CACHE_IMAGES",
+    "SSKD.MAY_DIFFER", "SSKD.CACHE_IMAGES",
+    "SSKD.AUGMENT_ON",  # of earlier checkpoints
 )
 # Keys that may differ where a run is gone on with: also how often it is looked at, and what its clusters may be.
 _WITHOUT_EFFECT = (

@@ -5,11 +5,10 @@ from fastreid.config import CfgNode
 
 from ..data import SourceLoader, training_items
 from ..data.loaders import source_items
-from ..data.samplers import check_batch
+from ..data.samplers import check_training_batch
 from ..data.views import build_view_transforms
 from ..modeling.losses_config import build_losses
 from ..modeling.weights import load_network, read_state_dict
-from .shares import check_shares
 from .trainer import Trainer
 
 __all__ = ["SourceTrainer"]
@@ -19,7 +18,7 @@ class SourceTrainer(Trainer):
     """Trains an ``SSKDSource``: identity batches of the source, and the target's images through batch norm."""
 
     def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
-        check_shares(cfg)
+        check_training_batch(cfg)
         self._loader = SourceLoader(cfg, seed=cfg.SEED)
         return self._loader.num_classes, cfg.SSKD.ITERS_PER_EPOCH
 
@@ -38,8 +37,7 @@ class SourceTrainer(Trainer):
 
     @classmethod
     def check_data(cls, cfg: CfgNode) -> tuple[int, int]:
-        check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
-        check_shares(cfg)
+        check_training_batch(cfg)
         for _, loss in build_losses(cfg).active:
             if loss.requires:
                 raise ValueError(

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..data.datasets import check_identities, training_items
 from ..data.loaders import HostEpochs, test_loader
-from ..data.samplers import derive_seed
+from ..data.samplers import check_batch, derive_seed, images_per_bn
 from ..evaluation.evaluator import BlockwiseEvaluator, evaluate_encoder
 from ..evaluation.features import Encoder
 from ..modeling.weights import load_model
@@ -46,7 +46,6 @@ from .output_dir import keep_config, start_run
 from .random_state import random_state, restore_random_state
 from .same_run import check_same_images, check_same_run, image_names, plain_config
 from .setup import seed_everything, use_device, without_pretraining
-from .shares import images_per_bn
 from .step import TrainingStep
 from .writers import build_writers
 
@@ -176,11 +175,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        if cfg.SOLVER.IMS_PER_BATCH % comm.get_world_size():
-            raise ValueError(
-                f"a batch of SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} images cannot be shared equally by "
-                f"{comm.get_world_size()} processes"
-            )
+        check_batch(cfg.SOLVER.IMS_PER_BATCH, processes=comm.get_world_size())
         return build_reid_train_loader(cfg, combineall=cfg.DATASETS.COMBINEALL)
 
     @classmethod

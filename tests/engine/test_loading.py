@@ -10,7 +10,7 @@ from fastreid_sskd.data.views import read_image
 from fastreid_sskd.engine import AdaptationTrainer, run
 from fastreid_sskd.evaluation import features
 
-FASTEST = ("SSKD.AUGMENT_ON", "device", "SSKD.CACHE_IMAGES", "8", "DATALOADER.NUM_WORKERS", "2")
+FASTEST = ("SSKD.CACHE_IMAGES", "8", "DATALOADER.NUM_WORKERS", "2")
 
 
 class PowerCut(Exception):
