@@ -7,6 +7,7 @@ from .synthetic import SyntheticSource, SyntheticTarget
 from .views import CropCache, MultiViewDataset
 
 __all__ = [
-    "CropCache", "CropFolder", "Draw", "IdentityBatches", "Item", "MultiViewDataset", "ShuffledBatches", "SourceLoader",
-    "SyntheticSource", "SyntheticTarget", "TargetLoader", "adaptation_loader", "extraction_loader", "training_items",
+    "CropCache", "CropFolder", "Draw", "IdentityBatches", "Item", "MultiViewDataset", "ShuffledBatches",
+    "SourceLoader", "SyntheticSource", "SyntheticTarget", "TargetLoader", "adaptation_loader",
+    "extraction_loader", "training_items",
 ]  # fmt: skip

@@ -1,4 +1,5 @@
-"""What a run trains on and is tested on: folders of images, and registered data sets in an order that no disk decides."""
+"""What a run trains on and is tested on: registered data sets and folders of images, in a fixed order."""
+
 import logging
 import os
 import re
@@ -16,18 +17,9 @@ from ..compat import dataset_root
 from ..refusals import UnknownNameError, nearest
 
 __all__ = [
-    "IMAGE_ENDINGS",
-    "CropFolder",
-    "Item",
-    "check_identities",
-    "find_images",
-    "folder_class",
-    "image_paths",
-    "matched_queries",
-    "source_items",
-    "test_items",
-    "training_items",
-]
+    "IMAGE_ENDINGS", "CropFolder", "Item", "check_identities", "find_images", "folder_class", "image_paths",
+    "matched_queries", "source_items", "test_items", "training_items",
+]  # fmt: skip
 
 logger = logging.getLogger("fastreid.sskd.data")
 
@@ -43,82 +35,173 @@ _SPLITS = "with bounding_box_train/, query/ and bounding_box_test/, images named
 _LAYOUTS = {
     "Market1501": f"Market-1501-v15.09.15/ {_SPLITS}",
     "DukeMTMC": f"DukeMTMC-reID/ {_SPLITS}",
-    "MSMT17": "MSMT17_V1/ with train/, test/ and list_train.txt, list_val.txt, list_query.txt, list_gallery.txt "
-              "(or MSMT17_V2/ with mask_train_v2/, mask_test_v2/ and the same lists)",
+    "MSMT17": "MSMT17_V1/ with train/, test/ and list_train.txt, list_val.txt, list_query.txt, "
+    "list_gallery.txt (or MSMT17_V2/ with mask_train_v2/, mask_test_v2/ and the same lists)",
 }
 
 
-def find_images(folder: str) -> list[str]:
-    """List all images below a folder, by their endings in any letter case, sorted; may be empty.
+def training_items(
+    names: Sequence[str], folders: Mapping = MappingProxyType({}), combine_all: bool = False
+) -> list[Item]:
+    """List the training images of data sets, sorted by path within each.
 
-    Links to folders are followed. Each folder is listed once, under its own path if it lies below ``folder`` itself.
-    Links to it, and links to a folder that holds them, are left out with a warning. Hidden files and folders
-    (``.name``) are left out too; files of other endings are, with their count in the log.
+    Identities and cameras of several data sets are kept apart: with more than one, they are prefixed with its
+    name.
 
     Args:
-        folder: where to look; its name is taken literally.
+        names: ``DATASETS.NAMES``: of registered data sets or of ``folders``.
+        folders: ``SSKD.FOLDERS``, see :func:`folder_class`.
+        combine_all: ``DATASETS.COMBINEALL``: the query and gallery images too, as people of their own.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or a link below it leads nowhere.
+        UnknownNameError: if a name is not registered.
+        FileNotFoundError: if the images are not where they should be, naming the folder and the variable that
+            sets it.
+        ValueError: if there are no images, or a data set is named twice.
     """
-    if not os.path.isdir(folder):
-        what = "is a file, not a folder" if os.path.exists(folder) else "not found"
-        raise FileNotFoundError(f"folder {folder!r} {what}")
-    paths, others, again = [], Counter(), []
-    seen, pending, links = set(), [folder], []
-    while pending or links:
-        links.sort(reverse=True)
-        at = pending.pop() if pending else links.pop()
-        real = os.path.realpath(at)
-        if real in seen:
-            again.append(at)
-            continue
-        seen.add(real)
-        with os.scandir(at) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    loop = entry.is_symlink() and Path(real).is_relative_to(os.path.realpath(entry.path))
-                    (again if loop else links if entry.is_symlink() else pending).append(entry.path)
-                elif entry.is_symlink() and not os.path.exists(entry.path):
-                    raise FileNotFoundError(
-                        f"link {entry.path!r} leads to {os.readlink(entry.path)!r}, which is not there: mend or remove it"
-                    )
-                elif entry.name.lower().endswith(IMAGE_ENDINGS):
-                    paths.append(entry.path)
-                elif entry.name.lower() not in _OF_THE_SYSTEM:
-                    others[os.path.splitext(entry.name)[1] or entry.name] += 1
-    if again:
-        logger.warning(
-            "%s: %d links to folders that are listed already are left out (first: %s)", folder, len(again), min(again)
+    if not names:
+        raise ValueError("no data set is named to train on: DATASETS.NAMES is empty")
+    if len(set(names)) < len(names):
+        raise ValueError(f"DATASETS.NAMES names a data set twice: {', '.join(names)}")
+    items: list[Item] = []
+    for name in names:
+        (train,) = _read(name, folders, "train", combine_all=combine_all)
+        if not train:
+            raise ValueError(
+                f"data set {name} below {os.path.abspath(dataset_root())!r} has no training images"
+                + (f": set SSKD.FOLDERS.{name}.TRAIN to their folder" if name in folders else "")
+            )
+        if len(names) > 1:
+            train = [
+                (path, who if who is None else f"{name}:{who}", f"{name}:{camera}")
+                for path, who, camera in train
+            ]
+        items.extend(train)
+    return items
+
+
+def test_items(name: str, folders: Mapping = MappingProxyType({})) -> tuple[list[Item], list[Item]]:
+    """List the query and gallery images of a data set, each sorted by path.
+
+    A warning counts the queries that no evaluation looks at; if there is no other, that is an error.
+    Arguments and errors are those of :func:`training_items`.
+    """
+    query, gallery = _read(name, folders, "query", "gallery")
+    if not query or not gallery:
+        raise ValueError(
+            f"data set {name} has {len(query)} query and {len(gallery)} gallery images, so nothing can be "
+            "ranked: name another set in DATASETS.TESTS, or set TEST.EVAL_PERIOD to 0"
         )
-    if others:
-        count = ", ".join(f"{number} {ending}" for ending, number in others.most_common(5))
-        logger.info("%s: %d files without an image's ending are left out (%s)", folder, others.total(), count)
-    return sorted(paths)
+    counted = matched_queries(*([item[1:] for item in part] for part in (query, gallery)))
+    if not counted:
+        raise ValueError(
+            f"none of the {len(query)} queries of {name} has its identity among the {len(gallery)} gallery "
+            "images under another camera, so nothing can be ranked: check identities and cameras, or set "
+            "TEST.EVAL_PERIOD to 0"
+        )
+    if counted < len(query):
+        logger.warning(
+            "%s: %d of %d queries have no match in the gallery under another camera and are left out: mAP "
+            "and ranks are over %d queries", name, len(query) - counted, len(query), counted,
+        )  # fmt: skip
+    return query, gallery
 
 
-def image_paths(folder: str) -> list[str]:
-    """List the images of :func:`find_images`; a folder without any is an error.
+test_items.__test__ = False  # not a test, whatever pytest thinks of its name
+
+
+def source_items(cfg: CfgNode) -> tuple[list[Item], list[int]]:
+    """List the labelled images of a source, and the number 0..C-1 of each one's identity.
+
+    Args:
+        cfg: a stage 1 config; ``DATASETS.COMBINEALL`` adds query and gallery.
 
     Raises:
-        FileNotFoundError: as there.
-        ValueError: if it holds no image.
+        ValueError: if an image has no identity, there are fewer than two, or each has one image; or as for
+            :func:`training_items`.
     """
-    paths = find_images(folder)
-    if not paths:
-        raise ValueError(f"no image below {folder!r}: looked for {', '.join(IMAGE_ENDINGS)}")
-    return paths
+    items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS, cfg.DATASETS.COMBINEALL)
+    nobody = next((item[0] for item in items if item[1] is None), None)
+    if nobody is not None:
+        raise ValueError(
+            f"a source needs identities, and {nobody!r} has none: set the IDENTITY of its node in "
+            "SSKD.FOLDERS, move such images away, or train on this data set as a target"
+        )
+    number = {name: i for i, name in enumerate(sorted({item[1] for item in items}))}
+    check_identities(len(number), cfg.DATASETS.NAMES)
+    if len(number) == len(items):
+        raise ValueError(
+            f"each of the {len(items)} identities of {', '.join(cfg.DATASETS.NAMES)} has one image, so "
+            "nothing shows what two images of a person share: train on a source with several images of each"
+        )
+    return items, [number[item[1]] for item in items]
+
+
+def check_identities(num_classes: int, names: Sequence[str]) -> None:
+    """Check that a classifier has something to tell apart.
+
+    Raises:
+        ValueError: if there are fewer than two identities.
+    """
+    if num_classes < 2:
+        raise ValueError(
+            f"a classifier needs two identities or more, and {', '.join(names)} has {num_classes}: train on "
+            "another data set, or correct what the identities are read from"
+        )
+
+
+def matched_queries(query: Iterable[Sequence], gallery: Iterable[Sequence]) -> int:
+    """The number of queries that count: their identity is in the gallery under another camera.
+
+    Args:
+        query, gallery: (identity, camera) of each image.
+    """
+    seen_by = defaultdict(set)
+    for identity, camera in gallery:
+        seen_by[identity].add(camera)
+    return sum(bool(seen_by.get(identity, set()) - {camera}) for identity, camera in query)
+
+
+def _read(name: str, folders: Mapping, *parts: str, combine_all: bool = False) -> list[list[Item]]:
+    """Read parts of a data set ("train", "query", "gallery"), each sorted by path."""
+    root = dataset_root()
+    if name in folders:
+        return _parts(folder_class(name, folders[name])(root=root), parts, combine_all)
+    if name not in DATASET_REGISTRY._obj_map:  # the host's registry has no other way to ask
+        known = sorted({*DATASET_REGISTRY._obj_map, *folders})
+        raise UnknownNameError(
+            f"no data set is named {name!r}{nearest(name, known)}. There are {', '.join(known)}; folders of "
+            "your own images get a name by SSKD.FOLDERS, classes of your own by fast-reid's DATASET_REGISTRY"
+        )
+    try:
+        return _parts(DATASET_REGISTRY.get(name)(root=root), parts, combine_all)
+    # the host's Dataset.check_before_run, its MSMT17's assertion, a folder or list that is not there
+    except (RuntimeError, AssertionError, FileNotFoundError) as error:
+        layout = _LAYOUTS.get(name, "as its class in fast-reid expects")
+        raise FileNotFoundError(
+            f"data set {name}: {error}; data sets are looked for below {os.path.abspath(root)!r}: set "
+            f"FASTREID_DATASETS to the folder that holds them, laid out as {layout}"
+        ) from error
+
+
+def _parts(data: ImageDataset, parts: Sequence[str], combine_all: bool) -> list[list[Item]]:
+    if combine_all:
+        data.combine_all()
+    # the host's Market1501 looks into its folders only now
+    return [_sorted(getattr(data, part)) for part in parts]
+
+
+def _sorted(items: Sequence[Sequence]) -> list[Item]:
+    return sorted((tuple(item) for item in items), key=lambda item: item[0])
 
 
 class CropFolder(ImageDataset):
-    """Images below a folder, searched with its sub-folders: enough to be a target.
+    """Images below a folder and its sub-folders: enough to be a target.
 
-    ``camera`` and ``identity`` are regular expressions, searched for in an image's path below its folder (with ``/``
-    between folders, ending included). The first group that takes part is the name, without groups the whole match is:
-    ``^([^/]+)/`` is the first sub-folder, ``_c(\\d+)`` the number in ``0002_c1s1_000451_03.jpg``. Empty, there are
-    no cameras, or no identities.
+    ``camera`` and ``identity`` are regular expressions, searched for in an image's path below its folder
+    (with ``/`` between folders, ending included). The first group that takes part is the name, without groups
+    the whole match is: ``^([^/]+)/`` is the first sub-folder, ``_c(\\d+)`` the number in
+    ``0002_c1s1_000451_03.jpg``. Empty, there are no cameras, or no identities.
 
     A data set of one's own takes five lines::
 
@@ -128,13 +211,15 @@ class CropFolder(ImageDataset):
             identity, camera = r"^(\\d+)_", r"_c(\\d+)"
             dataset_name = "my_site"
 
-    Images that the expression ``junk`` matches are left out of query and gallery, and have no identity in training. By
-    default these are files and sub-folders whose name begins with -1, the false detections of Market-1501.
+    Images that the expression ``junk`` matches are left out of query and gallery, and have no identity in
+    training. By default these are files and sub-folders whose name begins with -1, the false detections of
+    Market-1501.
 
     The config's ``SSKD.FOLDERS`` does it without code. Training images carry identities (None where
-    ``identity`` finds none) and cameras as text prefixed with ``dataset_name``. Query and gallery carry them as numbers; they
-    need ``identity``. A gallery image that it does not match shows somebody whom no query shows. Without cameras
-    the queries are of one camera and the gallery of another, so that nothing is left out of the ranking.
+    ``identity`` finds none) and cameras as text prefixed with ``dataset_name``. Query and gallery carry them
+    as numbers; they need ``identity``. A gallery image that it does not match shows somebody whom no query
+    shows. Without cameras the queries are of one camera and the gallery of another, so that nothing is left
+    out of the ranking.
 
     Args:
         root: folder of data sets (FASTREID_DATASETS), which relative folders are below.
@@ -142,8 +227,8 @@ class CropFolder(ImageDataset):
 
     Raises:
         FileNotFoundError: if a folder that is named is not there.
-        ValueError: if it holds no image, a path has no camera or no identity where it should, or only one of query
-            and gallery is named.
+        ValueError: if it holds no image, a path has no camera or no identity where it should, or only one of
+            query and gallery is named.
     """
 
     train_folder: str = ""
@@ -174,20 +259,24 @@ class CropFolder(ImageDataset):
         identities = self._names("IDENTITY", paths, needed=False) or [None] * len(paths)
         prefix = f"{self.dataset_name}_"
         people = [
-            None if name is None or junk else prefix + name for name, junk in zip(identities, self._found("JUNK", paths))
+            None if name is None or junk else prefix + name
+            for name, junk in zip(identities, self._found("JUNK", paths))
         ]
         logger.info(
-            "%s: %d training images, %s, %d of them with one of %d identities", self.dataset_name, len(paths),
+            "%s: %d training images, %s, %d of them with one of %d identities",
+            self.dataset_name,
+            len(paths),
             f"{len(set(cameras))} cameras" if self.camera else "no cameras",
-            len(people) - people.count(None), len(set(people) - {None}),
+            len(people) - people.count(None),
+            len(set(people) - {None}),
         )
         return list(zip(paths.values(), people, (prefix + camera for camera in cameras)))
 
     def _test(self) -> tuple[list[tuple], list[tuple]]:
         if not self.identity:
             raise ValueError(
-                f"{self.dataset_name} has a query folder, but {self._key('IDENTITY')} is empty: ranking needs the "
-                r"identities of query and gallery, as a regular expression such as '^(\d+)_'"
+                f"{self.dataset_name} has a query folder, but {self._key('IDENTITY')} is empty: ranking "
+                r"needs the identities of query and gallery, as a regular expression such as '^(\d+)_'"
             )
         paths = [self._paths("QUERY", self.query_folder), self._paths("GALLERY", self.gallery_folder)]
         junk = [[below for below, found in zip(part, self._found("JUNK", part)) if found] for part in paths]
@@ -196,8 +285,8 @@ class CropFolder(ImageDataset):
                 del part[below]
         if any(junk):
             logger.info(
-                "%s: %d query and %d gallery images are junk by %s and left out (first: %r)", self.dataset_name,
-                *map(len, junk), self._key("JUNK"), (junk[0] + junk[1])[0],
+                "%s: %d query and %d gallery images are junk by %s and left out (first: %r)",
+                self.dataset_name, *map(len, junk), self._key("JUNK"), (junk[0] + junk[1])[0],
             )  # fmt: skip
         people = [self._names("IDENTITY", paths[0]), self._names("IDENTITY", paths[1], needed=False)]
         if set(people[1]) == {None}:
@@ -206,11 +295,14 @@ class CropFolder(ImageDataset):
             cameras = [self._names("CAMERA", part) for part in paths]
         else:
             cameras = [[str(which)] * len(part) for which, part in enumerate(paths)]
-            both = sorted(set(map(os.path.realpath, paths[0].values())) & set(map(os.path.realpath, paths[1].values())))
+            both = sorted(
+                set(map(os.path.realpath, paths[0].values())) & set(map(os.path.realpath, paths[1].values()))
+            )
             if both:
                 raise ValueError(
-                    f"{self.dataset_name} has no cameras, and {len(both)} images are in query and gallery both (first: "
-                    f"{both[0]}), so that a query would find itself: keep the folders apart, or set {self._key('CAMERA')}"
+                    f"{self.dataset_name} has no cameras, and {len(both)} images are in query and gallery "
+                    f"both (first: {both[0]}), so that a query would find itself: keep the folders apart, or "
+                    f"set {self._key('CAMERA')}"
                 )
         person, camera = _numbers(people[0] + people[1]), _numbers(cameras[0] + cameras[1])
         shown = set(people[0])
@@ -219,8 +311,11 @@ class CropFolder(ImageDataset):
             for part, names, places in zip(paths, people, cameras)
         )
         logger.info(
-            "%s: %d query and %d gallery images, %d of these of people whom no query shows", self.dataset_name,
-            len(query), len(gallery), sum(name not in shown for name in people[1]),
+            "%s: %d query and %d gallery images, %d of these of people whom no query shows",
+            self.dataset_name,
+            len(query),
+            len(gallery),
+            sum(name not in shown for name in people[1]),
         )
         return query, gallery
 
@@ -229,8 +324,8 @@ class CropFolder(ImageDataset):
         at = os.path.join(self.root, os.path.expanduser(folder))
         if not os.path.isdir(at):
             raise FileNotFoundError(
-                f"{self._key(setting)}: there is no folder {os.path.abspath(at)!r}; give an absolute path, or one below "
-                "FASTREID_DATASETS"
+                f"{self._key(setting)}: there is no folder {os.path.abspath(at)!r}; give an absolute path, "
+                "or one below FASTREID_DATASETS"
             )
         return {os.path.relpath(path, at).replace(os.sep, "/"): path for path in image_paths(at)}
 
@@ -243,7 +338,7 @@ class CropFolder(ImageDataset):
             raise ValueError(f"{self._key(setting)} {rule!r} is no regular expression: {error}") from error
 
     def _names(self, setting: str, paths: Mapping[str, str], needed: bool = True) -> list[str | None]:
-        """What a setting's expression finds in every path, None for nothing; [] if the expression is empty."""
+        """What a setting's expression finds in every path, None for nothing; [] if it is empty."""
         if not getattr(self, _SETTINGS[setting]):
             return []
         matches = self._found(setting, paths)
@@ -256,14 +351,10 @@ class CropFolder(ImageDataset):
     def _nothing_found(self, setting: str, paths: Mapping[str, str], names: Sequence) -> str:
         first = next(path for path, name in zip(paths, names) if name is None)
         return (
-            f"{self._key(setting)} {getattr(self, _SETTINGS[setting])!r} finds nothing in {names.count(None)} of "
-            f"{len(names)} paths (first: {first!r}): correct the regular expression, or move these images away"
+            f"{self._key(setting)} {getattr(self, _SETTINGS[setting])!r} finds nothing in "
+            f"{names.count(None)} of {len(names)} paths (first: {first!r}): correct the regular expression, "
+            "or move these images away"
         )
-
-
-def _numbers(names: Sequence) -> dict:
-    """{name: 0, 1, ... in sorted order}; None is :data:`_NOBODY`."""
-    return {**{name: number for number, name in enumerate(sorted(set(names) - {None}))}, None: _NOBODY}
 
 
 def folder_class(name: str, settings: Mapping[str, str]) -> type[CropFolder]:
@@ -271,8 +362,8 @@ def folder_class(name: str, settings: Mapping[str, str]) -> type[CropFolder]:
 
     Args:
         name: of the node, and so of the data set.
-        settings: TRAIN, QUERY, GALLERY (folders), CAMERA, IDENTITY and JUNK (regular expressions); what is missing or empty
-            is as in :class:`CropFolder`.
+        settings: TRAIN, QUERY, GALLERY (folders), CAMERA, IDENTITY and JUNK (regular expressions); what is
+            missing or empty is as in :class:`CropFolder`.
 
     Raises:
         TypeError: if it is no node.
@@ -283,153 +374,81 @@ def folder_class(name: str, settings: Mapping[str, str]) -> type[CropFolder]:
     wrong = [key for key, value in settings.items() if key not in _SETTINGS or not isinstance(value, str)]
     if wrong:
         raise ValueError(
-            f"SSKD.FOLDERS.{name}.{wrong[0]} = {settings[wrong[0]]!r}: a folder takes {', '.join(_SETTINGS)}, each a text"
+            f"SSKD.FOLDERS.{name}.{wrong[0]} = {settings[wrong[0]]!r}: a folder takes "
+            f"{', '.join(_SETTINGS)}, each a text"
         )
     attributes = {_SETTINGS[key]: value for key, value in settings.items() if value}
     return type(name, (CropFolder,), {**attributes, "dataset_name": name})
 
 
-def _read(name: str, folders: Mapping, *parts: str, combine_all: bool = False) -> list[list[Item]]:
-    """The parts of a data set ("train", "query", "gallery"), each sorted by path: a class need not keep an order."""
-    root = dataset_root()
-    if name in folders:
-        return _parts(folder_class(name, folders[name])(root=root), parts, combine_all)
-    if name not in DATASET_REGISTRY._obj_map:  # the host's registry has no other way to ask
-        known = sorted({*DATASET_REGISTRY._obj_map, *folders})
-        raise UnknownNameError(
-            f"no data set is named {name!r}{nearest(name, known)}. There are {', '.join(known)}; folders of your own images get a name by "
-            "SSKD.FOLDERS, classes of your own by fast-reid's DATASET_REGISTRY"
-        )
-    try:
-        return _parts(DATASET_REGISTRY.get(name)(root=root), parts, combine_all)
-    # the host's Dataset.check_before_run, the assertion of its MSMT17, a folder or a list of images that is not there
-    except (RuntimeError, AssertionError, FileNotFoundError) as error:
-        layout = _LAYOUTS.get(name, "as its class in fast-reid expects")
-        raise FileNotFoundError(
-            f"data set {name}: {error}; data sets are looked for below {os.path.abspath(root)!r}: set "
-            f"FASTREID_DATASETS to the folder that holds them, laid out as {layout}"
-        ) from error
+def _numbers(names: Sequence) -> dict:
+    """{name: 0, 1, ... in sorted order}; None is :data:`_NOBODY`."""
+    return {**{name: number for number, name in enumerate(sorted(set(names) - {None}))}, None: _NOBODY}
 
 
-def _parts(data: ImageDataset, parts: Sequence[str], combine_all: bool) -> list[list[Item]]:
-    if combine_all:
-        data.combine_all()
-    return [_sorted(getattr(data, part)) for part in parts]  # the host's Market1501 looks into its folders only here
+def find_images(folder: str) -> list[str]:
+    """List all images below a folder, by their endings in any letter case, sorted; may be empty.
 
-
-def _sorted(items: Sequence[Sequence]) -> list[Item]:
-    return sorted((tuple(item) for item in items), key=lambda item: item[0])
-
-
-def training_items(
-    names: Sequence[str], folders: Mapping = MappingProxyType({}), combine_all: bool = False
-) -> list[Item]:
-    """The training images of data sets, sorted by path within each.
-
-    Identities and cameras of several data sets are kept apart: with more than one, they are prefixed with its name.
+    Links to folders are followed. Each folder is listed once, under its own path if it lies below ``folder``
+    itself. Links to it, and links to a folder that holds them, are left out with a warning. Hidden files and
+    folders (``.name``) are left out too; files of other endings are, with their count in the log.
 
     Args:
-        names: ``DATASETS.NAMES``: of registered data sets or of ``folders``.
-        folders: ``SSKD.FOLDERS``, see :func:`folder_class`.
-        combine_all: ``DATASETS.COMBINEALL``: the query and gallery images too, as people of their own.
+        folder: where to look; its name is taken literally.
 
     Raises:
-        UnknownNameError: if a name is not registered.
-        FileNotFoundError: if the images are not where they should be, naming the folder and the variable that sets it.
-        ValueError: if there are no images, or a data set is named twice.
+        FileNotFoundError: if there is no such folder, or a link below it leads nowhere.
     """
-    if not names:
-        raise ValueError("no data set is named to train on: DATASETS.NAMES is empty")
-    if len(set(names)) < len(names):
-        raise ValueError(f"DATASETS.NAMES names a data set twice: {', '.join(names)}")
-    items: list[Item] = []
-    for name in names:
-        (train,) = _read(name, folders, "train", combine_all=combine_all)
-        if not train:
-            raise ValueError(
-                f"data set {name} below {os.path.abspath(dataset_root())!r} has no training images"
-                + (f": set SSKD.FOLDERS.{name}.TRAIN to their folder" if name in folders else "")
-            )
-        if len(names) > 1:
-            train = [(path, who if who is None else f"{name}:{who}", f"{name}:{camera}") for path, who, camera in train]
-        items.extend(train)
-    return items
-
-
-def test_items(name: str, folders: Mapping = MappingProxyType({})) -> tuple[list[Item], list[Item]]:
-    """The query and gallery images of a data set, each sorted by path. Arguments, Raises as :func:`training_items`.
-
-    A warning counts the queries that no evaluation looks at; without any other, it is an error.
-    """
-    query, gallery = _read(name, folders, "query", "gallery")
-    if not query or not gallery:
-        raise ValueError(
-            f"data set {name} has {len(query)} query and {len(gallery)} gallery images, so nothing can be "
-            "ranked: name another set in DATASETS.TESTS, or set TEST.EVAL_PERIOD to 0"
-        )
-    counted = matched_queries(*([item[1:] for item in part] for part in (query, gallery)))
-    if not counted:
-        raise ValueError(
-            f"none of the {len(query)} queries of {name} has its identity among the {len(gallery)} gallery images under "
-            "another camera, so nothing can be ranked: check identities and cameras, or set TEST.EVAL_PERIOD to 0"
-        )
-    if counted < len(query):
+    if not os.path.isdir(folder):
+        what = "is a file, not a folder" if os.path.exists(folder) else "not found"
+        raise FileNotFoundError(f"folder {folder!r} {what}")
+    paths, others, again = [], Counter(), []
+    seen, pending, links = set(), [folder], []
+    while pending or links:
+        links.sort(reverse=True)
+        at = pending.pop() if pending else links.pop()
+        real = os.path.realpath(at)
+        if real in seen:
+            again.append(at)
+            continue
+        seen.add(real)
+        with os.scandir(at) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    loop = entry.is_symlink() and Path(real).is_relative_to(os.path.realpath(entry.path))
+                    (again if loop else links if entry.is_symlink() else pending).append(entry.path)
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    raise FileNotFoundError(
+                        f"link {entry.path!r} leads to {os.readlink(entry.path)!r}, which is not there: mend "
+                        "or remove it"
+                    )
+                elif entry.name.lower().endswith(IMAGE_ENDINGS):
+                    paths.append(entry.path)
+                elif entry.name.lower() not in _OF_THE_SYSTEM:
+                    others[os.path.splitext(entry.name)[1] or entry.name] += 1
+    if again:
         logger.warning(
-            "%s: %d of %d queries have no match in the gallery under another camera and are left out: mAP and ranks are "
-            "over %d queries", name, len(query) - counted, len(query), counted,
-        )  # fmt: skip
-    return query, gallery
+            "%s: %d links to folders that are listed already are left out (first: %s)",
+            folder,
+            len(again),
+            min(again),
+        )
+    if others:
+        count = ", ".join(f"{number} {ending}" for ending, number in others.most_common(5))
+        logger.info("%s: %d files without an image's ending are left out (%s)", folder, others.total(), count)
+    return sorted(paths)
 
 
-test_items.__test__ = False  # not a test, whatever pytest thinks of its name
-
-
-def matched_queries(query: Iterable[Sequence], gallery: Iterable[Sequence]) -> int:
-    """The number of queries that count: their identity is in the gallery under another camera.
-
-    Args:
-        query, gallery: (identity, camera) of each image.
-    """
-    seen_by = defaultdict(set)
-    for identity, camera in gallery:
-        seen_by[identity].add(camera)
-    return sum(bool(seen_by.get(identity, set()) - {camera}) for identity, camera in query)
-
-
-def source_items(cfg: CfgNode) -> tuple[list[Item], list[int]]:
-    """The labelled images of a source, and the number 0..C-1 of each one's identity.
-
-    Args:
-        cfg: a stage 1 config; ``DATASETS.COMBINEALL`` adds query and gallery.
+def image_paths(folder: str) -> list[str]:
+    """List the images of :func:`find_images`; a folder without any is an error.
 
     Raises:
-        ValueError: if an image has no identity, there are fewer than two, or each has one image; or as for :func:`.items.training_items`.
+        FileNotFoundError: as there.
+        ValueError: if it holds no image.
     """
-    items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS, cfg.DATASETS.COMBINEALL)
-    nobody = next((item[0] for item in items if item[1] is None), None)
-    if nobody is not None:
-        raise ValueError(
-            f"a source needs identities, and {nobody!r} has none: set the IDENTITY of its node in SSKD.FOLDERS, move "
-            "such images away, or train on this data set as a target"
-        )
-    number = {name: i for i, name in enumerate(sorted({item[1] for item in items}))}
-    check_identities(len(number), cfg.DATASETS.NAMES)
-    if len(number) == len(items):
-        raise ValueError(
-            f"each of the {len(items)} identities of {', '.join(cfg.DATASETS.NAMES)} has one image, so nothing shows what two images "
-            "of a person share: train on a source with several images of each"
-        )
-    return items, [number[item[1]] for item in items]
-
-
-def check_identities(num_classes: int, names: Sequence[str]) -> None:
-    """Check that a classifier has something to tell apart.
-
-    Raises:
-        ValueError: if there are fewer than two identities.
-    """
-    if num_classes < 2:
-        raise ValueError(
-            f"a classifier needs two identities or more, and {', '.join(names)} has {num_classes}: train on another data set, or "
-            "correct what the identities are read from"
-        )
+    paths = find_images(folder)
+    if not paths:
+        raise ValueError(f"no image below {folder!r}: looked for {', '.join(IMAGE_ENDINGS)}")
+    return paths

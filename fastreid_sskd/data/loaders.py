@@ -16,10 +16,12 @@ from .datasets import Item, source_items, test_items, training_items
 from .samplers import IdentityBatches, ShuffledBatches, derive_seed, seeded
 from .views import CropCache, MultiViewDataset, build_view_transforms, open_cache
 
-__all__ = ["HostEpochs", "SourceLoader", "TargetLoader", "adaptation_loader", "extraction_loader", "test_loader"]
+__all__ = [
+    "HostEpochs", "SourceLoader", "TargetLoader", "adaptation_loader", "extraction_loader", "test_loader",
+]  # fmt: skip
 
 
-# ---- training: K views of the target, the source ------------------------------------------------------------------
+# ---- training: K views of the target, the source -------------------------------------------------
 
 
 class TargetLoader:
@@ -65,7 +67,8 @@ class SourceLoader:
     """Epochs of batches of the labelled source, each with a batch of unlabelled target images.
 
     Args:
-        cfg: a stage 1 config: ``DATASETS.NAMES`` the source, ``SSKD.SOURCE.BN_DATASETS`` the target (may be empty).
+        cfg: a stage 1 config: ``DATASETS.NAMES`` the source, ``SSKD.SOURCE.BN_DATASETS`` the target (may be
+            empty).
         seed: of the run.
     """
 
@@ -94,7 +97,7 @@ class SourceLoader:
 
 
 class _WithBNImages:
-    """Batches of the source with the target's images as "bn_images"; the workers of both start with ``iter``."""
+    """Source batches with the target's images as "bn_images"; the workers of both start with ``iter``."""
 
     def __init__(self, source: "Epoch", target: "Epoch"):
         self.source = source
@@ -120,17 +123,18 @@ def _options(cfg: CfgNode) -> dict:
     return {"num_workers": cfg.DATALOADER.NUM_WORKERS, "pin_memory": on_cuda}
 
 
-# ---- epochs -------------------------------------------------------------------------------------------------------
+# ---- epochs --------------------------------------------------------------------------------------
 
 
 class EpochLoader:
     """Loads one epoch after the other with the same workers, which start once.
 
-    What changes with an epoch (labels, seeds) is in its batches, which the main process draws; workers know the data
-    set only. torch's generators are left alone, the seed for workers included.
+    What changes with an epoch (labels, seeds) is in its batches, which the main process draws; workers know
+    the data set only. torch's generators are left alone, the seed for workers included.
 
     Args:
-        dataset: takes what the batches are made of; a change to it after the first epoch does not reach the workers.
+        dataset: takes what the batches are made of; a change to it after the first epoch does not reach the
+            workers.
         device: where the images of a batch go; None: they stay.
         num_workers, **kwargs: for :class:`torch.utils.data.DataLoader`.
     """
@@ -210,25 +214,26 @@ class Epoch:
         return self.loader.read(itertools.islice(iter(self.batches), self.start, None))
 
 
-# ---- every image once, in order ---------------------------------------------------------------------------------------
+# ---- every image once, in order ------------------------------------------------------------------
 
 
 def extraction_loader(
     cfg: CfgNode, items: Sequence[Item], shared: bool = False, cache: CropCache | None = None
 ) -> Iterable[dict]:
-    """Every image once, in order, with the test transforms: for the features that are clustered, blind to identities.
+    """Load every image once, in order, with the test transforms; blind to identities.
 
     Args:
         cfg: the run's config.
         items: (path, identity, camera) of N images; only the paths are read.
-        shared: this rank's shard of the batches, in the order of the ranks; see :func:`..processes.gather_rows`.
+        shared: this rank's shard of the batches, in the order of the ranks; see
+            :func:`..processes.gather_rows`.
         cache: of a :class:`TargetLoader`; is used where training and test images are resized alike.
     """
     return _in_order(cfg, [(item[0], 0, 0) for item in items], shared, cache)
 
 
 def test_loader(cfg: CfgNode, name: str) -> tuple[Iterable[dict], int]:
-    """The query images, then the gallery of a data set, and the number of queries; every rank has its shard.
+    """Load the query, then the gallery of a data set, this rank's shard; and count the queries.
 
     The host's evaluators gather what they are given, in the order of the ranks.
     """
@@ -236,8 +241,10 @@ def test_loader(cfg: CfgNode, name: str) -> tuple[Iterable[dict], int]:
     return _in_order(cfg, query + gallery, shared=True), len(query)
 
 
-def _in_order(cfg: CfgNode, items: Sequence[tuple], shared: bool, cache: CropCache | None = None) -> "_OnDevice":
-    """Every image once, in batches of ``TEST.IMS_PER_BATCH``; ``shared``: this rank's shard of the batches."""
+def _in_order(
+    cfg: CfgNode, items: Sequence[tuple], shared: bool, cache: CropCache | None = None
+) -> "_OnDevice":
+    """Load every image once, in batches of ``TEST.IMS_PER_BATCH``."""
     *once, to_tensor = build_transforms(cfg, is_train=False).transforms
     assert isinstance(to_tensor, ToTensor)  # the host's test transforms end with it
     once = T.Compose(once)
@@ -271,7 +278,7 @@ class _InOrder(Dataset):
 
 
 class _OnDevice:
-    """A loader's batches, images on a device as float32 in 0..255; between two batches a signal may end the run."""
+    """Batches with images on a device as float32 in 0..255; between two a signal may end the run."""
 
     def __init__(self, loader: DataLoader, device: str):
         self.loader = loader
@@ -289,15 +296,15 @@ class _OnDevice:
         return {**batch, "images": batch["images"].to(self.device, non_blocking=True).float()}
 
 
-# ---- the host's training loaders ------------------------------------------------------------------------------------
+# ---- the host's training loaders -----------------------------------------------------------------
 
 
 class HostEpochs:
     """The epochs of one of the host's training loaders, each a function of (seed, epoch).
 
-    The host's samplers never end and draw from NumPy's global generator, as its transforms do from three of them, so
-    that no place in their sequence can be found again. Here a sampler starts from scratch every epoch, with a seed of
-    its own, and every image is augmented under its own seed.
+    The host's samplers never end and draw from NumPy's global generator, as its transforms do from three of
+    them, so that no place in their sequence can be found again. Here a sampler starts from scratch every
+    epoch, with a seed of its own, and every image is augmented under its own seed.
 
     Args:
         loader: from ``build_reid_train_loader``; its sampler, data set, collation and workers are used.
@@ -325,13 +332,16 @@ class HostEpochs:
             indices = list(itertools.islice(iter(sampler), self.num_batches * size))
         first = comm.get_rank() * size  # the host's samplers give every rank a shard of their own
         return [
-            [(int(index), derive_seed(seed, batch, place)) for place, index in enumerate(indices[at : at + size], first)]
+            [
+                (int(index), derive_seed(seed, batch, place))
+                for place, index in enumerate(indices[at : at + size], first)
+            ]
             for batch, at in enumerate(range(0, len(indices), size))
         ]
 
 
 class _Seeded(Dataset):
-    """A data set of the host whose random transforms are drawn from the seed that comes with the index."""
+    """A data set of the host whose random transforms are drawn under the seed beside the index."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset

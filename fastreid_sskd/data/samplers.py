@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, epoch, place): no generator state, so a run can be resumed at any batch."""
+"""Batches as a function of (seed, epoch, place): a run can be resumed at any batch."""
 
 import contextlib
 import random
@@ -13,8 +13,8 @@ from fastreid.utils import comm
 from ..processes import share_of
 
 __all__ = [
-    "Draw", "IdentityBatches", "ShuffledBatches", "check_batch", "check_training_batch", "derive_seed", "images_per_bn",
-    "seeded",
+    "Draw", "IdentityBatches", "ShuffledBatches", "check_batch", "check_training_batch", "derive_seed",
+    "images_per_bn", "seeded",
 ]  # fmt: skip
 
 
@@ -48,7 +48,7 @@ class Draw(NamedTuple):
 
 
 class _Batches:
-    """The batches of an epoch; of each, this rank's contiguous shard. Images and seeds are those of the whole batch."""
+    """The batches of an epoch: of each this rank's contiguous shard, with the seeds of the whole batch."""
 
     def __init__(self, labels: np.ndarray, batch_size: int, num_batches: int, seed: int):
         self.labels = labels
@@ -74,10 +74,10 @@ class _Batches:
 class IdentityBatches(_Batches):
     """P identities x ``num_instances`` images a batch (method, refresh step 6).
 
-    The identities come in random permutations. The first image of an identity is drawn at random, the others from
-    other cameras where there are any, else from the same camera; without replacement unless there are too few. The
-    rest of a permutation that does not fill a batch is dropped. With fewer than P identities a batch takes several
-    permutations. Images with label -1 are never drawn.
+    The identities come in random permutations. The first image of an identity is drawn at random, the others
+    from other cameras where there are any, else from the same camera; without replacement unless there are
+    too few. The rest of a permutation that does not fill a batch is dropped. With fewer than P identities a
+    batch takes several permutations. Images with label -1 are never drawn.
 
     Args:
         labels: (N,) identity of each image, -1 for none.
@@ -92,8 +92,8 @@ class IdentityBatches(_Batches):
     """
 
     def __init__(
-        self, labels: Sequence[int], cameras: Sequence, *, batch_size: int, num_instances: int, num_batches: int,
-        seed: int,
+        self, labels: Sequence[int], cameras: Sequence, *, batch_size: int, num_instances: int,
+        num_batches: int, seed: int,
     ):  # fmt: skip
         check_batch(batch_size, num_instances)
         super().__init__(np.asarray(labels), batch_size, num_batches, seed)
@@ -153,11 +153,13 @@ class ShuffledBatches(_Batches):
             queue = queue[self.batch_size :]
 
 
-# ---- can this batch be split? -------------------------------------------------------------------------------------
+# ---- can this batch be split? --------------------------------------------------------------------
 
 
-def check_batch(batch_size: int, num_instances: int = 1, processes: int = 1, bn_chunk: int | None = None) -> None:
-    """Check that a training batch can be split between processes, into whole identities and batch-norm chunks.
+def check_batch(
+    batch_size: int, num_instances: int = 1, processes: int = 1, bn_chunk: int | None = None
+) -> None:
+    """Check that a batch can be split into processes, whole identities and batch-norm chunks.
 
     Args:
         batch_size: images of all processes.
@@ -171,20 +173,23 @@ def check_batch(batch_size: int, num_instances: int = 1, processes: int = 1, bn_
     unit = processes * num_instances
     if num_instances < 1 or batch_size < unit or batch_size % unit:
         by = f"shared by {processes} processes" if processes > 1 else "split"
-        into = f" in whole identities of DATALOADER.NUM_INSTANCE = {num_instances} images" if num_instances != 1 else ""
+        kept = f" in whole identities of DATALOADER.NUM_INSTANCE = {num_instances} images"
+        into = kept if num_instances != 1 else ""
         fix = f"make it a multiple of {unit}" if unit > 0 else "an identity takes 1 image or more"
         raise ValueError(f"a batch of SOLVER.IMS_PER_BATCH = {batch_size} images cannot be {by}{into}: {fix}")
     own = batch_size // processes
     if bn_chunk is not None and (own % bn_chunk if bn_chunk else own) == 1:
         raise ValueError(
-            f"a batch of {own} images in chunks of SSKD.BN_CHUNK = {bn_chunk or own} ends with a chunk of one image, "
-            "which has no variance: change SSKD.BN_CHUNK or SOLVER.IMS_PER_BATCH"
+            f"a batch of {own} images in chunks of SSKD.BN_CHUNK = {bn_chunk or own} ends with a chunk of "
+            "one image, which has no variance: change SSKD.BN_CHUNK or SOLVER.IMS_PER_BATCH"
         )
 
 
 def check_training_batch(cfg: CfgNode) -> None:
     """Check the batch of a config, for the processes of this run; raises as :func:`check_batch`."""
-    check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, comm.get_world_size(), cfg.SSKD.BN_CHUNK)
+    check_batch(
+        cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, comm.get_world_size(), cfg.SSKD.BN_CHUNK
+    )
 
 
 def images_per_bn(config: Mapping, processes: int) -> int:

@@ -1,4 +1,4 @@
-"""From an image file to its augmented views: read, resized, perhaps kept in memory, augmented under its own seed."""
+"""From an image file to its views: read, resized, kept in memory, augmented under the image's own seed."""
 
 import gc
 import logging
@@ -30,7 +30,8 @@ _MB = 2**20
 class MultiViewDataset(Dataset):
     """Images under the keys of the host's batches, with ``num_views`` independently augmented views each.
 
-    An image is decoded and resized once. Its views are drawn one after the other under the seed of its :class:`Draw`.
+    An image is decoded and resized once. Its views are drawn one after the other under the seed of its
+    :class:`Draw`.
 
     Args:
         items: (path, identity, camera). The identity is not read: labels come with the :class:`Draw`, so that
@@ -64,13 +65,14 @@ class MultiViewDataset(Dataset):
 def build_view_transforms(cfg: CfgNode) -> tuple[Callable, Callable]:
     """Split the host's training transforms into ``once`` (resize) and ``augment`` (all that is random).
 
-    Random erasing draws its rectangle from ``SSKD.ERASING``, as the method does. It comes before the pixels are
-    normalised, so ``INPUT.REA.VALUE`` is in units of 0..255: the method's fill of (.485, .456, .406) in normalised
-    units is (152.0, 142.3, 126.8). torchvision draws the aspect log-uniformly, the released code uniformly.
+    Random erasing draws its rectangle from ``SSKD.ERASING``, as the method does. It comes before the pixels
+    are normalised, so ``INPUT.REA.VALUE`` is in units of 0..255: the method's fill of (.485, .456, .406) in
+    normalised units is (152.0, 142.3, 126.8). torchvision draws the aspect log-uniformly, the released code
+    uniformly.
 
     Returns:
-        ``once``: PIL image -> PIL image. ``augment``: uint8 tensor (3, H, W) -> float32 tensor (3, h, w) in 0..255;
-        under the same seed it has the pixels of the host's own transforms.
+        ``once``: PIL image -> PIL image. ``augment``: uint8 tensor (3, H, W) -> float32 tensor (3, h, w) in
+            0..255; under the same seed it has the pixels of the host's own transforms.
     """
     steps = list(build_transforms(cfg, is_train=True).transforms)
     once = []
@@ -94,8 +96,8 @@ def _to_float(crop: torch.Tensor) -> torch.Tensor:
 class CropCache:
     """Reads images as 8-bit crops, and keeps those of ``paths`` in memory that forked processes share.
 
-    The memory is an anonymous mapping, which needs no room in ``/dev/shm``; whoever reads an image first fills its
-    place. A process that is started in another way than by a fork reads every file.
+    The memory is an anonymous mapping, which needs no room in ``/dev/shm``; whoever reads an image first
+    fills its place. A process that is started in another way than by a fork reads every file.
 
     Args:
         once: PIL image -> PIL image, the part of the transforms that is not random.
@@ -142,7 +144,7 @@ def _shared(*shape: int) -> torch.Tensor:
 
 
 def open_cache(cfg: CfgNode, paths: Sequence[str], once: T.Compose) -> CropCache | None:
-    """Make the cache of a run's training images; None if ``SSKD.CACHE_IMAGES`` is 0 or they do not fit (logged).
+    """Make the cache of a run's images; None if ``SSKD.CACHE_IMAGES`` is 0 or they do not fit (logged).
 
     Raises:
         ValueError: if the limit is negative.
@@ -154,19 +156,21 @@ def open_cache(cfg: CfgNode, paths: Sequence[str], once: T.Compose) -> CropCache
         return None
     if not once.transforms or len(size) != 2 or min(size) < 1:
         logger.warning(
-            "SSKD.CACHE_IMAGES: images are not resized to one size before anything random (INPUT.SIZE_TRAIN %s, "
-            "INPUT.AUTOAUG.ENABLED %s), so they are not kept", list(size), cfg.INPUT.AUTOAUG.ENABLED,
+            "SSKD.CACHE_IMAGES: images are not resized to one size before anything random (INPUT.SIZE_TRAIN "
+            "%s, INPUT.AUTOAUG.ENABLED %s), so they are not kept", list(size), cfg.INPUT.AUTOAUG.ENABLED,
         )  # fmt: skip
         return None
     needed = CropCache.num_bytes(count, size) / _MB
     if needed > limit:
         logger.warning(
-            "%d training images of %dx%d take %.0f MB, more than SSKD.CACHE_IMAGES = %d MB: every image is read again "
-            "each time", count, *size, needed, limit,
+            "%d training images of %dx%d take %.0f MB, more than SSKD.CACHE_IMAGES = %d MB: every image is "
+            "read again each time", count, *size, needed, limit,
         )  # fmt: skip
         return None
     gc.collect()  # a finished trainer, which reference cycles keep, would keep its cache
-    logger.info("%d training images of %dx%d are read once and kept in memory: up to %.0f MB", count, *size, needed)
+    logger.info(
+        "%d training images of %dx%d are read once and kept in memory: up to %.0f MB", count, *size, needed
+    )
     return CropCache(once, paths, size)
 
 

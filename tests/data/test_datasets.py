@@ -25,7 +25,7 @@ from fastreid_sskd.data.datasets import test_items as query_and_gallery
 from fastreid_sskd.engine import AdaptationTrainer, load_config, run, source_config
 from fastreid_sskd.evaluation.peers import evaluate_peers
 
-# ---- images below a folder ------------------------------------------------------------------------------------------
+# ---- images below a folder -----------------------------------------------------------------------
 
 
 def touch(root, *names):
@@ -88,7 +88,7 @@ def test_no_folder_a_file_and_no_image(tmp_path):
         image_paths(str(tmp_path / "empty"))
 
 
-# ---- registered data sets -------------------------------------------------------------------------------------------
+# ---- registered data sets ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -170,7 +170,9 @@ def test_missing_folder(name, folder, tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError) as raised:
             read()
         message = str(raised.value)
-        assert name in message and str(tmp_path / "nothing here") in message and "FASTREID_DATASETS" in message
+        assert (
+            name in message and str(tmp_path / "nothing here") in message and "FASTREID_DATASETS" in message
+        )
         assert folder in message
 
 
@@ -197,8 +199,9 @@ def test_queries_without_a_match_are_counted(register, caplog):
     register("Some", query=[("q0", 0, 0), ("q1", 1, 0), ("q2", 2, 0)], gallery=gallery)
     query_and_gallery("Some")
     assert [record.getMessage() for record in caplog.records] == [
-        "Some: 2 of 3 queries have no match in the gallery under another camera and are left out: mAP and ranks are over 1 queries"
-    ]
+        ("Some: 2 of 3 queries have no match in the gallery under another camera and are left out: mAP and "
+         "ranks are over 1 queries")
+    ]  # fmt: skip
     caplog.clear()
     register("All", query=[("q0", 0, 0), ("q1", 1, 1)], gallery=gallery)
     query_and_gallery("All")
@@ -207,13 +210,21 @@ def test_queries_without_a_match_are_counted(register, caplog):
 
 def test_no_query_counts(register):
     register("None", query=[("q0", 0, 0), ("q1", 1, 0)], gallery=[("g0", 0, 0), ("g1", 2, 1)])
-    with pytest.raises(ValueError, match="none of the 2 queries of None .*2 gallery images under another camera.*EVAL_PERIOD"):
+    with pytest.raises(
+        ValueError, match="none of the 2 queries of None .*2 gallery images under another camera.*EVAL_PERIOD"
+    ):
         query_and_gallery("None")
 
 
 def test_matched_queries():
     gallery = [(1, 0), (1, 1), (2, 0)]
-    assert [matched_queries([one], gallery) for one in ((1, 0), (1, 1), (2, 0), (2, 1), (3, 0))] == [1, 1, 0, 1, 0]
+    assert [matched_queries([one], gallery) for one in ((1, 0), (1, 1), (2, 0), (2, 1), (3, 0))] == [
+        1,
+        1,
+        0,
+        1,
+        0,
+    ]
     assert matched_queries([], gallery) == matched_queries(gallery, []) == 0
 
 
@@ -222,7 +233,9 @@ def test_a_file_where_a_folder_should_be(tmp_path, monkeypatch):
         (tmp_path / MARKET / split).mkdir(parents=True)
     (tmp_path / MARKET / "bounding_box_train").touch()
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="data set Market1501: .*bounding_box_train' is a file.*FASTREID_DATASETS"):
+    with pytest.raises(
+        FileNotFoundError, match="data set Market1501: .*bounding_box_train' is a file.*FASTREID_DATASETS"
+    ):
         training_items(["Market1501"])
 
 
@@ -236,7 +249,7 @@ def test_unknown_data_set(data_sets):
         training_items(["NoSuchSet"], {"Mine": {}})
 
 
-# ---- folders of crops -----------------------------------------------------------------------------------------------
+# ---- folders of crops ----------------------------------------------------------------------------
 
 
 FIRST_FOLDER = "^([^/]+)/"
@@ -260,13 +273,24 @@ def open_folder(root, **settings):
     return folder_class("site", settings)(root=root)
 
 
-# ---- training images ---------------------------------------------------------------------------------------------
+# ---- training images -----------------------------------------------------------------------------
 
 
 def test_any_tree_without_identities_and_cameras(tree):
-    root = tree("crops/b/x.jpg", "crops/a.PNG", "crops/b/deep/y.webp", "crops/notes.txt", "crops/.hidden.jpg", "crops/.t/z.jpg")
+    root = tree(
+        "crops/b/x.jpg",
+        "crops/a.PNG",
+        "crops/b/deep/y.webp",
+        "crops/notes.txt",
+        "crops/.hidden.jpg",
+        "crops/.t/z.jpg",
+    )
     train = open_folder(root, TRAIN="crops").train
-    assert [os.path.relpath(item[0], root) for item in train] == ["crops/a.PNG", "crops/b/deep/y.webp", "crops/b/x.jpg"]
+    assert [os.path.relpath(item[0], root) for item in train] == [
+        "crops/a.PNG",
+        "crops/b/deep/y.webp",
+        "crops/b/x.jpg",
+    ]
     assert {item[1] for item in train} == {None} and len({item[2] for item in train}) == 1
 
 
@@ -305,7 +329,9 @@ def test_absolute_folder(tree, tmp_path):
 
 
 def test_the_group_that_takes_part(tree):
-    train = open_folder(tree("crops/cam2/x.jpg", "crops/x_c1.jpg"), TRAIN="crops", CAMERA=r"cam(\d)|_c(\d)").train
+    train = open_folder(
+        tree("crops/cam2/x.jpg", "crops/x_c1.jpg"), TRAIN="crops", CAMERA=r"cam(\d)|_c(\d)"
+    ).train
     assert [item[2] for item in train] == ["site_2", "site_1"]
 
 
@@ -341,7 +367,7 @@ def test_unknown_settings():
         folder_class("site", "crops")
 
 
-# ---- query and gallery -------------------------------------------------------------------------------------------
+# ---- query and gallery ---------------------------------------------------------------------------
 
 LABELLED = {"QUERY": "q", "GALLERY": "g", "IDENTITY": r"^([a-z]+)\d"}
 
@@ -366,7 +392,9 @@ def test_without_cameras_a_query_must_not_find_itself(tree, tmp_path):
     os.symlink(tmp_path / "q" / "bo1.jpg", tmp_path / "g" / "bo1.jpg")
     with pytest.raises(ValueError, match="1 images are in query and gallery both.*bo1.jpg"):
         open_folder(root, **LABELLED)
-    assert len(open_folder(root, **LABELLED, CAMERA="o|n").gallery) == 2  # with cameras the protocol leaves it out
+    assert (
+        len(open_folder(root, **LABELLED, CAMERA="o|n").gallery) == 2
+    )  # with cameras the protocol leaves it out
 
 
 @pytest.mark.parametrize("missing", ["QUERY", "GALLERY", "IDENTITY"])
@@ -393,7 +421,11 @@ def test_junk_takes_no_place_and_distractors_do(tree, identity, caplog):
     root = tree("q/0002_c1s1.jpg", "q/-1_c1s1.jpg", *names)
     data = open_folder(root, **{**MARKET_NAMES, "IDENTITY": identity})
     assert [os.path.basename(item[0]) for item in data.query] == ["0002_c1s1.jpg"]
-    assert [os.path.basename(item[0]) for item in data.gallery] == ["-10_c1s1.jpg", "0000_c2s1.jpg", "0002_c2s1.jpg"]
+    assert [os.path.basename(item[0]) for item in data.gallery] == [
+        "-10_c1s1.jpg",
+        "0000_c2s1.jpg",
+        "0002_c2s1.jpg",
+    ]
     assert "1 query and 2 gallery images are junk by SSKD.FOLDERS.site.JUNK" in caplog.text
     assert "1 query and 3 gallery images, 2 of these of people whom no query shows" in caplog.text
 
@@ -417,7 +449,7 @@ def test_junk_has_no_identity_in_training(tree):
     assert [item[1] for item in train] == [None, "site_0002"]
 
 
-# ---- through the config ------------------------------------------------------------------------------------------
+# ---- through the config --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -436,10 +468,17 @@ def crops(world, tmp_path, monkeypatch):
     return root
 
 
-FOLDER = ("DATASETS.NAMES", "('CropFolder',)", "DATASETS.TESTS", "()", "SSKD.FOLDERS.CropFolder.TRAIN", "crops")
+FOLDER = (
+    "DATASETS.NAMES",
+    "('CropFolder',)",
+    "DATASETS.TESTS",
+    "()",
+    "SSKD.FOLDERS.CropFolder.TRAIN",
+    "crops",
+)
 TEST = (
-    "DATASETS.TESTS", "('CropFolder',)", "SSKD.FOLDERS.CropFolder.QUERY", "q", "SSKD.FOLDERS.CropFolder.GALLERY", "g",
-    "SSKD.FOLDERS.CropFolder.IDENTITY", r"^(\d+)_",
+    "DATASETS.TESTS", "('CropFolder',)", "SSKD.FOLDERS.CropFolder.QUERY", "q",
+    "SSKD.FOLDERS.CropFolder.GALLERY", "g", "SSKD.FOLDERS.CropFolder.IDENTITY", r"^(\d+)_",
 )  # fmt: skip
 
 
@@ -512,11 +551,13 @@ def test_one_registered_in_five_lines(crops, monkeypatch):
 
 
 def test_adapts_without_cameras_labels_and_test_set(crops, tmp_path, caplog):
-    """Both stages by the config that ships, then again from the source models: no evaluation, no diagnostics."""
+    """Both stages by the config that ships, then again from the source models: no evaluation."""
     caplog.set_level(logging.INFO, logger="fastreid.sskd")
-    source = [*TINY_SOURCE[len(TINY):], "SOLVER.MAX_EPOCH", "1"]
+    source = [*TINY_SOURCE[len(TINY) :], "SOLVER.MAX_EPOCH", "1"]
     opts = [*TINY_TARGET, "SSKD.SOURCE.OPTS", str(source), "TEST.EVAL_PERIOD", "1"]
-    assert run(load_config(str(CONFIGS / "sskd_crops.yml"), [*opts, "OUTPUT_DIR", str(tmp_path / "both")])) == {}
+    assert (
+        run(load_config(str(CONFIGS / "sskd_crops.yml"), [*opts, "OUTPUT_DIR", str(tmp_path / "both")])) == {}
+    )
     weights = [str(tmp_path / "both" / "source" / f"peer{k}" / "model_best.pth") for k in range(2)]
     again = [*opts, "SSKD.SOURCE.WEIGHTS", str(weights), "OUTPUT_DIR", str(tmp_path / "second")]
     assert run(load_config(str(CONFIGS / "sskd_crops.yml"), again)) == {}
@@ -526,13 +567,17 @@ def test_adapts_without_cameras_labels_and_test_set(crops, tmp_path, caplog):
         metrics = (output / "metrics.json").read_text()
         assert "refresh/clusters" in metrics and "diagnostics" not in metrics
     assert "nothing is evaluated" in caplog.text
-    first, second = (load_checkpoint(at / "model_final.pth")["model"] for at in (tmp_path / "both", tmp_path / "second"))
+    first, second = (
+        load_checkpoint(at / "model_final.pth")["model"] for at in (tmp_path / "both", tmp_path / "second")
+    )
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_evaluates_on_its_own_query_and_gallery(crops, tmp_path):
     """The same images as Market-1501's give the same figures, and training does not see the identities."""
-    cfg = tiny_adaptation(tmp_path / "out", *FOLDER, *TEST, "SSKD.FOLDERS.CropFolder.CAMERA", r"_c(\d)|cam(\d)")
+    cfg = tiny_adaptation(
+        tmp_path / "out", *FOLDER, *TEST, "SSKD.FOLDERS.CropFolder.CAMERA", r"_c(\d)|cam(\d)"
+    )
     model = AdaptationTrainer.build_model(cfg)
     mine = evaluate_peers(cfg, model)["CropFolder"]
     theirs = evaluate_peers(tiny_adaptation(tmp_path / "out"), model)["Market1501"]

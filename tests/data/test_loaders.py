@@ -1,4 +1,4 @@
-"""The loaders of both stages, of features and of the evaluation; epochs read by the same workers; the host's epochs."""
+"""The loaders of both stages and of evaluation; epochs read by the same workers; the host's epochs."""
 
 import gc
 import multiprocessing
@@ -138,7 +138,7 @@ def test_adaptation_epoch_can_be_taken_up(cfg):
         adaptation_loader(cfg, items, labels, seed=1, start=4)
 
 
-# ---- views, what is kept, who loads -----------------------------------------------------------------------------------
+# ---- views, what is kept, who loads --------------------------------------------------------------
 
 WHERE = [(0, 0), (8, 0), (0, 2), (8, 2)]  # MB of the cache, workers
 
@@ -235,7 +235,7 @@ def test_workers_live_from_epoch_to_epoch_and_fill_one_cache(options):
     assert not multiprocessing.active_children()  # they end with their loader
 
 
-# ---- epochs ---------------------------------------------------------------------------------------------------------
+# ---- epochs --------------------------------------------------------------------------------------
 
 
 EPOCHS = ([[0, 1], [2]], [[5, 4], [3, 2], [1, 0]], [])
@@ -321,7 +321,9 @@ def test_workers_start_with_iter(workers, monkeypatch):
     """Not at the first batch, so that they work while the main process does something else."""
     loader = EpochLoader(Squares(), num_workers=workers)
     begun = []
-    monkeypatch.setattr(DataLoader, "__iter__", lambda self, usual=DataLoader.__iter__: begun.append(1) or usual(self))
+    monkeypatch.setattr(
+        DataLoader, "__iter__", lambda self, usual=DataLoader.__iter__: begun.append(1) or usual(self)
+    )
     batches = iter(loader.epoch([[1]]))
     assert begun == [1]
     assert squares(batches) == [[1]]
@@ -351,12 +353,22 @@ def test_images_of_a_batch_go_to_the_device():
     assert batch["images"].device.type == "meta" and batch["targets"].device.type == "cpu"
 
 
-# ---- the host's training loaders ------------------------------------------------------------------------------------
+# ---- the host's training loaders -----------------------------------------------------------------
 
 
-@pytest.fixture(params=["NaiveIdentitySampler", "BalancedIdentitySampler", "TrainingSampler", "ImbalancedDatasetSampler"])
+@pytest.fixture(
+    params=["NaiveIdentitySampler", "BalancedIdentitySampler", "TrainingSampler", "ImbalancedDatasetSampler"]
+)
 def host_loader(request, data_sets, tmp_path):
-    cfg = tiny_baseline(tmp_path, "DATALOADER.SAMPLER_TRAIN", request.param, "INPUT.REA.ENABLED", "True", "INPUT.REA.PROB", "1.0")
+    cfg = tiny_baseline(
+        tmp_path,
+        "DATALOADER.SAMPLER_TRAIN",
+        request.param,
+        "INPUT.REA.ENABLED",
+        "True",
+        "INPUT.REA.PROB",
+        "1.0",
+    )
     return build_reid_train_loader(cfg, combineall=False)
 
 
@@ -378,7 +390,9 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(host_loader):
 def test_shape_of_an_epoch(host_loader):
     found = list(HostEpochs(host_loader, seed=3, num_batches=6).epoch(0))
     assert [batch["images"].shape for batch in found] == [(8, 3, 32, 16)] * 6
-    assert len({path for batch in found for path in batch["img_paths"]}) > 24  # of 48: not the same batch again
+    assert (
+        len({path for batch in found for path in batch["img_paths"]}) > 24
+    )  # of 48: not the same batch again
 
 
 def test_the_hosts_global_generators_are_left_alone(host_loader):

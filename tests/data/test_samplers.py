@@ -10,7 +10,7 @@ from fastreid.utils import comm
 
 from fastreid_sskd.data.samplers import IdentityBatches, ShuffledBatches, check_batch, derive_seed, seeded
 
-# ---- seeds ----------------------------------------------------------------------------------------------------------
+# ---- seeds ---------------------------------------------------------------------------------------
 
 
 def numbers():
@@ -71,7 +71,7 @@ def test_seeded_nests():
         assert numbers() == second
 
 
-# ---- identities -----------------------------------------------------------------------------------------------------
+# ---- identities ----------------------------------------------------------------------------------
 
 
 # identity 0: three cameras; 1: two cameras; 2: one camera; 3: a single image; -1: noise
@@ -81,7 +81,12 @@ CAMERAS = ["a", "a", "b", "b", "c", "a", "a", "b", "b", "a", "a", "a", "a", "a",
 
 def batches(labels=LABELS, cameras=CAMERAS, *, batch_size=16, num_instances=4, num_batches=50, seed=3):
     return IdentityBatches(
-        labels, cameras, batch_size=batch_size, num_instances=num_instances, num_batches=num_batches, seed=seed
+        labels,
+        cameras,
+        batch_size=batch_size,
+        num_instances=num_instances,
+        num_batches=num_batches,
+        seed=seed,
     )
 
 
@@ -147,7 +152,9 @@ def test_one_camera_with_too_few_images_leaves_the_first_out():
 
 def test_first_image_is_uniform():
     cameras = ["a", "a", "a", "a", "a", "a", "b", "c"]  # uniform over images, not over cameras
-    firsts = Counter(images[0] for _, images in groups(batches([0] * 8, cameras, batch_size=4, num_batches=4000)))
+    firsts = Counter(
+        images[0] for _, images in groups(batches([0] * 8, cameras, batch_size=4, num_batches=4000))
+    )
     expected, deviation = 500, (4000 * 1 / 8 * 7 / 8) ** 0.5
     assert set(firsts) == set(range(8))
     assert all(abs(count - expected) < 4 * deviation for count in firsts.values()), firsts
@@ -165,7 +172,7 @@ def test_others_are_uniform():
 
 
 def test_permutations_and_the_dropped_rest():
-    """5 identities, 2 a batch: two batches of different identities, the fifth is dropped, a new permutation."""
+    """5 identities, 2 a batch: two different batches, the fifth is dropped, a new permutation."""
     labels = np.repeat(np.arange(5), 4)
     found = [
         tuple(dict.fromkeys(draw.label for draw in batch))
@@ -246,7 +253,9 @@ def test_input_is_not_changed():
 
 @pytest.mark.parametrize("batch_size, num_instances", [(10, 4), (2, 4), (0, 4), (8, 0), (8, -1)])
 def test_batch_that_cannot_hold_p_by_k(batch_size, num_instances):
-    message = f"IMS_PER_BATCH = {batch_size} .*NUM_INSTANCE = {num_instances} .*(multiple of 4|1 image or more)"
+    message = (
+        f"IMS_PER_BATCH = {batch_size} .*NUM_INSTANCE = {num_instances} .*(multiple of 4|1 image or more)"
+    )
     with pytest.raises(ValueError, match=message):
         batches(batch_size=batch_size, num_instances=num_instances)
     with pytest.raises(ValueError, match=message):
@@ -295,7 +304,7 @@ def test_shuffled_batches_of_nothing():
         shuffled(0)
 
 
-# ---- shards -------------------------------------------------------------------------------------------------------
+# ---- shards --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", [batches(batch_size=8), shuffled(6)], ids=["identities", "shuffled"])
@@ -313,7 +322,10 @@ def test_ranks_have_contiguous_shards_of_the_same_batches(sampler, monkeypatch):
 @pytest.mark.parametrize(
     "split, message",
     [
-        ((16, 4, 3), "16 images cannot be shared by 3 processes in whole identities .*NUM_INSTANCE = 4 .*multiple of 12"),
+        (
+            (16, 4, 3),
+            "16 images cannot be shared by 3 processes in whole .*NUM_INSTANCE = 4 .*multiple of 12",
+        ),
         ((16, 1, 3), "16 images cannot be shared by 3 processes: make it a multiple of 3"),
         ((16, 4, 2, 7), "8 images in chunks of SSKD.BN_CHUNK = 7 ends with a chunk of one image"),
         ((1, 1, 1, 0), "1 images in chunks of SSKD.BN_CHUNK = 1 ends with a chunk of one image"),

@@ -31,7 +31,7 @@ def crop_of(image):
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
 
 
-# ---- reading --------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def pixels(image):
@@ -169,7 +169,7 @@ def test_the_file_is_closed_and_the_opener_used(tmp_path):
     assert [file.closed for file in opened] == [True]
 
 
-# ---- transforms -----------------------------------------------------------------------------------------------------
+# ---- transforms ----------------------------------------------------------------------------------
 
 
 def kinds(transform):
@@ -200,7 +200,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("options", VARIANTS, ids=lambda options: " ".join(options) or "the method's")
 def test_views_have_the_pixels_of_the_hosts_transforms(cfg, options):
-    """Bit for bit, whatever is on; three views one after the other. Erasing apart, whose rectangle is the method's."""
+    """Bit for bit, whatever is on; three views one after the other, erasing with the method's rectangle."""
     cfg.merge_from_list(options)
     once, augment = build_view_transforms(cfg)
     host = build_transforms(cfg, is_train=True)
@@ -285,7 +285,7 @@ def test_erasing_fills_with_the_methods_value(cfg):
     assert normalised.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406], abs=1e-4)
 
 
-# ---- views -------------------------------------------------------------------------------------------------------
+# ---- views ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -426,7 +426,7 @@ def test_unreadable_image_is_named(items, cfg, workers, tmp_path):
         list(loader)
 
 
-# ---- memory ------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 SIZE = (32, 16)
@@ -539,7 +539,7 @@ def test_a_process_that_is_not_forked_has_an_empty_one(once, paths):
     assert torch.equal(made(once, paths, other)[0], cache.read(paths[0])) and len(other) == 0
 
 
-# ---- the option -------------------------------------------------------------------------------------------------
+# ---- the option ----------------------------------------------------------------------------------
 
 
 def test_no_cache(cfg, once, paths):
@@ -568,7 +568,11 @@ def test_a_set_that_does_not_fit(cfg, once, caplog):
 
 def test_images_without_one_size_are_not_kept(cfg, paths, caplog):
     cfg.SSKD.CACHE_IMAGES = 1
-    for key, value in (("INPUT.AUTOAUG.ENABLED", "True"), ("INPUT.SIZE_TRAIN", "[32]"), ("INPUT.SIZE_TRAIN", "[0, 0]")):
+    for key, value in (
+        ("INPUT.AUTOAUG.ENABLED", "True"),
+        ("INPUT.SIZE_TRAIN", "[32]"),
+        ("INPUT.SIZE_TRAIN", "[0, 0]"),
+    ):
         changed = cfg.clone()
         changed.merge_from_list([key, value])
         with caplog.at_level("WARNING", "fastreid.sskd.data"):

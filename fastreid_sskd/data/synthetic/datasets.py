@@ -3,6 +3,7 @@
 People drawn from a seed stand in for a benchmark, so that a first run needs no download. Figures made with
 them say whether the software works, nothing about real cameras.
 """
+
 import dataclasses
 import logging
 from dataclasses import dataclass

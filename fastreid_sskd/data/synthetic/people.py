@@ -1,4 +1,5 @@
 """The people of a domain: how they dress, and how one is drawn, walking, from some side."""
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

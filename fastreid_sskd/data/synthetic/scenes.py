@@ -1,4 +1,5 @@
 """The places that cameras look at, and what a camera does to the light."""
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
