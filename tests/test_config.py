@@ -81,7 +81,7 @@ def test_every_key_is_read():
     sources = [path for path in package.rglob("*.py") if path.name != "config.py"]
     read = [name for path in sources for name in keys_read(path)]
     cfg = new_config()
-    by_name = ("LOSSES.", "FOLDERS.")  # read as the parameters of what they name, see below and test_crop_folder
+    by_name = ("LOSSES.", "FOLDERS.")  # read as the parameters of what they name, see below and test_datasets
     wanted = ["SEED", *(f"SSKD.{key}" for key in leaves(cfg.SSKD) if not key.startswith(by_name))]
     unread = [key for key in wanted if not any(name.endswith(f".{key}") or name == key for name in read)]
     assert not unread, f"nothing reads {unread}"
