@@ -19,7 +19,10 @@ from .folder_cache import ensure_folder, fallback_parents, fingerprint
 
 logger = logging.getLogger("fastreid.sskd.data")
 
+#: Raised whenever the same parameters give other pictures, so that old folders are not taken for new ones.
+DRAWING_VERSION = 1
 SPLITS = ("train", "query", "gallery")
+Item = tuple[str, str | int, str | int]
 
 
 @dataclass(frozen=True)
@@ -128,11 +131,6 @@ def _strangers(split: str, identities: range, domain: str, cameras: int, seed: i
     return [Shot(split, i, Dice(seed, domain, "plan", i).below(cameras), 0, True) for i in identities]
 
 
-#: Raised whenever the same parameters give other pictures, so that old folders are not taken for new ones.
-DRAWING_VERSION = 1
-Item = tuple[str, str | int, str | int]
-
-
 class SyntheticDataset(ImageDataset):
     """A synthetic domain on disk, drawn when it is first asked for.
 
@@ -207,13 +205,9 @@ class SyntheticDataset(ImageDataset):
             (folder / split).mkdir()
         for number, shot in enumerate(self.shots, start=1):
             image = render(
-                self.domain,
-                seed=self.seed,
-                identity=shot.identity,
-                camera=shot.camera,
-                shot=shot.shot,
+                self.domain, seed=self.seed, identity=shot.identity, camera=shot.camera, shot=shot.shot,
                 size=self.image_size,
-            )
+            )  # fmt: skip
             image.save(folder / _file_name(shot), compress_level=1)
             if number % 500 == 0 or number == len(self.shots):
                 logger.info(f"synthetic {self.domain.name}: {number} of {len(self.shots)} images drawn")
