@@ -48,7 +48,7 @@ ifneq ($(PRESENT) $(WANTED),$(VERSION) $(shell cat "$(STAMP)" 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup demo test test-quick lint lock newest oldest matrix clean distclean
+.PHONY: help python setup demo test test-quick lint reference lock newest oldest matrix clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -105,6 +105,10 @@ test-quick: setup  ## the tests that take less than about ten seconds each
 
 lint: setup  ## ruff
 	"$(RUN)" -m ruff check .
+
+reference: setup  ## docs/config.md, from the table of config keys
+	"$(RUN)" -c "from fastreid_sskd.config import reference; print(reference(), end='')" >docs/config.md.new
+	mv docs/config.md.new docs/config.md
 
 MINORS := 10 11 12 13
 

@@ -53,8 +53,10 @@ def merge_file(cfg: CfgNode, path: str, loaded_by: Sequence[str] = ()) -> None:
     given = _read(path, loaded_by)
     base = given.pop("_BASE_", None)
     if base is not None:
+        if base in _NOTHING or not isinstance(base, str):
+            raise ValueError(f"config file {path!r}: _BASE_ takes the path of one file; got {base!r}: name it, or leave _BASE_ out")
         here = [*loaded_by, os.path.realpath(path)]
-        base = os.path.join(os.path.dirname(path), os.path.expanduser(str(base)))
+        base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
         if os.path.realpath(base) in here:
             raise ValueError(f"config file {path!r} has {base!r} as its _BASE_, which leads back to it")
         merge_file(cfg, base, here)

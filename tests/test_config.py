@@ -17,9 +17,15 @@ from tiny_reid import CONFIGS
 from yacs.config import CfgNode
 
 from fastreid_sskd import add_sskd_config
+from fastreid_sskd.clustering import KNN_BACKENDS, VARIANTS
+from fastreid_sskd.clustering.sweep import RULES
+from fastreid_sskd.config import HOST, KEYS, OneOf, Rule, reference, value_of
 from fastreid_sskd.engine import Trainer, load_config, source_config
+from fastreid_sskd.engine.events import LABEL_FREE
+from fastreid_sskd.evaluation.distances import METRICS_IN_BLOCKS
 from fastreid_sskd.losses import SSKD_LOSS_REGISTRY
 from fastreid_sskd.modeling.losses_config import build_losses
+from fastreid_sskd.modeling.sskd import LABEL_STATISTICS
 
 ALL = sorted(path.name for path in CONFIGS.glob("*.yml"))
 FULL = [
@@ -162,13 +168,38 @@ def test_defaults_are_the_methods():
     }  # fmt: skip
 
 
-def test_every_key_has_a_comment():
-    lines = (Path(fastreid_sskd.__file__).parent / "config.py").read_text(encoding="utf-8").splitlines()
-    assigned = [i for i, line in enumerate(lines) if line.strip().startswith("_C.") and "node()" not in line]
-    assert len(assigned) > 25
-    for i in assigned:
-        before = next(line.strip() for line in reversed(lines[:i]) if not line.strip().startswith("_C."))
-        assert before.startswith("#"), lines[i]
+def test_every_key_has_a_meaning_and_a_place_on_the_page():
+    own = [key for key in KEYS if key.default is not HOST]
+    assert {key.name for key in own} == {"SEED", *(f"SSKD.{name}" for name in leaves(new_config().SSKD))}
+    assert all(key.meaning for key in own)
+    page = (Path(__file__).parents[1] / "docs" / "config.md").read_text(encoding="utf-8")
+    assert page == reference(), "run make reference"
+
+
+def test_the_table_names_keys_once_and_fast_reids_as_they_are():
+    names = [key.name for key in KEYS]
+    assert len(set(names)) == len(names)
+    for key in KEYS:
+        assert value_of(new_config(), key.name) is not None
+        assert key.resume in ("same", "start", "continue", "any")
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if isinstance(key.rule, Rule)], ids=lambda key: key.name)
+def test_ranges_have_an_end_and_refuse_nan(key):
+    default = value_of(new_config(), key.name)
+    if not isinstance(default, (list, tuple)):
+        assert not key.rule.allows(float("nan")) and not key.rule.allows(-2)
+    assert key.name == "SEED" or key.rule.allows(default)
+
+
+def test_choices_are_those_of_the_parts_that_act():
+    choices = {key.name: tuple(key.rule.names) for key in KEYS if isinstance(key.rule, OneOf)}
+    assert choices["SSKD.SELECT_BY"] == ("mAP", *LABEL_FREE)
+    assert choices["SSKD.SOFT_LABELS.BN"] == LABEL_STATISTICS
+    assert set(choices["SSKD.CLUSTER.EPS_RULE"]) == {"pairs", *RULES}
+    assert set(choices["SSKD.CLUSTER.VARIANT"]) == set(VARIANTS)
+    assert set(choices["SSKD.CLUSTER.KNN"]) == {"auto", *KNN_BACKENDS}
+    assert set(choices["TEST.METRIC"]) == {*METRICS_IN_BLOCKS, "jaccard"}
 
 
 def test_host_keys_are_left_alone():

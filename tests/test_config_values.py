@@ -140,6 +140,8 @@ def test_a_truth_value_of_python_is_no_number():
         ("SEED: 1\nMODEL: {\n", ValueError, "is no YAML, line 3"),
         ("SOLVER: {MAX_EPOCH: 1}\nSOLVER: {BASE_LR: 1}\n", ValueError, "line 2: the key SOLVER is there twice"),
         ("_BASE_: own.yml\n", ValueError, "leads back to it"),
+        ("_BASE_:\nSEED: 1\n", ValueError, "own.yml': _BASE_ takes the path of one file; got ''"),
+        ("_BASE_: [a.yml, b.yml]\n", ValueError, "own.yml': _BASE_ takes the path of one file"),
         ("_BASE_: other.yml\n", FileNotFoundError, "other.yml' not found .the _BASE_ of .*own.yml"),
         ("MODEL: 3\n", ValueError, "own.yml': MODEL is a section, not a value: it has DEVICE, "),
         ("SEED: {A: 3}\n", ValueError, "own.yml': SEED is a value, not a section"),

@@ -3,8 +3,8 @@
 import pytest
 
 from fastreid_sskd.clustering import PseudoLabelError
+from fastreid_sskd.engine.checkpoint import OtherConfigError
 from fastreid_sskd.engine.lock import FolderInUseError
-from fastreid_sskd.engine.same_run import OtherConfigError
 from fastreid_sskd.processes import Stopped
 from fastreid_sskd.refusals import UnknownNameError, checking, exit_status, is_refusal, nearest
 

@@ -20,7 +20,7 @@ from torch import nn
 from fastreid_sskd import add_sskd_config
 from fastreid_sskd.clustering import pseudo_labels
 from fastreid_sskd.engine.hooks import PeerEMA
-from fastreid_sskd.engine.optimizer import build_optimizer, reset_optimizer
+from fastreid_sskd.engine.train_step import build_optimizer, reset_optimizer
 from fastreid_sskd.evaluation.features import extract_features
 from fastreid_sskd.losses import build_loss_set
 from fastreid_sskd.modeling import SSKD, Peer, chunk_batch_norm, ensemble_feature

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One table of any models and runs, with what their figures depend on.
 
-    tools/benchmark.py table runs/demo runs/run_a                       # finished runs: nothing is evaluated anew
+    tools/benchmark.py table runs/demo runs/run_a                       # finished runs: no model is evaluated
     tools/benchmark.py table "stock=baseline.yml:b.pth" configs/demo_source.yml:s.pth --tests SyntheticTarget
     tools/benchmark.py table runs/sskd_m2d --published --format latex
     tools/benchmark.py run --config-file configs/demo.yml --runs 3 --output runs/demo3
@@ -11,7 +11,7 @@
     tools/benchmark.py zoo                                              # writes MODEL_ZOO.md
 
 What is given to `table` is [NAME=]FOLDER (a run, or a folder of runs) or [NAME=]CONFIG:WEIGHTS. With --tests the
-model_final.pth of each run is evaluated on those sets. `run` and `grid` go on where they stopped when they are given again, and
+model_final.pth of each run is evaluated on those sets. `run` and `grid` resume when they are given again, and
 end with status 3 if a run stopped because its pseudo-labels cannot be trained on, or because it has diverged.
 Results are of the last epoch; --selection last,best adds the rows that a run chose, and the table says on what.
 """
@@ -65,7 +65,7 @@ def check_published(pairs: list) -> None:
 
 
 def show(results: list, args) -> None:
-    """Print the table, with published rows beside if they are asked for."""
+    """Print the table, with published rows if they are asked for."""
     pairs = dict.fromkeys(f"{result.source} -> {result.target}" for result in results)
     unverified: list = []
     if args.published is not None:
@@ -157,23 +157,24 @@ def main() -> int:
             write_atomically(args.output_file, lambda file: file.write(text.encode()))
         print(f"wrote {args.output_file}")
         return 0
-    missing: dict[str, str] = {}
+    if args.command == "table":
+        with checking():
+            show([result for given in args.models for result in results_of(given, args)], args)
+        return 0
     with checking():
-        if args.command == "table":
-            results = [result for given in args.models for result in results_of(given, args)]
+        make_folder(args.output, "--output")
+        setup_logger(args.output)
+        if args.command == "run":
+            grid, only = benchmark.repeat(args.config_file, args.runs, args.name), ()
         else:
-            make_folder(args.output, "--output")
-            setup_logger(args.output)
-            if args.command == "run":
-                grid, only = benchmark.repeat(args.config_file, args.runs, args.name), ()
-            else:
-                grid, only = benchmark.load_grid(args.grid), args.only
-                grid = replace(grid, config=args.config_file or grid.config, seeds=args.seeds or grid.seeds)
-            results, missing = benchmark.run_grid(grid, args.output, only, args.opts)
-        show(results, args)
-    for run, reason in missing.items():
-        print(f"no row of {run}: {reason}", file=sys.stderr)
-    return 3 if missing else 0
+            grid, only = benchmark.load_grid(args.grid), args.only
+            grid = replace(grid, config=args.config_file or grid.config, seeds=args.seeds or grid.seeds)
+    outcome = benchmark.run_grid(grid, args.output, only, args.opts)
+    with checking():
+        show(outcome.results, args)
+    for note in outcome.notes():
+        print(note, file=sys.stderr)
+    return 3 if outcome.stopped else 0
 
 
 if __name__ == "__main__":

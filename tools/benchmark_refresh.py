@@ -14,11 +14,9 @@ in place. On Linux the high-water mark is set back by /proc/self/clear_refs; whe
 /proc, it is what the process's maximum (ru_maxrss) grew by, which is too low if making the features reached higher.
 """
 import argparse
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,13 +26,15 @@ from pathlib import Path
 # Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
 import numpy as np
 import torch
 from camera_features import camera_features
 from dense_refresh import dense_refresh
+from measure import ResidentMemory, machine
 from tabulate import tabulate
 
-from fastreid_sskd.benchmark.resident import ResidentMemory
 from fastreid_sskd.clustering import KNN_BACKENDS, VARIANTS, pseudo_labels
 from fastreid_sskd.clustering.diagnostics import bcubed, noise_as_singletons
 from fastreid_sskd.engine.atomic import check_output, write_atomically
@@ -73,29 +73,6 @@ def parse_arguments() -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     return options
-
-
-def machine() -> dict:
-    """What was measured on."""
-    model = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
-    versions = {"python": platform.python_version()}
-    for name in ("fastreid-sskd", "torch", "numpy", "scipy", "scikit-learn", "numba", "faiss-cpu"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
-        "load": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "versions": versions,
-    }
 
 
 def timed(function) -> tuple[float, float]:

@@ -5,11 +5,11 @@
     tools/compare.py --config-file configs/sskd_msmt2m_osnet.yml --output runs/osnet --seeds 1,2,3 \\
         SSKD.SOURCE.WEIGHTS "['osnet_x0_25_msmt17.pth']"
 
-Rows, all from the same source weights and, where they train, with the same network, views and number of steps:
-direct transfer, direct transfer with batch-norm statistics of the target, one network with hard pseudo-labels only,
-SSKD (each teacher and the ensemble, last epoch), and the supervised upper bound. Finished parts of an earlier run in
-the same folder are reused, unfinished ones go on; a folder of other settings is refused. A row that cannot be had (the
-upper bound of a target without identities) is left out, and said before training and below the table.
+The grid of configs/comparison/grid.yml. Its rows start from the same source models and, where they train, have the same network,
+views and number of steps: direct transfer, direct transfer with batch-norm statistics of the target, one network with
+hard pseudo-labels only, SSKD (each teacher and the ensemble, last epoch), and the supervised upper bound. Finished runs
+in the same folder are reused, unfinished ones are resumed; a folder of other settings is refused. A row that cannot be had
+(the upper bound of a target without identities) is left out, and said before training and below the table.
 
 Exit status: 0 done, 1 failed, 2 refused (the command line, a folder of other settings or in use), 3 the table lacks a row
 whose pseudo-labels cannot be trained on or that has diverged, 4 stopped by SIGTERM or SIGINT after saving.
@@ -19,6 +19,7 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 
 # Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -26,18 +27,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from fastreid.utils.logger import setup_logger
 
-from fastreid_sskd.benchmark import check_comparison, comparison_table, parse_seeds, run_jobs
+from fastreid_sskd import benchmark
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.atomic import check_output, write_atomically
 from fastreid_sskd.refusals import checking, exit_status
 
-
-def config(args, seed: int):
-    """Of one seed of the comparison, frozen."""
-    folder = os.path.join(args.output, f"seed{seed}")
-    cfg = resolve(load_config(args.config_file, [*args.opts, "SEED", seed, "OUTPUT_DIR", folder]))
-    cfg.freeze()
-    return cfg
+GRID = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "comparison", "grid.yml")
 
 
 @exit_status
@@ -45,7 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="an SSKD config")
     parser.add_argument("--output", required=True, help="folder of all runs of the comparison")
-    parser.add_argument("--seeds", type=parse_seeds, default=(1,), help="comma-separated")
+    parser.add_argument("--seeds", type=benchmark.parse_seeds, default=(1,), help="comma-separated")
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="overrides: KEY value ...")
     args = parser.parse_args()
     given_elsewhere = {"SEED": "--seeds", "OUTPUT_DIR": "--output"}.keys() & set(args.opts[::2])
@@ -55,19 +50,17 @@ def main() -> int:
     table_file = os.path.join(args.output, "table.md")
     with checking():
         check_output(table_file)
-        configs = [config(args, seed) for seed in args.seeds]
-        jobs = check_comparison(configs)
-
-    without = [set(job.missing) for job in jobs]
+        grid = replace(benchmark.load_grid(GRID), config=args.config_file, seeds=args.seeds)
     setup_logger()
     start = time.time()
-    run_jobs(jobs)
-    table, minutes, cfg = comparison_table(jobs), (time.time() - start) / 60, configs[0]
+    outcome = benchmark.run_grid(grid, args.output, opts=args.opts)
+    minutes, cfg = (time.time() - start) / 60, resolve(load_config(args.config_file, args.opts))
+    table = "\n\n".join([benchmark.write_table(outcome.results, "markdown"), *outcome.notes()])
     print(f"\n{table}\n\nTest set {cfg.DATASETS.TESTS[0]}, seeds {', '.join(map(str, args.seeds))}, {cfg.SSKD.NUM_PEERS} peers, "
           f"{cfg.SOLVER.MAX_EPOCH * cfg.SSKD.ITERS_PER_EPOCH} steps of {cfg.SOLVER.IMS_PER_BATCH} images, "
           f"last epoch (nothing chosen on the test set), {torch.get_num_threads()} threads, {minutes:.1f} min.")
     write_atomically(table_file, lambda file: file.write(f"{table}\n".encode()))
-    return 3 if [set(job.missing) for job in jobs] != without else 0
+    return 3 if outcome.stopped else 0
 
 
 if __name__ == "__main__":

@@ -34,6 +34,9 @@ def main() -> int:
     for split in SPLITS:
         if not os.path.isdir(os.path.join(args.source, split)):
             parser.error(f"--source needs the folders {', '.join(SPLITS)}; {args.source!r} has no {split}")
+    source, output = (os.path.realpath(folder) for folder in (args.source, args.output))
+    if os.path.commonpath([source, output]) == source:
+        parser.error(f"--output {args.output!r} is inside --source, whose images it would add to: give a folder elsewhere")
     if os.path.exists(args.output):
         parser.error(f"{args.output!r} is there already: give another --output, or remove it")
     names = {split: images_of(os.path.join(args.source, split)) for split in SPLITS}

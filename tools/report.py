@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The report of a run: one HTML file that needs nothing else, no network included.
 
-    tools/report.py runs/demo/seed1/sskd                      # writes runs/demo/seed1/sskd/report.html
+    tools/report.py runs/demo/sskd/seed1                      # writes runs/demo/sskd/seed1/report.html
     tools/report.py runs/sskd_m2d --no-images --output m2d.html
 
 A report with images of real people is personal data: keep and share it only as the data set itself may be, or use

@@ -26,9 +26,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.data.datasets import image_paths
 from fastreid_sskd.engine import default_argument_parser, evaluate, load_config, predict
+from fastreid_sskd.engine.defaults import begin, check_device, read_config
 from fastreid_sskd.engine.lock import output_folder
 from fastreid_sskd.engine.pipeline import check_evaluation, check_run, check_trained, train
-from fastreid_sskd.engine.setup import begin, check_device, read_config
 from fastreid_sskd.export.feature_files import check_feature_file, write_features
 from fastreid_sskd.processes import join, launch
 from fastreid_sskd.processes.group import joined_from_outside

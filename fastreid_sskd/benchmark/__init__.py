@@ -1,23 +1,19 @@
-"""Results of runs as records, and tables of them that say how they came about."""
+"""Results of runs as records, grids of runs, and tables that say how their rows were chosen."""
 
-from .comparison import check_comparison, compare, comparison_table
-from .evaluated import evaluate_folder, evaluate_pair
-from .folders import collect
-from .grid import Grid, load_grid, parse_seeds, repeat, run_grid
+from .evaluate import evaluate_folder, evaluate_pair
 from .published import load_published, published_results
-from .result import Result, read_results, write_results
-from .run_folder import run_jobs
-from .summary import FORMATS, summarise, write_table
+from .results import Result, collect, read_results, write_results
+from .runner import Cell, Grid, Outcome, load_grid, parse_seeds, repeat, run_grid
+from .table import FORMATS, summarise, write_table
 from .zoo import render_zoo
 
 __all__ = [
     "FORMATS",
+    "Cell",
     "Grid",
+    "Outcome",
     "Result",
-    "check_comparison",
     "collect",
-    "compare",
-    "comparison_table",
     "evaluate_folder",
     "evaluate_pair",
     "load_grid",
@@ -28,7 +24,6 @@ __all__ = [
     "render_zoo",
     "repeat",
     "run_grid",
-    "run_jobs",
     "summarise",
     "write_results",
     "write_table",

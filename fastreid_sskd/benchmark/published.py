@@ -6,12 +6,13 @@ from typing import Any
 
 import yaml
 
-from .result import Result
+from .results import Result
 
 __all__ = ["load_published", "published_results"]
 
 _METRICS = ("mAP", "Rank-1", "Rank-5", "Rank-10")
-_FIELDS = {"method", "backbone", "selection", "where", "verified", "results"}
+_NEEDED = {"method", "where", "verified", "results"}
+_FIELDS = _NEEDED | {"backbone", "selection"}
 _PAIR = re.compile(r"(\S+) -> (\S+)")
 
 
@@ -32,17 +33,13 @@ def load_published(path: str) -> list[dict[str, Any]]:
     for number, entry in enumerate(entries, start=1):
         problem = _problem(entry)
         if problem:
-            raise ValueError(
-                f"entry {number} of {path!r} ({entry.get('method', 'without a method')}): {problem}"
-            )
+            raise ValueError(f"entry {number} of {path!r} ({entry.get('method', 'without a method')}): {problem}")
     return entries
 
 
 def _problem(entry: dict) -> str:
-    if not {"method", "where", "verified", "results"} <= set(entry) <= _FIELDS:
-        return (
-            f"needs method, where, verified and results, and knows besides only {', '.join(sorted(_FIELDS))}"
-        )
+    if not _NEEDED <= set(entry) <= _FIELDS:
+        return f"needs method, where, verified and results, and knows besides only {', '.join(sorted(_FIELDS))}"
     if not isinstance(entry["verified"], bool):
         return "verified is true (somebody read the figures at that place) or false"
     if entry["verified"] and not entry["where"]:
@@ -52,17 +49,13 @@ def _problem(entry: dict) -> str:
     for pair, figures in entry["results"].items():
         if not _PAIR.fullmatch(str(pair)):
             return f"{pair!r} is no 'Source -> Target'"
-        good = (
-            isinstance(figures, list)
-            and len(figures) == len(_METRICS)
-            and all(
-                figure is None or isinstance(figure, (int, float)) and 0 <= figure <= 100
-                for figure in figures
-            )
-        )
-        if not good:
+        if not isinstance(figures, list) or len(figures) != len(_METRICS) or not all(map(_is_figure, figures)):
             return f"{pair} needs [{', '.join(_METRICS)}] in percent, null for what is not given"
     return ""
+
+
+def _is_figure(figure: Any) -> bool:
+    return figure is None or isinstance(figure, (int, float)) and 0 <= figure <= 100
 
 
 def published_results(entries: list[dict], pairs: Collection[str]) -> tuple[list[Result], list[str]]:
@@ -72,25 +65,14 @@ def published_results(entries: list[dict], pairs: Collection[str]) -> tuple[list
         entries: of :func:`load_published`.
         pairs: "Source -> Target", by the names of the data sets.
     """
-    results, unverified = [], []
-    for pair in dict.fromkeys(pairs):
-        for entry in entries:
-            if pair not in entry["results"]:
-                continue
-            if not entry["verified"]:
-                unverified.append(entry["method"])
-                continue
+    found = [(pair, entry) for pair in dict.fromkeys(pairs) for entry in entries if pair in entry["results"]]
+    results = []
+    for pair, entry in found:
+        if entry["verified"]:
             source, target = _PAIR.fullmatch(pair).groups()
-            figures = {m: f for m, f in zip(_METRICS, entry["results"][pair]) if f is not None}
-            results.append(
-                Result(
-                    method=entry["method"],
-                    source=source,
-                    target=target,
-                    metrics=figures,
-                    backbone=entry.get("backbone", ""),
-                    selection=entry.get("selection", ""),
-                    published=entry["where"],
-                )
-            )
-    return results, list(dict.fromkeys(unverified))
+            results.append(Result(
+                method=entry["method"], source=source, target=target, backbone=entry.get("backbone", ""),
+                selection=entry.get("selection", ""), published=entry["where"],
+                metrics={m: f for m, f in zip(_METRICS, entry["results"][pair]) if f is not None},
+            ))  # fmt: skip
+    return results, list(dict.fromkeys(entry["method"] for _, entry in found if not entry["verified"]))

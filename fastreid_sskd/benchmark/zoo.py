@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import jinja2
 
-from .folders import collect
-from .result import Result, read_results, write_results
-from .summary import write_table
+from .results import Result, collect, read_results, write_results
+from .table import write_table
 
 __all__ = ["render_zoo"]
 
@@ -21,7 +20,7 @@ def render_zoo(template: str, records: str, runs: str = "") -> str:
     Args:
         template: a file of Markdown.
         records: folder of the records, a JSON file of each run's name.
-        runs: folder of run folders; where it has one of that name, its record is made anew first. "": records only.
+        runs: folder of run folders; where it has one of that name, its record is written first. "": records only.
 
     Raises:
         FileNotFoundError: if there is no template, or neither a run folder nor a record of that name.

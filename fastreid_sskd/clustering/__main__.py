@@ -73,7 +73,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Cluster the features and save the labels; 1 when nothing can be trained on them, 2 when they cannot be clustered."""
+    """Cluster the features and save the labels; 3 when nothing can be trained on them, 2 when they cannot be clustered."""
     options = parse_arguments(arguments)
     logger.addFilter(_with_flags)
     try:
@@ -106,6 +106,22 @@ def _read(path: Path, name: str) -> np.ndarray:
         return file[name]
 
 
+def _read_names(options: argparse.Namespace, name: str, shape: tuple) -> np.ndarray | None:
+    """What an option, if it is given, says of each image; ``shape`` is that of the features."""
+    path = getattr(options, name)
+    if path is None:
+        return None
+    names = _read(path, name)
+    if names.shape != shape[:1]:
+        raise ValueError(f"--{name} has to give one for each image, got {names.shape} for features {shape}")
+    unknown = np.flatnonzero(np.isnan(names)) if names.dtype.kind == "f" else []
+    if len(unknown):
+        raise ValueError(
+            f"--{name} is NaN for {len(unknown)} of {len(names)} images (first: row {unknown[0]}): name it for each, or leave --{name} out"
+        )
+    return names
+
+
 def _cluster(options: argparse.Namespace) -> int:
     outputs = [path for path in (options.out, options.centroids) if path is not None]
     inputs = [path for path in (options.features, options.identities, options.cameras) if path is not None]
@@ -114,10 +130,7 @@ def _cluster(options: argparse.Namespace) -> int:
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise ValueError(f"--out and --centroids are both {options.out}: give two files")
     features = _read(options.features, "features")
-    identities = None if options.identities is None else _read(options.identities, "identities")
-    if identities is not None and identities.shape != features.shape[:1]:
-        raise ValueError(f"--identities has to give one for each image, got {identities.shape} for features {features.shape}")
-    cameras = None if options.cameras is None else _read(options.cameras, "cameras")
+    identities, cameras = (_read_names(options, name, features.shape) for name in ("identities", "cameras"))
     sweep = options.eps_rule and RadiusSweep(options.eps_rule, tuple(options.eps_radii), options.eps_largest_share)
     result = pseudo_labels(
         features,
@@ -152,7 +165,7 @@ def _cluster(options: argparse.Namespace) -> int:
         check_usable(result.report)
     except PseudoLabelError as error:
         logger.error("%s", error)
-        return 1
+        return error.exit_status
     return 0
 
 

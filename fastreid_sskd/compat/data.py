@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -43,14 +44,16 @@ class SteadyLoader(DataLoader):
     """torch's DataLoader whose workers leave SIGTERM and SIGINT to the process that reads them.
 
     `timeout`, systemd, Slurm and Ctrl-C signal all processes of a run. Workers that died of it would take the run
-    with them, before it has saved. They end with the reader: when it is done, ends them, or is gone. That holds for
-    forked workers, which are born with the signals blocked; of others torch's own rule holds, they die.
+    with them, before it has saved. They end with the reader: when it is done, ends them, or is gone. Forked or spawned,
+    they are born with the signals blocked, so that one that comes while they start is left alone too.
     """
 
     def __init__(self, *args: Any, worker_init_fn: Callable[[int], None] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, worker_init_fn=functools.partial(_begin_worker, worker_init_fn), **kwargs)
 
     def __iter__(self) -> Iterator:
+        if self.num_workers and (self.multiprocessing_context or multiprocessing).get_start_method() != "fork":
+            resource_tracker.ensure_running()  # which unblocks the signals when it starts
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)
         try:
             return super().__iter__()
@@ -59,8 +62,8 @@ class SteadyLoader(DataLoader):
 
 
 def _begin_worker(own: Callable[[int], None] | None, worker: int) -> None:
-    if signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
-        threading.Thread(target=_end_for, args=(multiprocessing.parent_process().pid,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)  # of a fork server that was there before, they are not yet
+    threading.Thread(target=_end_for, args=(multiprocessing.parent_process().pid,), daemon=True).start()
     if own is not None:
         own(worker)
 

@@ -173,8 +173,12 @@ def _read(name: str, folders: Mapping, *parts: str, combine_all: bool = False) -
             f"no data set is named {name!r}{nearest(name, known)}. There are {', '.join(known)}; folders of "
             "your own images get a name by SSKD.FOLDERS, classes of your own by fast-reid's DATASET_REGISTRY"
         )
+    data_set = DATASET_REGISTRY.get(name)
     try:
-        return _parts(DATASET_REGISTRY.get(name)(root=root), parts, combine_all)
+        found = _parts(data_set(root=root), parts, combine_all)
+        if data_set.__module__.startswith("fastreid."):
+            _check_on_disk([item for part in found for item in part])
+        return found
     # the host's Dataset.check_before_run, its MSMT17's assertion, a folder or list that is not there
     except (RuntimeError, AssertionError, FileNotFoundError) as error:
         layout = _LAYOUTS.get(name, "as its class in fast-reid expects")
@@ -191,16 +195,34 @@ def _parts(data: ImageDataset, parts: Sequence[str], combine_all: bool) -> list[
     return [_sorted(getattr(data, part)) for part in parts]
 
 
+def _check_on_disk(items: Sequence[Item]) -> None:
+    """Check that all images are there: some of the host's classes believe a list."""
+    files: dict[str, set[str]] = {}
+    missing = []
+    for path, _, _ in items:
+        folder, file = os.path.split(path)
+        if folder not in files:
+            here = os.scandir(folder) if os.path.isdir(folder) else ()
+            files[folder] = {entry.name for entry in here if entry.is_file()}
+        if file not in files[folder]:
+            missing.append(path)
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(items)} images that its lists name are not on disk (first: "
+            f"{missing[0]!r}): unpack or copy it again, or take these lines out of the lists"
+        )
+
+
 def _sorted(items: Sequence[Sequence]) -> list[Item]:
     return sorted((tuple(item) for item in items), key=lambda item: item[0])
 
 
 class CropFolder(ImageDataset):
-    """Images below a folder and its sub-folders: enough to be a target.
+    r"""Images below a folder and its sub-folders: enough to be a target.
 
     ``camera`` and ``identity`` are regular expressions, searched for in an image's path below its folder
     (with ``/`` between folders, ending included). The first group that takes part is the name, without groups
-    the whole match is: ``^([^/]+)/`` is the first sub-folder, ``_c(\\d+)`` the number in
+    the whole match is: ``^([^/]+)/`` is the first sub-folder, ``_c(\d+)`` the number in
     ``0002_c1s1_000451_03.jpg``. Empty, there are no cameras, or no identities.
 
     A data set of one's own takes five lines::
@@ -208,7 +230,7 @@ class CropFolder(ImageDataset):
         @DATASET_REGISTRY.register()
         class MySite(CropFolder):
             train_folder, query_folder, gallery_folder = "my_site/train", "my_site/query", "my_site/gallery"
-            identity, camera = r"^(\\d+)_", r"_c(\\d+)"
+            identity, camera = r"^(\d+)_", r"_c(\d+)"
             dataset_name = "my_site"
 
     Images that the expression ``junk`` matches are left out of query and gallery, and have no identity in

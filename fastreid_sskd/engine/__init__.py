@@ -1,12 +1,11 @@
 """Trainers, hooks and the pipeline of both stages."""
 from fastreid.engine import default_argument_parser
 
-from .adaptation import AdaptationTrainer
 from .checkpoint import Checkpointer
+from .defaults import load_config, resolve, seed_everything, setup
 from .pipeline import evaluate, run, source_config, trainer_class
 from .predict import predict
-from .setup import load_config, resolve, seed_everything, setup
-from .source import SourceTrainer
+from .stages import AdaptationTrainer, SourceTrainer
 from .trainer import Trainer
 
 __all__ = [

@@ -5,6 +5,7 @@ Of every config, plain ones and those of both stages, by :func:`.pipeline.check_
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,6 @@ from torch import nn
 
 from ..clustering import (
     CLUSTERING_METHODS,
-    KNN_BACKENDS,
-    VARIANTS,
     ApproximateOptions,
     Limits,
     RadiusSweep,
@@ -32,15 +31,12 @@ from ..clustering.features import UnitRows
 from ..clustering.infomap import import_infomap
 from ..clustering.jaccard import list_sizes
 from ..clustering.kmeans import check_num_clusters
-from ..clustering.sweep import RULES
-from ..evaluation.distances import METRICS_IN_BLOCKS
+from ..config import HOST, HOST_LOSSES, KEYS, Key, OneOf, Rule, value_of
 from ..modeling import peer_config
-from ..modeling.sskd import LABEL_STATISTICS
 from ..refusals import nearest
-from .freeze import FreezeLayers
-from .optimizer import build_optimizer
-from .records import LABEL_FREE
-from .setup import without_pretraining
+from .defaults import without_pretraining
+from .hooks import FreezeLayers
+from .train_step import build_optimizer
 
 __all__ = ["build_network", "check_clustering", "check_network", "check_optimizer", "check_settings"]
 
@@ -57,115 +53,35 @@ _HOST_DEPTHS = {
     "build_effnet_backbone": ("b0", "b1", "b2", "b3", "b4", "b5"),
     "build_vit_backbone": ("small", "base"),
 }  # fmt: skip
-_NORMS = ("BN", "syncBN", "GhostBN", "FrozenBN", "GN")
-
-#: settings that are, or whose elements are, one of some names, which may be registered later, so they are looked up
-_NAMES: dict[str, Callable[[CfgNode], Collection[str]]] = {
+#: settings that name an entry of a registry of fast-reid's or torch's, which may be registered later, so they are looked up
+_REGISTERED: dict[str, Callable[[CfgNode], Collection[str]]] = {
     "MODEL.META_ARCHITECTURE": lambda cfg: META_ARCH_REGISTRY._obj_map,  # the host's registries have no other way to ask
     "MODEL.BACKBONE.NAME": lambda cfg: BACKBONE_REGISTRY._obj_map,
     "MODEL.BACKBONE.DEPTH": lambda cfg: _HOST_DEPTHS.get(cfg.MODEL.BACKBONE.NAME, (cfg.MODEL.BACKBONE.DEPTH,)),
-    "MODEL.BACKBONE.NORM": lambda cfg: _NORMS,
     "MODEL.HEADS.NAME": lambda cfg: REID_HEADS_REGISTRY._obj_map,
-    "MODEL.HEADS.NORM": lambda cfg: _NORMS,
-    "MODEL.HEADS.NECK_FEAT": lambda cfg: ("before", "after"),
     "MODEL.HEADS.POOL_LAYER": lambda cfg: pooling.__all__,
     "MODEL.HEADS.CLS_LAYER": lambda cfg: any_softmax.__all__,
-    "MODEL.LOSSES.NAME": lambda cfg: ("CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface"),
-    "DATALOADER.SAMPLER_TRAIN": lambda cfg: (
-        "TrainingSampler", "NaiveIdentitySampler", "BalancedIdentitySampler", "ImbalancedDatasetSampler",  # the host's fifth cannot work
-    ),
     "SOLVER.OPT": lambda cfg: [
         name for name, value in vars(torch.optim).items() if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
         and name != "Optimizer"
     ],
-    "SOLVER.SCHED": lambda cfg: ("MultiStepLR", "CosineAnnealingLR"),
-    "SOLVER.WARMUP_METHOD": lambda cfg: ("linear", "constant", "exp"),
-    "TEST.METRIC": lambda cfg: (*METRICS_IN_BLOCKS, "jaccard"),  # the host's third, of all distances at once
-    "SSKD.SELECT_BY": lambda cfg: ("mAP", *LABEL_FREE),
-    "SSKD.SOFT_LABELS.BN": lambda cfg: LABEL_STATISTICS,
     "SSKD.CLUSTER.METHOD": lambda cfg: CLUSTERING_METHODS,
-    "SSKD.CLUSTER.EPS_RULE": lambda cfg: ("pairs", *RULES),
-    "SSKD.CLUSTER.VARIANT": lambda cfg: VARIANTS,
-    "SSKD.CLUSTER.KNN": lambda cfg: ("auto", *KNN_BACKENDS),
-    "SSKD.CLUSTER.ON_LIMIT": lambda cfg: ("warn", "collapse"),
-    "SSKD.CLUSTER.ON_COLLAPSE": lambda cfg: ("stop", "keep"),
-}  # fmt: skip
-
-_IS_SHARE = (lambda v: 0 <= v <= 1, "a share in [0, 1]")
-_IS_SIZE = (lambda v: len(v) == 2 and min(v) >= 1, "[height, width] in pixels, each >= 1")
-
-#: numbers that nothing else checks before it is too late: whether a value is allowed, and what is. NaN never is.
-_RANGES: dict[str, tuple[Callable[..., bool], str]] = {
-    "SEED": (lambda v: 0 <= v < 2**32, "a number >= 0 and below 2**32; fastreid_sskd.engine.resolve, and so the command line, draws one for -1"),
-    "MODEL.BACKBONE.FEAT_DIM": (lambda v: v >= 1, "a number of channels >= 1"),
-    "MODEL.HEADS.EMBEDDING_DIM": (lambda v: v >= 0, "a number of values >= 0, 0 for FEAT_DIM"),
-    "MODEL.PIXEL_MEAN": (lambda v: len(v) == 3, "three values, of R, G and B"),
-    "MODEL.PIXEL_STD": (lambda v: len(v) == 3 and min(v) > 0, "three values > 0, of R, G and B"),
-    "INPUT.SIZE_TRAIN": _IS_SIZE,
-    "INPUT.SIZE_TEST": _IS_SIZE,
-    **{f"INPUT.{name}.PROB": _IS_SHARE for name in ("FLIP", "CJ", "AUTOAUG", "AUGMIX", "REA", "RPT")},
-    "SOLVER.MOMENTUM": (lambda v: 0 <= v < 1, "a share in [0, 1)"),
-    "SOLVER.GAMMA": (lambda v: v > 0, "a factor > 0"),
-    "SOLVER.WARMUP_FACTOR": _IS_SHARE,
-    "SOLVER.IMS_PER_BATCH": (lambda v: v >= 1, "a number of images >= 1"),
-    "SOLVER.WARMUP_ITERS": (lambda v: v >= 0, "a number of iterations >= 0"),
-    "SOLVER.FREEZE_ITERS": (lambda v: v >= 0, "a number of iterations >= 0"),
-    "SOLVER.CHECKPOINT_PERIOD": (lambda v: v >= 1, "a number of epochs >= 1"),
-    "SOLVER.MAX_EPOCH": (lambda v: v >= 1, "a number of epochs >= 1"),
-    "TEST.RERANK.K1": (lambda v: v >= 1, "a number of neighbours >= 1"),
-    "TEST.RERANK.K2": (lambda v: v >= 1, "a number of neighbours >= 1"),
-    "TEST.RERANK.LAMBDA": _IS_SHARE,
-    "SSKD.NUM_PEERS": (lambda v: v >= 1, "a number of networks >= 1"),
-    "SSKD.ITERS_PER_EPOCH": (lambda v: v >= 1, "a number of iterations >= 1"),
-    "SSKD.CACHE_IMAGES": (lambda v: v >= 0, "a size in MB >= 0, 0 for no cache"),
-    "SOLVER.BASE_LR": (lambda v: v >= 0, "a learning rate >= 0"),
-    "SOLVER.HEADS_LR_FACTOR": (lambda v: v >= 0, "a factor >= 0"),
-    "SOLVER.BIAS_LR_FACTOR": (lambda v: v >= 0, "a factor >= 0"),
-    "SOLVER.WEIGHT_DECAY": (lambda v: v >= 0, "a weight >= 0"),
-    "SOLVER.WEIGHT_DECAY_NORM": (lambda v: v >= 0, "a weight >= 0"),
-    "SOLVER.WEIGHT_DECAY_BIAS": (lambda v: v >= 0, "a weight >= 0"),
-    "TEST.IMS_PER_BATCH": (lambda v: v >= 1, "a number of images >= 1"),
-    "TEST.EVAL_PERIOD": (lambda v: v >= 0, "a number of epochs >= 0, 0 for never"),
-    "DATALOADER.NUM_WORKERS": (lambda v: v >= 0, "a number of processes >= 0"),
-    "DATALOADER.NUM_INSTANCE": (lambda v: v >= 1, "a number of images >= 1"),
-    "SSKD.EMA.WINDOW": (lambda v: 0 <= v <= 1, "a share of the run's steps in (0, 1], or 0 for SSKD.EMA.MOMENTUM"),
-    "SSKD.SOFT_LABELS.TEMPERATURE": (lambda v: 0 <= v < float("inf"), "a number > 0, or 0 to find it at every refresh"),
-    "SSKD.SOFT_LABELS.CONFIDENCE": (lambda v: 0 < v < 1, "a probability in (0, 1)"),
-    "SSKD.LOG_PERIOD": (lambda v: v >= 1, "a number of iterations >= 1"),
-    "SSKD.KEEP_CHECKPOINTS": (lambda v: v >= 1, "a number of files >= 1"),
-    "SSKD.CHECKPOINT_SECONDS": (lambda v: v >= 0, "a number of seconds >= 0, 0 for not by time"),
-    "SSKD.CHECKPOINT_ITERS": (lambda v: v >= 0, "a number of iterations >= 0, 0 for not by steps"),
-    "SSKD.CLUSTER.EPS": (
-        lambda v: 0 <= v < 1, "a Jaccard distance in (0, 1), or 0 to estimate it by PAIRS_PER_IMAGE or RHO",
-    ),
-    "SSKD.CLUSTER.PAIRS_PER_IMAGE": (lambda v: v >= 0, "a number of pairs > 0, or 0 to estimate eps by RHO"),
-    "SSKD.CLUSTER.EPS_EVERY": (lambda v: v >= 0, "a number of epochs >= 1, or 0 to estimate eps once"),
-    "SSKD.CLUSTER.EPS_MIN": (lambda v: 0 <= v < 1, "a Jaccard distance in (0, 1), or 0 for no bound"),
-    "SSKD.CLUSTER.EPS_MAX": (lambda v: 0 <= v <= 1, "a Jaccard distance in (0, 1], or 0 for no bound"),
-    "SSKD.CLUSTER.MIN_SAMPLES": (lambda v: v >= 1, "a number of images >= 1"),
 }  # fmt: skip
 
 
-# what only stage 2 reads, and of that what a clustering without a radius, or without neighbours, does not
-_OF_STAGE_2 = ("SSKD.SELECT_BY", "SSKD.CLUSTER.")
-_OF_A_RADIUS = ("SSKD.CLUSTER.EPS", "SSKD.CLUSTER.PAIRS_PER_IMAGE")
-_OF_NEIGHBOURS = ("SSKD.CLUSTER.KNN", "SSKD.CLUSTER.VARIANT", "SSKD.CLUSTER.MIN_SAMPLES")
-
-
-def _is_read(cfg: CfgNode, key: str) -> bool:
-    architecture = META_ARCH_REGISTRY._obj_map.get(cfg.MODEL.META_ARCHITECTURE)
-    if key == "MODEL.LOSSES.NAME":
-        return architecture is not None and architecture.__module__.startswith("fastreid.")
-    if key == "DATALOADER.SAMPLER_TRAIN":
-        return cfg.MODEL.META_ARCHITECTURE not in ("SSKD", "SSKDSource")
-    if key == "SEED" and cfg.SEED == -1:  # stage 2 draws from it whatever it is
-        return cfg.MODEL.META_ARCHITECTURE == "SSKD"
-    if key.startswith(_OF_STAGE_2) and cfg.MODEL.META_ARCHITECTURE != "SSKD":
+def _is_read(cfg: CfgNode, key: Key) -> bool:
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if key.name == "SEED" and cfg.SEED == -1:  # stage 2 draws from it whatever it is
+        return architecture == "SSKD"
+    if key.read_by == "plain":
+        found = META_ARCH_REGISTRY._obj_map.get(architecture)
+        own_losses = found is not None and found.__module__.startswith("fastreid.")
+        return own_losses if key.name == "MODEL.LOSSES.NAME" else architecture not in ("SSKD", "SSKDSource")
+    if key.read_by and architecture != "SSKD":
         return False
     method = CLUSTERING_METHODS.get(cfg.SSKD.CLUSTER.METHOD)
-    if method is None or method.uses == "radius":
-        return True
-    return not key.startswith(_OF_A_RADIUS) and (method.uses == "distances" or key not in _OF_NEIGHBOURS)
+    uses = method.uses if method else "radius"
+    return key.read_by not in ("radius", "neighbors") or uses == "radius" or (uses, key.read_by) == ("distances", "neighbors")
 
 
 def check_settings(cfg: CfgNode, sections: str | tuple[str, ...] = "") -> None:
@@ -179,20 +95,46 @@ def check_settings(cfg: CfgNode, sections: str | tuple[str, ...] = "") -> None:
         ValueError: naming the key, its rule and its value.
         ImportError: if the clustering or the search for neighbours needs a package that is not installed.
     """
-    for key, known in _NAMES.items():
-        value = _value(cfg, key)
-        if not key.startswith(sections) or not _is_read(cfg, key):
-            continue
-        for name in [value] if isinstance(value, str) else value:
-            if name not in known(cfg):
-                raise ValueError(
-                    f"{key} must be one of {', '.join(known(cfg))}; got {name!r}{nearest(name, known(cfg)) or ': choose one of them'}"
-                )
-    for key, (allowed, rule) in _RANGES.items():
-        if key.startswith(sections) and _is_read(cfg, key) and not allowed(_value(cfg, key)):
-            raise ValueError(f"{key} must be {rule}; got {_value(cfg, key)}: change it in the config or on the command line")
-    if not sections and cfg.MODEL.META_ARCHITECTURE == "SSKD":
-        _check_clustering_settings(cfg.SSKD.CLUSTER)
+    for key in (*(Key(name, HOST, rule=OneOf(known(cfg))) for name, known in _REGISTERED.items()), *KEYS):
+        if key.rule and key.name.startswith(sections) and _is_read(cfg, key):
+            _check_value(key.name, value_of(cfg, key.name), key.rule)
+    if not sections:
+        _check_losses(cfg)
+        if cfg.MODEL.META_ARCHITECTURE == "SSKD":
+            _check_clustering_settings(cfg.SSKD.CLUSTER)
+
+
+def _check_losses(cfg: CfgNode) -> None:
+    """The host's architectures need a loss, and its Distiller, for one of its own, a teacher."""
+    architecture, kd = cfg.MODEL.META_ARCHITECTURE, cfg.KD
+    if architecture in ("Baseline", "MGN") and not cfg.MODEL.LOSSES.NAME:
+        raise ValueError(
+            f"MODEL.LOSSES.NAME is empty, so a {architecture} would learn nothing: name one or more of "
+            f"{', '.join(HOST_LOSSES)}"
+        )
+    if architecture != "Distiller":
+        return
+    if not kd.MODEL_CONFIG and not kd.EMA.ENABLED:
+        raise ValueError(
+            "a Distiller learns from teachers, and KD.MODEL_CONFIG names none: give their config files there and their weights in "
+            "KD.MODEL_WEIGHTS, or set KD.EMA.ENABLED to True"
+        )
+    if len(kd.MODEL_CONFIG) != len(kd.MODEL_WEIGHTS):
+        raise ValueError(
+            f"KD.MODEL_CONFIG names {len(kd.MODEL_CONFIG)} teachers and KD.MODEL_WEIGHTS {len(kd.MODEL_WEIGHTS)}: give a file of weights "
+            "for each"
+        )
+
+
+def _check_value(name: str, value: Any, rule: Rule | OneOf) -> None:
+    if isinstance(rule, Rule):
+        if not rule.allows(value):
+            raise ValueError(f"{name} must be {rule.text}; got {value}: change it in the config or on the command line")
+        return
+    for given in [value] if isinstance(value, str) else value:
+        if given not in rule.names:
+            known = ", ".join(rule.names)
+            raise ValueError(f"{name} must be one of {known}; got {given!r}{nearest(given, rule.names) or ': choose one of them'}")
 
 
 def _check_clustering_settings(cluster: CfgNode) -> None:
@@ -333,9 +275,3 @@ def check_clustering(cfg: CfgNode, num_images: int) -> None:
         pairs = cluster.PAIRS_PER_IMAGE
         # what no two images being at distance 0 would give: the largest share there can be
         mean_of_smallest(np.empty(0), num_images, rho_from_pairs_per_image(pairs, num_images) if pairs else cluster.RHO)
-
-
-def _value(cfg: CfgNode, key: str):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

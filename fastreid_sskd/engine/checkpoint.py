@@ -1,19 +1,26 @@
 """Checkpoints that are whole or not there, hold plain tensors only, and are resumed from exactly."""
 import logging
 import os
+import random
 import re
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from fastreid.config import CfgNode
 from fastreid.utils.checkpoint import Checkpointer as HostCheckpointer
 
+from ..config import is_below, names_with
 from ..modeling.weights import WeightsError, load_exactly, read_file
+from ..refusals import REFUSED
 from .atomic import write_atomically
+from .defaults import load_config
 
-__all__ = ["Checkpointer", "damage", "last_checkpoint", "read_stamp"]
+__all__ = ["Checkpointer", "OtherConfigError", "check_same_images", "check_same_run", "damage", "image_names", "last_checkpoint", "plain_config", "random_state", "read_stamp", "restore_random_state", "same_value"]
 
 logger = logging.getLogger("fastreid.sskd.checkpoint")
 
@@ -86,8 +93,8 @@ class Checkpointer(HostCheckpointer):
         super().__init__(*args, **kwargs)
         self.stamp: dict[str, Any] = {}
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<name>.pth`` and make it the last checkpoint.
+    def save(self, name: str, *, last: bool = True, **kwargs: Any) -> None:
+        """Write ``<name>.pth`` and, with ``last``, make it the one that a run is resumed from.
 
         Raises:
             FloatingPointError: if the model is not finite; the file before stays the last one.
@@ -110,7 +117,8 @@ class Checkpointer(HostCheckpointer):
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         write_atomically(path, lambda file: torch.save(data, file))
-        self.tag_last_checkpoint(os.path.basename(path))
+        if last:
+            self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         path = os.path.join(self.save_dir, "last_checkpoint")
@@ -163,3 +171,147 @@ class Checkpointer(HostCheckpointer):
         if not isinstance(checkpoint, dict):
             raise WeightsError(f"{f!r} holds a {type(checkpoint).__name__}, and no checkpoint of a run")
         return checkpoint if "model" in checkpoint else {"model": checkpoint}
+
+
+_ABSENT = "(absent)"
+
+
+class OtherConfigError(ValueError):
+    """A checkpoint is of a run with another config, or on other images."""
+
+    exit_status = REFUSED
+
+
+def plain_config(cfg: Mapping, prefix: str = "") -> dict[str, Any]:
+    """A config as {"SOLVER.BASE_LR": 0.1, ...}, for a checkpoint: numbers, text and lists only."""
+    found: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            found.update(plain_config(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = _as_lists(value)
+    return found
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _as_lists(entry) for key, entry in value.items()}
+    return [_as_lists(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """Whether two values of a key mean the same: texts also if they are two paths of one file or folder."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_value, one, other))
+    if isinstance(one, str) and isinstance(other, str) and one and other:
+        return os.path.realpath(one) == os.path.realpath(other)
+    return one == other
+
+
+def _differing(saved: dict[str, Any], given: dict[str, Any], but: tuple[str, ...]) -> list[str]:
+    defaults = plain_config(load_config(""))  # a file of an earlier version lacks the keys that came later
+    return [
+        key
+        for key in sorted(set(given) | (set(saved) & set(defaults)))
+        if not is_below(key, but) and not same_value(saved.get(key, defaults.get(key, _ABSENT)), given.get(key, _ABSENT))
+    ]
+
+
+def check_same_run(checkpoint: dict[str, Any], given: dict[str, Any], what: str, *, anew: bool = False) -> None:
+    """Check that a checkpoint was written under a config that means the same run.
+
+    The table :data:`..config.KEYS` says which keys may differ, and so does ``SSKD.MAY_DIFFER``. ``SOLVER.MAX_EPOCH`` may if neither the
+    learning rate nor the teachers' window depends on it. Another value of a key that acts only at the start is logged as a warning.
+
+    Args:
+        checkpoint: a file's content.
+        given: :func:`plain_config` of the run's config, as it was given.
+        what: names the file and what is to be done with it, for the messages.
+        anew: the checkpoint is to stand for a run from its start, so keys that act there count too.
+
+    Raises:
+        OtherConfigError: if other keys differ, naming each with both values.
+    """
+    saved = checkpoint.get("config")
+    if saved is None:
+        logger.warning("%s does not say what config it was trained with (an earlier version wrote it): taken as it is", what)
+        return
+    differing = _differing(saved, given, (*names_with("any", "continue"), *given["SSKD.MAY_DIFFER"]))
+    at_start = [] if anew else [key for key in differing if is_below(key, names_with("start"))]
+    others = [key for key in differing if key not in at_start]
+    epochs, done = "SOLVER.MAX_EPOCH", checkpoint.get("epoch", -1) + 1
+    if (given["SOLVER.SCHED"] == "CosineAnnealingLR" or given["SSKD.EMA.WINDOW"]) and saved.get(epochs) != given[epochs]:
+        others.append(epochs)  # the rate anneals over all epochs, the window is a share of them
+    elif given[epochs] < done:
+        raise OtherConfigError(f"{what}: it has {done} epochs, which is more than {epochs} = {given[epochs]}")
+
+    def values(keys: list[str]) -> str:
+        return "; ".join(f"{key}: {saved.get(key, _ABSENT)!r} there, {given.get(key, _ABSENT)!r} here" for key in keys)
+
+    if others:
+        raise OtherConfigError(
+            f"{what}: it is of another config ({values(others)}). Give these keys their old values, or another "
+            "OUTPUT_DIR to start anew; keys changed on purpose go into SSKD.MAY_DIFFER"
+        )
+    if at_start:
+        logger.warning("%s: %s act only at the start of a run and are not looked at", what, values(at_start))
+
+
+def image_names(paths: Sequence[str]) -> torch.Tensor:
+    """(N,) int64, CRC-32 of each path below the folder that all N have in common, so that the folder may be moved."""
+    paths = [os.path.abspath(path) for path in paths]
+    common = os.path.commonpath({os.path.dirname(path) for path in paths}) if paths else ""
+    return torch.tensor([zlib.crc32(path[len(common):].lstrip(os.sep).encode(errors="replace")) for path in paths], dtype=torch.int64)
+
+
+def check_same_images(checkpoint: dict[str, Any], images: Mapping[str, Sequence[str]], what: str, may_differ: Sequence[str] = ()) -> None:
+    """Check that a checkpoint is of the images that are there now, by their names and order; what they show is not looked at.
+
+    Args:
+        checkpoint: a file's content.
+        images: {key that names the data sets: paths}.
+        what: as for :func:`check_same_run`.
+        may_differ: ``SSKD.MAY_DIFFER``; a key of ``images`` is not looked at, unless there are pseudo-labels of its images.
+
+    Raises:
+        OtherConfigError: if they are others, with their numbers and the first that differs.
+    """
+    if "images" not in checkpoint:
+        logger.warning("%s does not say which images it was trained on (an earlier version wrote it): taken as it is", what)
+        return
+    for key, paths in images.items():
+        saved, now = checkpoint["images"].get(key, torch.empty(0, dtype=torch.int64)), image_names(paths)
+        if torch.equal(saved, now) or ("refresh" not in checkpoint and is_below(key, may_differ)):
+            continue
+        new, gone = ~torch.isin(now, saved), int((~torch.isin(saved, now)).sum())
+        both = min(len(saved), len(now))
+        moved = torch.cat([saved[:both] != now[:both], torch.ones(len(now) - both, dtype=torch.bool)])
+        first = next((f", first {path}" for at in (new, moved) for path, differs in zip(paths, at.tolist()) if differs), "")
+        raise OtherConfigError(
+            f"{what}: it was trained on other images of {key}: {len(saved)} then, {len(now)} now, {int(new.sum())} of them new, {gone} "
+            f"gone{first}. Go on with the images that the run began with, or give another "
+            "OUTPUT_DIR to start anew"
+        )
+
+
+def random_state() -> dict:
+    """Python's, NumPy's and torch's generators, and that of the current CUDA device where one is in use."""
+    version, words, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": [version, torch.tensor(words), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *map(float, rest)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def restore_random_state(state: dict) -> None:
+    """Put the generators back to where :func:`random_state` found them."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), int(position), int(has_gauss), cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

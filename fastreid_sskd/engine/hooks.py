@@ -1,19 +1,271 @@
-"""Hooks of fast-reid's training loop. Hooks only act; networks, labels' rules and results live elsewhere."""
+"""Hooks of fast-reid's training loop, in the order in which they run. Hooks only act; labels' rules and results live elsewhere."""
+import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+import scipy.sparse
+import torch
+from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
 from fastreid.evaluation.testing import flatten_results_dict
 from fastreid.utils import comm
+from torch import nn
 
-from ..processes import broadcast_buffers
+from ..clustering import (
+    ApproximateOptions,
+    Limits,
+    PseudoLabelError,
+    PseudoLabels,
+    RadiusSweep,
+    check_usable,
+    cluster_agreement,
+    find_method,
+    jaccard_distance,
+    labels_again,
+    pseudo_labels,
+)
+from ..clustering.silhouette import sparse_silhouette
+from ..data import CropCache, Item, extraction_loader
+from ..evaluation.features import extract_features
+from ..modeling import SSKD
+from ..processes import all_rows, broadcast_buffers, in_all, on_main
 from .checkpoint import Checkpointer
-from .storage import restore_storage, storage_state
+from .events import LABEL_FREE, Record, restore_storage, storage_state
+from .refresh import reestimate_batch_norm, shared_candidates, soft_labels
 
-__all__ = ["Checkpoints", "PeerEMA", "PeriodicEvaluation", "ScalarWriters"]
+__all__ = ["Checkpoints", "FreezeLayers", "LabelFreeSelection", "PeerEMA", "PeriodicEvaluation", "PseudoLabelRefresh", "ScalarWriters"]
 
 logger = logging.getLogger("fastreid.sskd.hooks")
+
+class PseudoLabelRefresh(HookBase):
+    """Method, "at the start of each epoch": features, distance, eps, clusters, classifiers, labels, optimiser.
+
+    Several processes share the extraction of the features and the search for neighbours (:func:`.shared_candidates`); the
+    main one does the rest and tells the labels. An error in any of them is raised in all.
+
+    Runs in ``before_epoch`` and has to be registered before every hook that looks at the epoch's data. eps is
+    estimated at the first refresh and is part of the checkpoint; ``SSKD.CLUSTER.EPS``, when given, goes before it, so
+    that a run that stopped for its clusters can be resumed with another one.
+
+    Labels that have collapsed (see ``check_usable``) end the run, or, with ``SSKD.CLUSTER.ON_COLLAPSE: keep``, are
+    replaced by the last good ones: the classifiers become the centroids of the new features under the old labels, eps
+    stays that of the last good refresh, and ``refresh/kept`` is 1.
+
+    With ``SSKD.SOFT_LABELS.TEMPERATURE`` 0 the model's temperature is found anew, and with its ``BN: refresh`` the teachers'
+    batch-norm statistics are estimated on the target before the features are extracted.
+
+    Logs under ``refresh/``: clusters, noise share,
+    eps, largest and median cluster, share of labels changed, seconds per stage; and, where the target carries
+    identities, NMI, AMI, ARI and BCubed precision, recall and F under ``diagnostics/``, which training never sees.
+
+    Args:
+        cfg: the run's config.
+        model: the peers.
+        items: (path, identity, camera) of the target's images.
+        on_labels: called with the new labels (N,) when the classifiers have been replaced.
+        cache: of the images, where the run has one.
+    """
+
+    def __init__(self, cfg: CfgNode, model: SSKD, items: Sequence[Item], on_labels: Callable,
+                 cache: CropCache | None = None):
+        self.cfg = cfg
+        self.model = model
+        self.items = items
+        self.on_labels = on_labels
+        self.cache = cache
+        cluster = cfg.SSKD.CLUSTER
+        self.limits = Limits(cluster.MAX_NOISE_SHARE, cluster.MAX_LARGEST_SHARE, cluster.ON_LIMIT == "collapse")
+        self.eps = 0.0
+        self.labels = None
+        self.history: list[dict] = []
+
+    def state_dict(self) -> dict:
+        return {"eps": self.eps, "labels": self.labels, "history": self.history, "temperature": self.model.temperature}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.eps, self.labels, self.history = state["eps"], state["labels"], state["history"]
+        if not self.cfg.SSKD.SOFT_LABELS.TEMPERATURE:
+            self.model.temperature = state["temperature"]
+
+    def before_epoch(self):
+        if self.model.label_statistics == "refresh":
+            self._estimate_batch_norm()
+        result, kept, seconds = self._labels_together()
+        self.eps = result.eps or self.eps  # kept labels come without one
+        self.labels = torch.as_tensor(result.labels)
+        self.model.reset_classifiers(torch.as_tensor(result.centroids))
+        sharpness = {}
+        if not self.cfg.SSKD.SOFT_LABELS.TEMPERATURE:
+            sharpness = on_main(lambda: soft_labels(self.cfg, self.model, self.items, result.labels, self.cache))
+            self.model.temperature = sharpness["temperature"]
+        self.on_labels(result.labels)
+        self._report(result, seconds, kept, sharpness)
+
+    def _estimate_batch_norm(self) -> None:
+        """By the main process, on images in random order: their paths' may be that of the people, few of them in a batch."""
+        order = np.random.default_rng(max(self.cfg.SEED, 0)).permutation(len(self.items))
+        on_main(lambda: reestimate_batch_norm(self.cfg, self.model, [self.items[i] for i in order]))
+        broadcast_buffers(self.model)
+
+    def _labels_together(self) -> tuple[PseudoLabels, bool, dict[str, float]]:
+        """The labels of this epoch in every process, as of `_labels_of`, and seconds per stage."""
+        start = time.perf_counter()
+        loader = extraction_loader(self.cfg, self.items, shared=True, cache=self.cache)
+        features = all_rows(in_all(lambda: self.model.combine(extract_features(self.model, loader))))
+        extracted = time.perf_counter()
+        every = self.cfg.SSKD.CLUSTER.EPS_EVERY
+        options = self._clustering_options(estimate_again=bool(every) and self.trainer.epoch % every == 0)
+        candidates = shared_candidates(features, **options)
+        searched = time.perf_counter() - extracted
+        if not comm.is_main_process():
+            features = None  # not held while the main process goes on with its own
+        result, kept = on_main(lambda: self._labels_of(features, candidates, options))
+        seconds = {"features": extracted - start, **result.seconds}
+        if "knn" in seconds:
+            seconds["knn"] += searched
+        return result, kept, seconds
+
+    def _labels_of(self, features, candidates, options: dict) -> tuple[PseudoLabels, bool]:
+        """Pseudo-labels of features (N, d), and whether they are the last good ones, as the new ones have collapsed."""
+        result = pseudo_labels(features, previous=self._previous(), candidates=candidates, **options)
+        kept = self._collapsed(result)
+        if kept:
+            result = labels_again(features, self._previous(), result)
+        return dataclasses.replace(result, centroids=torch.as_tensor(result.centroids).cpu()), kept
+
+    def _collapsed(self, result) -> bool:
+        """Whether the last good labels must stand in; raises PseudoLabelError where they may not or there are none."""
+        try:
+            check_usable(result.report, self.limits)
+        except PseudoLabelError as error:
+            if self.cfg.SSKD.CLUSTER.ON_COLLAPSE == "stop" or self.labels is None:
+                raise
+            logger.warning(
+                "epoch %d: the pseudo-labels have collapsed (%s); going on with those of the last good refresh, as "
+                "SSKD.CLUSTER.ON_COLLAPSE is keep", self.trainer.epoch, error,
+            )  # fmt: skip
+            return True
+        return False
+
+    def cluster(self, features, previous) -> PseudoLabels:
+        """Pseudo-labels of features (N, d) by the run's settings and the eps it has; changes nothing. ``previous``: (N,) or None."""
+        return pseudo_labels(features, previous=previous, **self._clustering_options())
+
+    def distances(self, features) -> scipy.sparse.csr_matrix:
+        """Jaccard distances (N, N) of features (N, d) by the run's settings, as of `jaccard_distance`."""
+        return jaccard_distance(features, **self._search_options())
+
+    def _previous(self):
+        return None if self.labels is None else self.labels.numpy()
+
+    def _clustering_options(self, estimate_again: bool = False) -> dict:
+        cluster = self.cfg.SSKD.CLUSTER
+        if find_method(cluster.METHOD).uses != "radius":
+            radius = {}
+        elif cluster.EPS > 0 or (self.eps and not estimate_again):
+            radius = {"eps": cluster.EPS if cluster.EPS > 0 else self.eps}
+        elif cluster.EPS_RULE != "pairs":
+            radius = {"sweep": RadiusSweep(cluster.EPS_RULE, tuple(cluster.EPS_RADII), cluster.EPS_LARGEST_SHARE)}
+        elif cluster.PAIRS_PER_IMAGE > 0:
+            radius = {"pairs_per_image": cluster.PAIRS_PER_IMAGE}
+        else:
+            radius = {"rho": cluster.RHO}
+        return dict(
+            method=cluster.METHOD, min_samples=cluster.MIN_SAMPLES, num_clusters=cluster.NUM_CLUSTERS,
+            seed=max(self.cfg.SEED, 0), eps_min=cluster.EPS_MIN, eps_max=cluster.EPS_MAX,
+            **self._search_options(), **radius,
+        )
+
+    def _search_options(self) -> dict:
+        cluster = self.cfg.SSKD.CLUSTER
+        approximate = ApproximateOptions(
+            cluster.REDUCED_DIM, cluster.IVF_LISTS, cluster.IVF_PROBES, cluster.MIN_RECALL
+        )
+        return {
+            "k1": cluster.K1, "k2": cluster.K2, "variant": cluster.VARIANT, "knn": cluster.KNN,
+            "approximate": approximate, "device": self.model.device,
+            "cameras": [item[2] for item in self.items] if cluster.CAMERA_STATISTICS else None,
+        }  # fmt: skip
+
+    def _report(self, result, seconds: dict[str, float], kept: bool, sharpness: dict[str, float]) -> None:
+        report = result.report
+        scalars = {
+            "clusters": report.num_clusters, "noise_share": report.noise_share, "eps": self.eps,
+            "largest_cluster": report.largest, "median_cluster": report.median, "kept": float(kept),
+            **sharpness,
+        }
+        if result.recall is not None:
+            scalars["recall"] = result.recall
+        if report.changed_share is not None:
+            scalars["changed_share"] = report.changed_share
+        scalars.update({f"seconds_{stage}": value for stage, value in seconds.items()})
+        known = [i for i, item in enumerate(self.items) if item[1] is not None]
+        identities = [self.items[i][1] for i in known]
+        agreement = cluster_agreement(result.labels[known], identities) if len(set(identities)) > 1 else {}
+        sweep = {"sweep": [dataclasses.asdict(radius) for radius in result.sweep]} if result.sweep else {}
+        self.history.append({"epoch": self.trainer.epoch, **scalars, **agreement, **sweep})
+
+        storage = self.trainer.storage
+        storage.put_scalars(smoothing_hint=False, **{f"refresh/{k}": float(v) for k, v in scalars.items()})
+        storage.put_scalars(smoothing_hint=False, **{f"diagnostics/{k}": v for k, v in agreement.items()})
+        logger.info(
+            "epoch %d: %d clusters of %d images, %.1f %% noise, eps %.4f, largest %d, median %g, changed %s, %.1f s%s",
+            self.trainer.epoch, report.num_clusters, report.num_images, 100 * report.noise_share, self.eps,
+            report.largest, report.median,
+            "-" if report.changed_share is None else f"{100 * report.changed_share:.1f} %", sum(seconds.values()),
+            "".join(f", {k} {v:.3f}" for k, v in agreement.items()) and
+            " (diagnostics, unseen by training:" + "".join(f" {k} {v:.3f}" for k, v in agreement.items()) + ")",
+        )
+        if sharpness:
+            logger.info("soft labels: " + ", ".join(f"{name.replace('_', ' ')} {v:.4f}" for name, v in sharpness.items()))
+
+
+class FreezeLayers(HookBase):
+    """Keeps layers without gradient and in evaluation mode, batch norm's statistics included; then lets them learn.
+
+    Acts before every step, by the step's number alone: a resumed run, or one whose mode an evaluation has changed, goes on
+    as it should. The host counts steps in the optimiser, from 0 again after a resume, and unfreezes batch norm with the
+    first evaluation.
+
+    Args:
+        networks: those that have the layers; each student and each teacher of the peers.
+        layers: names of a network's direct children.
+        iters: steps that the layers stay frozen for.
+
+    Raises:
+        ValueError: if a network has no such layer.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module], layers: Sequence[str], iters: int):
+        self.iters = iters
+        self.modules: list[nn.Module] = []
+        for network in networks:
+            children = dict(network.named_children())
+            for layer in layers:
+                if layer not in children:
+                    raise ValueError(f"MODEL.FREEZE_LAYERS names {layer!r}, but the network has {', '.join(children)}")
+                self.modules.append(children[layer])
+        self._frozen: list[nn.Parameter] | None = None
+
+    def before_step(self):
+        if self.trainer.iter < self.iters:
+            if self._frozen is None:
+                self._frozen = [p for module in self.modules for p in module.parameters() if p.requires_grad]
+                logger.info("%d layers are frozen for %d iterations", len(self.modules), self.iters)
+            for parameter in self._frozen:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+            for module in self.modules:
+                module.eval()
+        elif self._frozen is not None:
+            for parameter in self._frozen:
+                parameter.requires_grad_(True)
+            for module in self.modules:
+                module.train()
+            self._frozen = None
+            logger.info("the frozen layers learn from now on")
 
 
 class PeerEMA(HookBase):
@@ -36,6 +288,87 @@ class PeerEMA(HookBase):
         if self.model.label_statistics != "batch":
             broadcast_buffers(self.model.teachers)
         self.trainer.storage.put_scalar("ema_decay", decay, smoothing_hint=False)
+
+
+class LabelFreeSelection(HookBase):
+    """After every epoch clusters the target once more and says how good that looks; the best so far is ``model_best``.
+
+    The start is a candidate too, by its clusters before the first step, except for the stability of labels, which it has none of.
+
+    Logs under ``selection/``: clusters, noise share, the share of labels changed since this epoch's refresh, the mean
+    silhouette on the sparse Jaccard distances (noise counts 0) of the combined feature and of each teacher's own under the
+    same labels, and ``score``, the one that ``SSKD.SELECT_BY`` names. The teacher that is best is the one with the highest
+    silhouette, at the epoch with the highest score; the earliest of equals. An epoch whose clusters have collapsed (see
+    ``check_usable``) has no score and is not selected: few clusters look calm and free of noise. Costs a refresh an epoch, and a search for
+    neighbours for each teacher. To be registered after the refresh and before the checkpoints, whose metric is
+    ``selection/score``. Nothing is trained on what it finds.
+
+    Args:
+        refresh: the run's refresh, for its settings, its eps and this epoch's labels.
+        record: says what to select by, and is told what is selected.
+    """
+
+    def __init__(self, refresh: PseudoLabelRefresh, record: Record):
+        self.refresh = refresh
+        self.record = record
+
+    def before_epoch(self):
+        if self.trainer.epoch == 0 and self.record.select_by != "stability":
+            signals = self._offer(0)
+            if "score" in signals:
+                self.trainer.keep_start(signals["score"])
+
+    def after_epoch(self):
+        storage = self.trainer.storage
+        if storage.latest().get("selection/clusters", (0, None))[1] == storage.iter:
+            return  # done before a signal ended the evaluation after it, from which the run goes on
+        start = time.perf_counter()
+        signals = self._offer(self.trainer.epoch + 1)
+        signals["seconds"] = time.perf_counter() - start
+        storage.put_scalars(
+            smoothing_hint=False, **{f"selection/{name}": float(value) for name, value in signals.items()}
+        )
+
+    def _offer(self, done: int) -> dict:
+        """Offer the state after ``done`` epochs to the record; returns the signals that speak for it."""
+        signals, own = on_main(lambda: self._signals(done))
+        score = signals.get("score")
+        if score is not None and self.record.select(done, own.index(max(own)), score):
+            self.refresh.model.best_peer.fill_(self.record.selected["peer"])
+        logger.info(
+            "epoch %d: %d clusters, %.1f %% noise, %.1f %% of labels changed, silhouette %.3f (%s); %s %s; best so far, "
+            "without labels: %s", done, signals["clusters"], 100 * signals["noise_share"],
+            100 * signals["changed_share"], signals["silhouette"], ", ".join(f"teacher {k} {v:.3f}" for k, v in enumerate(own)),
+            self.record.select_by, "-" if score is None else f"{score:.4f}",
+            "none" if self.record.selected["score"] is None else "teacher {peer} after {epoch} epochs".format(**self.record.selected),
+        )  # fmt: skip
+        return signals
+
+    def _signals(self, done: int) -> tuple[dict, list[float]]:
+        """What says how good the epoch's teachers are together, "score" only where they can be selected, and each silhouette."""
+        refresh, model = self.refresh, self.refresh.model
+        features = extract_features(model, extraction_loader(refresh.cfg, refresh.items, cache=refresh.cache))
+        combined = model.combine(features)
+        result = refresh.cluster(combined, previous=refresh.labels.numpy())
+        signals = {
+            "clusters": result.report.num_clusters,
+            "noise_share": result.report.noise_share,
+            "changed_share": result.report.changed_share,
+            "silhouette": self._silhouette(combined, result.labels),
+        }
+        own = [self._silhouette(feature, result.labels) for feature in features]
+        signals.update({f"silhouette_peer{k}": value for k, value in enumerate(own)})
+        try:
+            check_usable(result.report, refresh.limits)
+            signals["score"] = float(LABEL_FREE[self.record.select_by](signals))
+        except PseudoLabelError as error:
+            logger.warning(
+                "the state after %d epochs is not selected, its clusters have collapsed: %s", done, error
+            )
+        return signals, own
+
+    def _silhouette(self, features, labels) -> float:
+        return float(sparse_silhouette(self.refresh.distances(features), labels).mean())
 
 
 class PeriodicEvaluation(HookBase):
@@ -61,91 +394,6 @@ class PeriodicEvaluation(HookBase):
         results = flatten_results_dict(self.evaluate())
         self.trainer.storage.put_scalars(smoothing_hint=False, **{k: float(v) for k, v in results.items()})
         comm.synchronize()
-
-
-class Checkpoints(HookBase):
-    """Saves after every ``period`` epochs and after the last; the best by ``metric`` as ``model_best``; and inside epochs.
-
-    The best metric is part of the checkpoint, so a resumed run does not overwrite a better model. Of the periodic files
-    the last ``keep`` stay, and as many of those inside epochs (``step_0000123.pth``), until the run is done. Registered
-    last: what a file holds is what a resumed run begins with.
-
-    Args:
-        checkpointer: writes the files.
-        period: ``SOLVER.CHECKPOINT_PERIOD`` [epochs, >= 1].
-        keep: ``SSKD.KEEP_CHECKPOINTS`` [files, >= 1].
-        metric_name: the scalar in the event storage that a larger value of is better.
-        seconds, iters: ``SSKD.CHECKPOINT_SECONDS`` and ``_ITERS``, how often to save inside an epoch; 0: not so.
-    """
-
-    def __init__(self, checkpointer: Checkpointer, period: int, keep: int, metric_name: str = "metric", *,
-                 seconds: float = 0, iters: int = 0):
-        if period < 1 or keep < 1:
-            raise ValueError(
-                f"SOLVER.CHECKPOINT_PERIOD and SSKD.KEEP_CHECKPOINTS must be >= 1, got {period} and {keep}"
-            )
-        if seconds < 0 or iters < 0:
-            raise ValueError(
-                f"SSKD.CHECKPOINT_SECONDS and SSKD.CHECKPOINT_ITERS must be >= 0 (0: off), got {seconds} and {iters}"
-            )
-        self.checkpointer = checkpointer
-        self.period = period
-        self.keep = keep
-        self.metric_name = metric_name
-        self.seconds = seconds
-        self.iters = iters
-        self.best_metric = -1.0
-        self._evaluated_at: int | None = None
-        self._saved_at = time.monotonic()
-        checkpointer.checkpointables["checkpoints"] = self
-
-    def state_dict(self) -> dict:
-        return {"best_metric": self.best_metric}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.best_metric = state["best_metric"]
-
-    def before_train(self):
-        self._saved_at = time.monotonic()
-
-    def due(self, iteration: int) -> bool:
-        """Whether to save inside an epoch now that ``iteration`` steps are done in all."""
-        by_iteration = self.iters and iteration % self.iters == 0
-        return bool(by_iteration or (self.seconds and time.monotonic() - self._saved_at >= self.seconds))
-
-    def save_inside(self, iteration: int, **position) -> None:
-        """Save between two steps; ``position`` says where, for the run that goes on from there."""
-        self._save(f"step_{iteration:07d}", **position)
-        self.checkpointer.remove_all_but(self.keep, "step")
-
-    def save_epoch(self, epoch: int) -> None:
-        """Save at the end of an epoch, if that has not been done."""
-        if (epoch + 1) % self.period:
-            self._save(f"model_{epoch:04d}", epoch=epoch)
-
-    def finish(self, epoch: int) -> None:
-        """Write ``model_final`` where a run was killed after its last epoch and before that."""
-        if self.checkpointer.save_dir and not self.checkpointer.has("model_final"):
-            self._save("model_final", epoch=epoch)
-
-    def _save(self, name: str, **position) -> None:
-        self.checkpointer.save(name, **position)
-        self._saved_at = time.monotonic()
-
-    def after_epoch(self):
-        epoch, last = self.trainer.epoch, self.trainer.epoch + 1 >= self.trainer.max_epoch
-        value, at = self.trainer.storage.latest().get(self.metric_name, (None, None))
-        fresh = value is not None and at != self._evaluated_at
-        self._evaluated_at = at
-        if fresh and value > self.best_metric:
-            self.best_metric = value
-            self._save("model_best", epoch=epoch)
-        if last:
-            self._save("model_final", epoch=epoch)
-            self.checkpointer.remove_all_but(0, "step")
-        elif (epoch + 1) % self.period == 0:
-            self._save(f"model_{epoch:04d}", epoch=epoch)
-            self.checkpointer.remove_all_but(self.keep)
 
 
 class ScalarWriters(HookBase):
@@ -199,3 +447,93 @@ class ScalarWriters(HookBase):
         for writer in self._writers:
             writer.close()
         self._writers = []
+
+
+class Checkpoints(HookBase):
+    """Saves after every ``period`` epochs and after the last; the best by ``metric`` as ``model_best``; and inside epochs.
+
+    The best metric is part of the checkpoint, so a resumed run does not overwrite a better model. Of the periodic files
+    the last ``keep`` stay, and as many of those inside epochs (``step_0000123.pth``), until the run is done. Registered
+    last: what a file holds is what a resumed run begins with.
+
+    Args:
+        checkpointer: writes the files.
+        period: ``SOLVER.CHECKPOINT_PERIOD`` [epochs, >= 1].
+        keep: ``SSKD.KEEP_CHECKPOINTS`` [files, >= 1].
+        metric_name: the scalar in the event storage that a larger value of is better.
+        seconds, iters: ``SSKD.CHECKPOINT_SECONDS`` and ``_ITERS``, how often to save inside an epoch; 0: not so.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, period: int, keep: int, metric_name: str = "metric", *,
+                 seconds: float = 0, iters: int = 0):
+        if period < 1 or keep < 1:
+            raise ValueError(
+                f"SOLVER.CHECKPOINT_PERIOD and SSKD.KEEP_CHECKPOINTS must be >= 1, got {period} and {keep}"
+            )
+        if seconds < 0 or iters < 0:
+            raise ValueError(
+                f"SSKD.CHECKPOINT_SECONDS and SSKD.CHECKPOINT_ITERS must be >= 0 (0: off), got {seconds} and {iters}"
+            )
+        self.checkpointer = checkpointer
+        self.period = period
+        self.keep = keep
+        self.metric_name = metric_name
+        self.seconds = seconds
+        self.iters = iters
+        self.best_metric = -1.0
+        self._evaluated_at: int | None = None
+        self._saved_at = time.monotonic()
+        checkpointer.checkpointables["checkpoints"] = self
+
+    def state_dict(self) -> dict:
+        return {"best_metric": self.best_metric}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best_metric = state["best_metric"]
+
+    def before_train(self):
+        self._saved_at = time.monotonic()
+
+    def due(self, iteration: int) -> bool:
+        """Whether to save inside an epoch now that ``iteration`` steps are done in all."""
+        by_iteration = self.iters and iteration % self.iters == 0
+        return bool(by_iteration or (self.seconds and time.monotonic() - self._saved_at >= self.seconds))
+
+    def save_start(self, value: float) -> None:
+        """Write ``model_best`` with the state before any epoch, whose metric is ``value``; a run is not resumed from there."""
+        self.best_metric = value
+        self.checkpointer.save("model_best", last=False, epoch=-1)
+
+    def save_inside(self, iteration: int, **position) -> None:
+        """Save between two steps; ``position`` says where, for the run that goes on from there."""
+        self._save(f"step_{iteration:07d}", **position)
+        self.checkpointer.remove_all_but(self.keep, "step")
+
+    def save_epoch(self, epoch: int) -> None:
+        """Save at the end of an epoch, if that has not been done."""
+        if (epoch + 1) % self.period:
+            self._save(f"model_{epoch:04d}", epoch=epoch)
+
+    def finish(self, epoch: int) -> None:
+        """Write ``model_final`` where a run was killed after its last epoch and before that."""
+        if self.checkpointer.save_dir and not self.checkpointer.has("model_final"):
+            self._save("model_final", epoch=epoch)
+
+    def _save(self, name: str, **position) -> None:
+        self.checkpointer.save(name, **position)
+        self._saved_at = time.monotonic()
+
+    def after_epoch(self):
+        epoch, last = self.trainer.epoch, self.trainer.epoch + 1 >= self.trainer.max_epoch
+        value, at = self.trainer.storage.latest().get(self.metric_name, (None, None))
+        fresh = value is not None and at != self._evaluated_at
+        self._evaluated_at = at
+        if fresh and value > self.best_metric:
+            self.best_metric = value
+            self._save("model_best", epoch=epoch)
+        if last:
+            self._save("model_final", epoch=epoch)
+            self.checkpointer.remove_all_but(0, "step")
+        elif (epoch + 1) % self.period == 0:
+            self._save(f"model_{epoch:04d}", epoch=epoch)
+            self.checkpointer.remove_all_but(self.keep)

@@ -9,6 +9,7 @@ import torch
 from fastreid.config import CfgNode
 from torch import nn
 
+from ..config import KEYS, value_of
 from ..config_values import merge_overrides
 from ..data.datasets import test_items, training_items
 from ..data.samplers import derive_seed
@@ -18,23 +19,21 @@ from ..modeling import build_peer, ema_decay, load_source_weights, peer_config
 from ..modeling.weights import load_model, load_network, read_state_dict
 from ..processes import listen, on_main
 from ..refusals import checking, said_of
-from .adaptation import AdaptationTrainer
-from .amp import Precision
-from .baselines import reestimate_batch_norm
 from .check_config import check_network, check_optimizer, check_settings
-from .checkpoint import damage, last_checkpoint
-from .lock import output_folder
-from .output_dir import start_run
-from .same_run import check_same_images, check_same_run, plain_config
-from .setup import (
+from .checkpoint import check_same_images, check_same_run, damage, last_checkpoint, plain_config
+from .defaults import (
     load_config,
     make_deterministic,
     seed_everything,
+    start_run,
     starts_from_backbone,
     use_device,
     without_pretraining,
 )
-from .source import SourceTrainer
+from .lock import output_folder
+from .refresh import reestimate_batch_norm
+from .stages import AdaptationTrainer, SourceTrainer
+from .train_step import Precision
 from .trainer import Trainer
 
 __all__ = [
@@ -45,13 +44,6 @@ __all__ = [
 logger = logging.getLogger("fastreid.sskd.pipeline")
 
 _TRAINERS = {"SSKD": AdaptationTrainer, "SSKDSource": SourceTrainer}
-
-# Sections that a source model shares with the peers it becomes, so that the files of both stages cannot disagree.
-_SHARED = ("MODEL.BACKBONE", "MODEL.HEADS", "MODEL.DEVICE", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.SIZE_TRAIN",
-           "INPUT.SIZE_TEST", "DATALOADER.NUM_WORKERS", "TEST.IMS_PER_BATCH", "SSKD.BN_CHUNK", "SSKD.PEER_ARCHITECTURE",
-           "SSKD.LOG_PERIOD", "SSKD.CHECKPOINT_SECONDS", "SSKD.CHECKPOINT_ITERS", "SSKD.KEEP_CHECKPOINTS", "SSKD.AMP_DTYPE",
-           "SSKD.CHANNELS_LAST", "SSKD.COMPILE", "SSKD.GATHER_LOSSES")
-
 
 def trainer_class(cfg: CfgNode) -> type:
     """The trainer of ``MODEL.META_ARCHITECTURE``; plain fast-reid models get the repaired host's."""
@@ -180,6 +172,8 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
         if cfg.TEST.EVAL_PERIOD:
             logger.info("direct transfer")
             trainer.evaluate(epoch=0)
+            if not trainer.record.label_free:
+                trainer.keep_start(trainer.record.metric)
         else:
             logger.info(
                 "nothing is evaluated: %s", "no teacher is best, and SSKD.EVAL_WITH best is teacher 0 of the last epoch"
@@ -188,7 +182,13 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
     results = trainer.train()
     if trainer.record.evaluations:
         logger.info("results:\n%s", trainer.record.table())
-    if trainer.record.label_free and not trainer.record.selected["epoch"]:
+    if trainer.record.no_better_than_start:
+        logger.warning(
+            "no epoch is better than the start, by %s: model_best is the start. Look at the refreshes first (noise, clusters): "
+            "SSKD.CLUSTER.EPS_RULE and CAMERA_STATISTICS; then at SSKD.SOFT_LABELS.BN running, SSKD.EMA.WINDOW and SOLVER.BASE_LR",
+            trainer.record.select_by,
+        )  # fmt: skip
+    if trainer.record.label_free and trainer.record.selected["score"] is None:
         logger.warning("no epoch has ended with usable clusters, so %s has chosen none: there is no model_best", cfg.SSKD.SELECT_BY)
     elif trainer.record.label_free:
         logger.info(
@@ -205,6 +205,7 @@ def check_run(cfg: CfgNode, resume: bool = False) -> None:
     Raises:
         FileNotFoundError: if weights are missing, or as :func:`check_inputs`.
         OtherConfigError: if a finished source model is of another config.
+        WeightsError: if a file of weights cannot be read.
         ImportError, ValueError: as :func:`check_inputs`.
     """
     check_inputs(cfg)
@@ -214,6 +215,14 @@ def check_run(cfg: CfgNode, resume: bool = False) -> None:
         raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} not found: name a file of weights, or none to start without")
     if cfg.MODEL.META_ARCHITECTURE == "SSKD":
         check_source(cfg)
+    elif cfg.MODEL.WEIGHTS:
+        _check_readable("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
+
+
+def _check_readable(key: str, path: str) -> None:
+    """Whether a file holds weights, of whatever network; leaves its tensors on the disk. Raises WeightsError if not."""
+    with said_of(key):
+        read_state_dict(path, mmap=True)
 
 
 @checking()
@@ -276,12 +285,11 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
             "and has to be of SSKDSource"
         )
     own = peer_config(cfg, k)
-    for key in _SHARED:
-        *path, leaf = key.split(".")
-        mine, theirs = own, source
-        for part in path:
-            mine, theirs = mine[part], theirs[part]
-        theirs[leaf] = mine[leaf].clone() if isinstance(mine[leaf], CfgNode) else mine[leaf]
+    for key in KEYS:
+        if key.shared:
+            section, _, name = key.name.rpartition(".")
+            value = value_of(own, key.name)
+            value_of(source, section)[name] = value.clone() if isinstance(value, CfgNode) else value
     for name, folder in cfg.SSKD.FOLDERS.items():  # the source stage passes the target's images through batch norm
         already = source.SSKD.FOLDERS.get(name, {})
         if any(already.values()) and already != folder:
@@ -316,6 +324,7 @@ def check_source(cfg: CfgNode) -> None:
     Raises:
         FileNotFoundError: if a file of weights, or the source's config, is not there, or images of a stage 1 that is to be trained.
         OtherConfigError: if a source model in ``OUTPUT_DIR`` was trained with another config.
+        WeightsError: if a given file cannot be read.
         ValueError: if nothing says how to pre-train, a data set is source and target, stage 1 cannot work, or a file that is
             given beside peers to be pre-trained is of another network.
     """
@@ -323,6 +332,8 @@ def check_source(cfg: CfgNode) -> None:
     for key, path in given:
         if path and not os.path.isfile(path):
             raise FileNotFoundError(f"{key}: no file {path}")
+        if path:
+            _check_readable(key, path)
     if not pretrains(cfg):
         return
     left = []

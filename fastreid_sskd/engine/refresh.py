@@ -1,220 +1,237 @@
-"""The pseudo-label refresh before every epoch: cluster the target's features, relabel, start the epoch anew."""
+"""What a refresh takes from the target beside clusters: batch-norm statistics, a temperature of the soft labels, a shared search."""
+import copy
 import dataclasses
+import itertools
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-import scipy.sparse
 import torch
 from fastreid.config import CfgNode
-from fastreid.engine.train_loop import HookBase
+from fastreid.evaluation.evaluator import inference_context
 from fastreid.utils import comm
+from torch import nn
+from torch.optim.swa_utils import update_bn
 
-from ..clustering import (
-    ApproximateOptions,
-    Limits,
-    PseudoLabelError,
-    PseudoLabels,
-    RadiusSweep,
-    check_usable,
-    cluster_agreement,
-    find_method,
-    jaccard_distance,
-    labels_again,
-    pseudo_labels,
-)
+from ..clustering import Candidates, Share, find_method, merge_shares, search_neighbors
 from ..data import CropCache, Item, extraction_loader
-from ..evaluation.features import extract_features
-from ..modeling import SSKD
-from ..processes import all_rows, broadcast_buffers, in_all, on_main
-from .baselines import reestimate_batch_norm
-from .shared_search import shared_candidates
-from .soft_labels import soft_labels
+from ..modeling import SSKD, peer_config
+from ..processes import gather_rows, in_all, on_every
 
-__all__ = ["PseudoLabelRefresh"]
+__all__ = ["estimate_necks", "find_temperature", "one_network_config", "reestimate_batch_norm", "shared_candidates", "soft_labels", "supervised_config"]
 
 logger = logging.getLogger("fastreid.sskd.refresh")
 
+#: labelled images that the sharpness of soft labels is measured on, at most
+SAMPLE = 1024
+#: halvings of the range of log T, and that range: temperatures relative to the logits' spread
+_HALVINGS, _RANGE = 40, (1e-4, 1e4)
 
-class PseudoLabelRefresh(HookBase):
-    """Method, "at the start of each epoch": features, distance, eps, clusters, classifiers, labels, optimiser.
 
-    Several processes share the extraction of the features and the search for neighbours (:func:`.shared_candidates`); the
-    main one does the rest and tells the labels. An error in any of them is raised in all.
+class _Moments:
+    """Mean and variance of every channel of what a layer is given, over all calls (a forward pre-hook)."""
 
-    Runs in ``before_epoch`` and has to be registered before every hook that looks at the epoch's data. eps is
-    estimated at the first refresh and is part of the checkpoint; ``SSKD.CLUSTER.EPS``, when given, goes before it, so
-    that a run that stopped for its clusters can be resumed with another one.
+    def __init__(self):
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
 
-    Labels that have collapsed (see ``check_usable``) end the run, or, with ``SSKD.CLUSTER.ON_COLLAPSE: keep``, are
-    replaced by the last good ones: the classifiers become the centroids of the new features under the old labels, eps
-    stays that of the last good refresh, and ``refresh/kept`` is 1.
+    def __call__(self, layer: nn.Module, args: tuple[torch.Tensor]) -> None:
+        x = args[0].detach().double().transpose(0, 1).flatten(1)  # (channels, values)
+        mean, count = x.mean(1), self.count + x.shape[1]
+        step = mean - self.mean
+        self.squares = self.squares + (x - mean[:, None]).square().sum(1) + step.square() * (self.count * x.shape[1] / count)
+        self.mean, self.count = self.mean + step * (x.shape[1] / count), count
 
-    With ``SSKD.SOFT_LABELS.TEMPERATURE`` 0 the model's temperature is found anew, and with its ``BN: refresh`` the teachers'
-    batch-norm statistics are estimated on the target before the features are extracted.
 
-    Logs under ``refresh/``: clusters, noise share,
-    eps, largest and median cluster, share of labels changed, seconds per stage; and, where the target carries
-    identities, NMI, AMI, ARI and BCubed precision, recall and F under ``diagnostics/``, which training never sees.
+@torch.no_grad()
+def estimate_necks(
+    cfg: CfgNode, model: SSKD, items: Sequence[Item], absent: Sequence[Sequence[str]], cache: CropCache | None = None
+) -> None:
+    """Give batch norms whose statistics the source weights did not bring those of the target's images.
+
+    Such a neck is the identity at first, so the length of what it gives, and with it the sharpness of the soft labels, is
+    the backbone's. Exact mean and variance over all images of the pooled features, in evaluation mode; student and teacher
+    get the same.
 
     Args:
-        cfg: the run's config.
-        model: the peers.
-        items: (path, identity, camera) of the target's images.
-        on_labels: called with the new labels (N,) when the classifiers have been replaced.
+        items: (path, identity, camera) of the target's images; identities are not used.
+        absent: for each peer the tensors that its weights lacked, as :func:`..modeling.load_source_weights` returns them.
         cache: of the images, where the run has one.
     """
+    layers = [[name.removesuffix(".running_mean") for name in names if name.endswith(".running_mean")] for names in absent]
+    if not any(layers):
+        return
+    found, hooks = {}, []
+    for k, names in enumerate(layers):
+        for name in names:
+            found[k, name] = _Moments()
+            hooks.append(model.teachers[k].get_submodule(name).register_forward_pre_hook(found[k, name]))
+    try:
+        with inference_context(model):
+            for batch in extraction_loader(cfg, items, cache=cache):
+                model.teacher_features(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for (k, name), moments in found.items():
+        for peer in (model.students[k], model.teachers[k]):
+            layer = peer.get_submodule(name)
+            layer.running_mean.copy_(moments.mean)
+            layer.running_var.copy_(moments.squares / moments.count)
+        logger.info("peer %d: the weights bring no statistics of %s: those of %d target images are taken", k, name, len(items))
 
-    def __init__(self, cfg: CfgNode, model: SSKD, items: Sequence[Item], on_labels: Callable,
-                 cache: CropCache | None = None):
-        self.cfg = cfg
-        self.model = model
-        self.items = items
-        self.on_labels = on_labels
-        self.cache = cache
-        cluster = cfg.SSKD.CLUSTER
-        self.limits = Limits(cluster.MAX_NOISE_SHARE, cluster.MAX_LARGEST_SHARE, cluster.ON_LIMIT == "collapse")
-        self.eps = 0.0
-        self.labels = None
-        self.history: list[dict] = []
 
-    def state_dict(self) -> dict:
-        return {"eps": self.eps, "labels": self.labels, "history": self.history, "temperature": self.model.temperature}
+def find_temperature(logits: Sequence[torch.Tensor], confidence: float) -> float:
+    """The T at which softmax(logits / T) has this mean highest probability, by bisection: it falls as T grows.
 
-    def load_state_dict(self, state: dict) -> None:
-        self.eps, self.labels, self.history = state["eps"], state["labels"], state["history"]
-        if not self.cfg.SSKD.SOFT_LABELS.TEMPERATURE:
-            self.model.temperature = state["temperature"]
+    Args:
+        logits: (n, C) of each peer. confidence: in (0, 1); of up to 1 / C or so only a uniform label is as unsure.
+    """
+    gaps = [values.float() - values.float().amax(1, keepdim=True) for values in logits]
+    spread = float(torch.stack([-gap.mean() for gap in gaps]).mean())
+    if not spread > 0:  # nothing to sharpen
+        return 1.0
+    low, high = (np.log(end * spread) for end in _RANGE)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        highest = torch.cat([1 / (gap / np.exp(middle)).exp().sum(1) for gap in gaps]).mean()
+        low, high = (middle, high) if highest > confidence else (low, middle)
+    return float(np.exp((low + high) / 2))
 
-    def before_epoch(self):
-        if self.model.label_statistics == "refresh":
-            self._estimate_batch_norm()
-        result, kept, seconds = self._labels_together()
-        self.eps = result.eps or self.eps  # kept labels come without one
-        self.labels = torch.as_tensor(result.labels)
-        self.model.reset_classifiers(torch.as_tensor(result.centroids))
-        sharpness = {}
-        if not self.cfg.SSKD.SOFT_LABELS.TEMPERATURE:
-            sharpness = on_main(lambda: soft_labels(self.cfg, self.model, self.items, result.labels, self.cache))
-            self.model.temperature = sharpness["temperature"]
-        self.on_labels(result.labels)
-        self._report(result, seconds, kept, sharpness)
 
-    def _estimate_batch_norm(self) -> None:
-        """By the main process, on images in random order: their paths' may be that of the people, few of them in a batch."""
-        order = np.random.default_rng(max(self.cfg.SEED, 0)).permutation(len(self.items))
-        on_main(lambda: reestimate_batch_norm(self.cfg, self.model, [self.items[i] for i in order]))
-        broadcast_buffers(self.model)
+@torch.no_grad()
+def soft_labels(
+    cfg: CfgNode, model: SSKD, items: Sequence[Item], labels: np.ndarray, cache: CropCache | None = None
+) -> dict[str, float]:
+    """The temperature for ``SSKD.SOFT_LABELS.CONFIDENCE``, and what the teachers' labels of the target look like with it.
 
-    def _labels_together(self) -> tuple[PseudoLabels, bool, dict[str, float]]:
-        """The labels of this epoch in every process, as of `_labels_of`, and seconds per stage."""
-        start = time.perf_counter()
-        loader = extraction_loader(self.cfg, self.items, shared=True, cache=self.cache)
-        features = all_rows(in_all(lambda: self.model.combine(extract_features(self.model, loader))))
-        extracted = time.perf_counter()
-        every = self.cfg.SSKD.CLUSTER.EPS_EVERY
-        options = self._clustering_options(estimate_again=bool(every) and self.trainer.epoch % every == 0)
-        candidates = shared_candidates(features, **options)
-        searched = time.perf_counter() - extracted
-        if not comm.is_main_process():
-            features = None  # not held while the main process goes on with its own
-        result, kept = on_main(lambda: self._labels_of(features, candidates, options))
-        seconds = {"features": extracted - start, **result.seconds}
-        if "knn" in seconds:
-            seconds["knn"] += searched
-        return result, kept, seconds
+    Measured in evaluation mode on at most :data:`SAMPLE` labelled images without augmentation, evenly taken from all. Call it
+    when the classifiers are those of these labels.
 
-    def _labels_of(self, features, candidates, options: dict) -> tuple[PseudoLabels, bool]:
-        """Pseudo-labels of features (N, d), and whether they are the last good ones, as the new ones have collapsed."""
-        result = pseudo_labels(features, previous=self._previous(), candidates=candidates, **options)
-        kept = self._collapsed(result)
-        if kept:
-            result = labels_again(features, self._previous(), result)
-        return dataclasses.replace(result, centroids=torch.as_tensor(result.centroids).cpu()), kept
+    Args:
+        labels: (N,) pseudo-labels of the items, -1 for none.
 
-    def _collapsed(self, result) -> bool:
-        """Whether the last good labels must stand in; raises PseudoLabelError where they may not or there are none."""
-        try:
-            check_usable(result.report, self.limits)
-        except PseudoLabelError as error:
-            if self.cfg.SSKD.CLUSTER.ON_COLLAPSE == "stop" or self.labels is None:
-                raise
-            logger.warning(
-                "epoch %d: the pseudo-labels have collapsed (%s); going on with those of the last good refresh, as "
-                "SSKD.CLUSTER.ON_COLLAPSE is keep", self.trainer.epoch, error,
-            )  # fmt: skip
-            return True
-        return False
+    Returns:
+        {"temperature"}, and means over images and teachers: "label_probability" of the pseudo-label, "label_agreement", the
+        share of images whose likeliest label it is, "label_entropy" [nats].
+    """
+    labelled = np.flatnonzero(labels >= 0)
+    chosen = labelled[np.linspace(0, len(labelled) - 1, min(len(labelled), SAMPLE)).round().astype(int)]
+    targets = torch.as_tensor(labels[chosen], device=model.device)
+    logits: list[list[torch.Tensor]] = [[] for _ in model.teachers]
+    done = 0
+    for batch in extraction_loader(cfg, [items[i] for i in chosen], cache=cache):
+        images = model.pixels(batch["images"])
+        for teacher, found in zip(model.teachers, logits):
+            with teacher.labelling():
+                found.append(teacher(images, targets[done : done + len(images)])["pred_class_logits"])
+        done += len(images)
+    every = [torch.cat(found) for found in logits]
+    temperature = find_temperature(every, cfg.SSKD.SOFT_LABELS.CONFIDENCE)
+    whole, targets = torch.cat(every), targets.repeat(len(every))
+    log_p = (whole.float() / temperature).log_softmax(1)
+    return {
+        "temperature": temperature,
+        "label_probability": float(log_p.gather(1, targets[:, None]).exp().mean()),
+        "label_agreement": float((whole.argmax(1) == targets).float().mean()),
+        "label_entropy": float(-(log_p.exp() * log_p).sum(1).mean()),
+    }
 
-    def cluster(self, features, previous) -> PseudoLabels:
-        """Pseudo-labels of features (N, d) by the run's settings and the eps it has; changes nothing. ``previous``: (N,) or None."""
-        return pseudo_labels(features, previous=previous, **self._clustering_options())
 
-    def distances(self, features) -> scipy.sparse.csr_matrix:
-        """Jaccard distances (N, N) of features (N, d) by the run's settings, as of `jaccard_distance`."""
-        return jaccard_distance(features, **self._search_options())
+#: rows whose candidates are sent and merged at a time, so that the main process never holds those of all shares
+_ROWS = 65_536
 
-    def _previous(self):
-        return None if self.labels is None else self.labels.numpy()
+#: what `pseudo_labels` and `search_neighbors` are told alike
+_SEARCH_OPTIONS = ("k1", "k2", "variant", "knn", "approximate", "device", "cameras")
 
-    def _clustering_options(self, estimate_again: bool = False) -> dict:
-        cluster = self.cfg.SSKD.CLUSTER
-        if find_method(cluster.METHOD).uses != "radius":
-            radius = {}
-        elif cluster.EPS > 0 or (self.eps and not estimate_again):
-            radius = {"eps": cluster.EPS if cluster.EPS > 0 else self.eps}
-        elif cluster.EPS_RULE != "pairs":
-            radius = {"sweep": RadiusSweep(cluster.EPS_RULE, tuple(cluster.EPS_RADII), cluster.EPS_LARGEST_SHARE)}
-        elif cluster.PAIRS_PER_IMAGE > 0:
-            radius = {"pairs_per_image": cluster.PAIRS_PER_IMAGE}
-        else:
-            radius = {"rho": cluster.RHO}
-        return dict(
-            method=cluster.METHOD, min_samples=cluster.MIN_SAMPLES, num_clusters=cluster.NUM_CLUSTERS,
-            seed=max(self.cfg.SEED, 0), eps_min=cluster.EPS_MIN, eps_max=cluster.EPS_MAX,
-            **self._search_options(), **radius,
-        )
 
-    def _search_options(self) -> dict:
-        cluster = self.cfg.SSKD.CLUSTER
-        approximate = ApproximateOptions(
-            cluster.REDUCED_DIM, cluster.IVF_LISTS, cluster.IVF_PROBES, cluster.MIN_RECALL
-        )
-        return {
-            "k1": cluster.K1, "k2": cluster.K2, "variant": cluster.VARIANT, "knn": cluster.KNN,
-            "approximate": approximate, "device": self.model.device,
-            "cameras": [item[2] for item in self.items] if cluster.CAMERA_STATISTICS else None,
-        }  # fmt: skip
+def shared_candidates(features: torch.Tensor, **options) -> Candidates | None:
+    """Candidates of the k-NN search of ``pseudo_labels(features, **options)``, each process having searched its share.
 
-    def _report(self, result, seconds: dict[str, float], kept: bool, sharpness: dict[str, float]) -> None:
-        report = result.report
-        scalars = {
-            "clusters": report.num_clusters, "noise_share": report.noise_share, "eps": self.eps,
-            "largest_cluster": report.largest, "median_cluster": report.median, "kept": float(kept),
-            **sharpness,
-        }
-        if result.recall is not None:
-            scalars["recall"] = result.recall
-        if report.changed_share is not None:
-            scalars["changed_share"] = report.changed_share
-        scalars.update({f"seconds_{stage}": value for stage, value in seconds.items()})
-        known = [i for i, item in enumerate(self.items) if item[1] is not None]
-        identities = [self.items[i][1] for i in known]
-        agreement = cluster_agreement(result.labels[known], identities) if len(set(identities)) > 1 else {}
-        sweep = {"sweep": [dataclasses.asdict(radius) for radius in result.sweep]} if result.sweep else {}
-        self.history.append({"epoch": self.trainer.epoch, **scalars, **agreement, **sweep})
+    Every process has to call this with the same features and options. Labels are those of one process's search,
+    as :func:`merge_shares` says; what is sent does not depend on how many columns the features have.
 
-        storage = self.trainer.storage
-        storage.put_scalars(smoothing_hint=False, **{f"refresh/{k}": float(v) for k, v in scalars.items()})
-        storage.put_scalars(smoothing_hint=False, **{f"diagnostics/{k}": v for k, v in agreement.items()})
-        logger.info(
-            "epoch %d: %d clusters of %d images, %.1f %% noise, eps %.4f, largest %d, median %g, changed %s, %.1f s%s",
-            self.trainer.epoch, report.num_clusters, report.num_images, 100 * report.noise_share, self.eps,
-            report.largest, report.median,
-            "-" if report.changed_share is None else f"{100 * report.changed_share:.1f} %", sum(seconds.values()),
-            "".join(f", {k} {v:.3f}" for k, v in agreement.items()) and
-            " (diagnostics, unseen by training:" + "".join(f" {k} {v:.3f}" for k, v in agreement.items()) + ")",
-        )
-        if sharpness:
-            logger.info("soft labels: " + ", ".join(f"{name.replace('_', ' ')} {v:.4f}" for name, v in sharpness.items()))
+    Args:
+        features: (N, d), all of them. options: those of `pseudo_labels`.
+
+    Returns:
+        In the main process; None elsewhere, and where there is nothing to share: one process, or a method that
+        searches no neighbours.
+
+    Raises:
+        Exception: what a process's search has raised, in every process.
+
+    Memory: every process holds candidates of all rows, O(N k), the main process besides those of all shares for 65,536.
+    """
+    if comm.get_world_size() == 1 or find_method(options["method"]).uses == "features":
+        return None
+    share = Share(comm.get_rank(), comm.get_world_size())
+    search = {name: options[name] for name in _SEARCH_OPTIONS if name in options}
+    own = in_all(lambda: search_neighbors(features, share, **search))
+    bounds = on_every(own.error)  # of one search all or none
+    return _merged(own if own.error is None else dataclasses.replace(own, error=max(bounds)))
+
+
+def _merged(own: Candidates) -> Candidates | None:
+    """The candidates of all processes' shares, in the main process; those of this one are overwritten."""
+    world = comm.get_world_size()
+    names = ["indices", "approximate"] + ([] if own.farthest is None else ["farthest", "lowest"])
+    for start in range(0, len(own.indices), _ROWS):
+        mine = {name: getattr(own, name)[start : start + _ROWS] for name in names}
+        of_all = {name: gather_rows(torch.from_numpy(values)) for name, values in mine.items()}
+        if comm.is_main_process():
+            parts = zip(*(values.chunk(world) for values in of_all.values()))
+            whole = merge_shares(
+                [dataclasses.replace(own, **{n: v.numpy() for n, v in zip(names, part)}) for part in parts]
+            )
+            for name in names:
+                mine[name][...] = getattr(whole, name)
+    return own if comm.is_main_process() else None
+
+
+def one_network_config(cfg: CfgNode) -> CfgNode:
+    """One network that learns from hard pseudo-labels only: no peers, no soft labels, no averaging teacher.
+
+    Differs from the SSKD config ``cfg`` in what SSKD adds: one peer, the weight of ``SoftCE`` given to
+    ``LabelSmoothCE``, and a teacher that *is* the student (decay 0). Everything else, steps included, is the same.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.defrost()
+    cfg.SSKD.NUM_PEERS = 1
+    cfg.SSKD.PEERS = cfg.SSKD.PEERS[:1]
+    cfg.SSKD.EVAL_WITH = "best"  # the only one
+    cfg.SSKD.EMA.MOMENTUM = cfg.SSKD.EMA.WINDOW = 0.0
+    cfg.SSKD.LOSSES.LabelSmoothCE.WEIGHT += cfg.SSKD.LOSSES.SoftCE.WEIGHT
+    cfg.SSKD.LOSSES.SoftCE.WEIGHT = 0.0
+    cfg.SSKD.LOSSES.PeerSoftTriplet.WEIGHT = 0.0
+    return cfg
+
+
+def supervised_config(cfg: CfgNode) -> CfgNode:
+    """The upper bound: one network that is given the target's identities, from the same source weights and steps."""
+    cfg = peer_config(one_network_config(cfg), 0)
+    cfg.SSKD.PEERS = []
+    cfg.MODEL.META_ARCHITECTURE = "SSKDSource"
+    cfg.SSKD.SOURCE.BN_DATASETS = ()
+    cfg.TEST.EVAL_PERIOD = cfg.SOLVER.MAX_EPOCH
+    cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.MAX_EPOCH
+    return cfg
+
+
+@torch.no_grad()
+def reestimate_batch_norm(cfg: CfgNode, model: SSKD, items: Iterable[Item]) -> None:
+    """Replace every teacher's batch-norm statistics by those of the given images: the cheapest adaptation.
+
+    Averages over full batches of ``TEST.IMS_PER_BATCH``, as PreciseBN does; weights and students stay as they are.
+
+    Args:
+        cfg: for the test transforms and the batch size.
+        model: the peers; changed in place, its mode is restored.
+        items: (path, identity, camera) of N images; identities are not used.
+    """
+    mode = model.training
+    loader = extraction_loader(cfg, list(items))
+    full = max(1, len(loader.dataset) // loader.batch_size)
+    for teacher in model.teachers:
+        batches = itertools.islice(loader, full)
+        update_bn((model.pixels(batch["images"]) for batch in batches), teacher)
+    model.train(mode)

@@ -35,19 +35,21 @@ from ..processes import (
     on_every,
     on_main,
 )
-from .amp import Precision
 from .check_config import build_network
-from .checkpoint import Checkpointer, last_checkpoint
-from .freeze import FreezeLayers
-from .hooks import Checkpoints, PeriodicEvaluation, ScalarWriters
-from .memory import reset_peak_memory
-from .optimizer import build_optimizer
-from .output_dir import keep_config, start_run
-from .random_state import random_state, restore_random_state
-from .same_run import check_same_images, check_same_run, image_names, plain_config
-from .setup import seed_everything, use_device, without_pretraining
-from .step import TrainingStep
-from .writers import build_writers
+from .checkpoint import (
+    Checkpointer,
+    check_same_images,
+    check_same_run,
+    image_names,
+    last_checkpoint,
+    plain_config,
+    random_state,
+    restore_random_state,
+)
+from .defaults import keep_config, seed_everything, start_run, use_device, without_pretraining
+from .events import build_writers
+from .hooks import Checkpoints, FreezeLayers, PeriodicEvaluation, ScalarWriters
+from .train_step import Precision, TrainingStep, build_optimizer, compile_backbones, reset_peak_memory
 
 __all__ = ["Trainer"]
 
@@ -79,13 +81,15 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         if cfg.SSKD.CHANNELS_LAST:
             model.to(memory_format=torch.channels_last)
+        if cfg.SSKD.COMPILE:
+            compile_backbones(model)
         optimizer = self.build_optimizer(cfg, model)
         precision = Precision(cfg)
+        if cfg.SOLVER.AMP.ENABLED:
+            logger.info("forward passes are in %s", precision.name)
         # The CPU's losses are there at once. Another device is waited for to read its, so that is done when they are written.
         every = 1 if precision.device_type == "cpu" else cfg.SSKD.LOG_PERIOD
-        self._trainer = TrainingStep(
-            model, optimizer, precision, read_every=every, epoch_length=self.iters_per_epoch, compiled=cfg.SSKD.COMPILE
-        )
+        self._trainer = TrainingStep(model, optimizer, precision, read_every=every, epoch_length=self.iters_per_epoch)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer, self.iters_per_epoch)
         self.checkpointer = Checkpointer(
             model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process(), optimizer=optimizer, **self.scheduler
@@ -96,8 +100,6 @@ class Trainer(DefaultTrainer):
         }  # fmt: skip
         if self.grad_scaler is not None:
             self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
-        if not precision.settled:
-            self.checkpointer.checkpointables["precision"] = precision
 
         self.start_epoch = 0
         self._started = False

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -74,7 +75,8 @@ def read_file(path: str, *, mmap: bool = False) -> Any:
         )
     try:
         with _plain_objects_allowed():
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            # a file from before torch 1.6 is no archive, and is always read whole
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - of a damaged file anything: UnpicklingError, KeyError, struct.error, OSError
@@ -102,14 +104,14 @@ def _what_it_is(path: str, error: Exception) -> str:
     return f"is damaged, or no file of torch.save ({type(error).__name__}): copy or download it again"
 
 
-def read_state_dict(path: str) -> dict[str, torch.Tensor]:
+def read_state_dict(path: str, *, mmap: bool = False) -> dict[str, torch.Tensor]:
     """Read the tensors of a file under their dotted names, as ``state_dict.module.conv1.weight``; arrays count as tensors.
 
     Raises:
         FileNotFoundError: if there is no such file.
         WeightsError: if it is no file of tensors.
     """
-    return _named_tensors(read_file(path), path)
+    return _named_tensors(read_file(path, mmap=mmap), path)
 
 
 def _named_tensors(content: Any, path: str) -> dict[str, torch.Tensor]:
@@ -319,14 +321,25 @@ def _refuse(path: str, network: nn.Module, match: _Match, state: State, what: st
     others = match.extra or [name for name in below if name not in match.found and name not in match.misshapen]
     share = f"{match.num_found} of {match.total} {what} tensors of this {type(network).__name__} fit"
     lines = [f"{path!r} holds weights of another network than the config describes: {share} ({match.num_found / match.total:.0%})"]
-    for said, names in (("missing", match.missing), ("of another shape", match.misshapen), ("only in the file", others)):
+    quantised = _quantised(match, state)
+    odd = [name for name in match.misshapen if name not in quantised]
+    for said, names in (
+        ("missing", match.missing), ("of another shape", odd), ("quantised to 8 bits or fewer", quantised), ("only in the file", others),
+    ):  # fmt: skip
         if names:
             lines.append(f"{len(names)} {said}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
     lines.append(f"Probably {_cause(match, state)}")
     raise WeightsError("\n  ".join(lines))
 
 
+def _quantised(match: _Match, state: State) -> list[str]:
+    there = {name: state.get(match.prefix + name, torch.empty(0)) for name in match.misshapen}
+    return [name for name, value in there.items() if value.is_quantized or value.dtype in (torch.int8, torch.uint8)]
+
+
 def _cause(match: _Match, state: State) -> str:
+    if _quantised(match, state):
+        return "a quantised copy, whose values do not say what they stand for: give the float weights that it was made from"
     there = [key.removeprefix(match.prefix) for key in state if key.startswith(match.prefix)]
     here = [*match.found, *match.missing, *match.misshapen]
     peers = [len({found[1] for name in names if (found := _TEACHER.search(name))}) for names in (there, here)]

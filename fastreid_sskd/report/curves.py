@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 from markupsafe import Markup
 
-from ..benchmark.scalars import Series
+from ..benchmark.results import Series
 from .run_files import RunFiles
 from .svg import bar_chart, line_chart
 

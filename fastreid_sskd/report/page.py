@@ -9,7 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from .. import __version__
-from ..benchmark.summary import write_table
+from ..benchmark.table import write_table
 from ..clustering import sweep_table
 from ..data import training_items
 from ..data.datasets import test_items

@@ -8,11 +8,8 @@ from typing import Any
 import numpy as np
 from fastreid.utils.collect_env import collect_env_info
 
-from ..benchmark.description import read_config
-from ..benchmark.folders import read_run
-from ..benchmark.result import Result
-from ..benchmark.scalars import Series, read_scalars
-from ..engine.records import read_record
+from ..benchmark.results import Result, Series, read_config, read_run, read_scalars
+from ..engine.events import read_record
 from ..modeling.weights import read_file
 
 __all__ = ["RunFiles", "read_run_files"]
@@ -24,7 +21,7 @@ class RunFiles:
 
     Attributes:
         folder: the run folder. config: its config.yaml as a dict, and config_text as it is written.
-        scalars: see :func:`fastreid_sskd.benchmark.scalars.read_scalars`.
+        scalars: see :func:`fastreid_sskd.benchmark.results.read_scalars`.
         evaluations: [{"epoch", "results": {test: {row: metrics}}}] of an adaptation.
         results: rows of the table, last epoch and best.
         checkpoint: path of the last weights, "" if there are none.

@@ -4,8 +4,10 @@ import functools
 import json
 
 import pytest
+from tiny_reid import CONFIGS
 
 from fastreid_sskd import benchmark
+from fastreid_sskd.benchmark import runner
 
 
 @pytest.fixture
@@ -85,10 +87,31 @@ def test_command_lines_refused(tool, args, message):
 
 
 def test_a_run_that_stopped_ends_with_3_behind_the_table_of_the_others(tool, monkeypatch, make_result):
-    result = make_result(method="one")
-    monkeypatch.setattr(benchmark, "run_grid", lambda *args: ([result], {"two, seed 1": "0 clusters"}))
+    outcome = benchmark.Outcome([make_result(method="one")], {}, {("two", 1): "0 clusters"})
+    monkeypatch.setattr(benchmark, "run_grid", lambda *args: outcome)
     code, out, err = tool("run", "--config-file", "demo.yml", "--output", "out")
-    assert code == 3 and "one" in out and "50.0" in out and "no row of two, seed 1: 0 clusters" in err
+    assert code == 3 and "one" in out and "50.0" in out and "No row of two, seed 1: 0 clusters" in err
+
+
+def test_a_row_that_cannot_be_had_is_no_failure(tool, monkeypatch, make_result):
+    outcome = benchmark.Outcome([make_result()], {("bound", 1): "a source needs identities"}, {})
+    monkeypatch.setattr(benchmark, "run_grid", lambda *args: outcome)
+    code, _, err = tool("run", "--config-file", "demo.yml", "--output", "out")
+    assert code == 0 and "No row of bound, seed 1: a source needs identities" in err
+
+
+def test_an_error_inside_a_training_is_no_refusal(tool, monkeypatch, tmp_path):
+    """It has a traceback; status 2 is for what is refused."""
+
+    def broken(cfg, resume):
+        raise ValueError("inside a training")
+
+    monkeypatch.setattr(runner, "run", broken)
+    monkeypatch.setattr(runner, "check_inputs", lambda cfg: None)
+    (tmp_path / "a.pth").touch()
+    with pytest.raises(ValueError, match="inside a training"):
+        tool("run", "--config-file", CONFIGS / "sskd_d2m.yml", "--runs", "1", "--output", "out",
+             "--opts", "SSKD.SOURCE.WEIGHTS", f"['{tmp_path}/a.pth']", "MODEL.DEVICE", "cpu")  # fmt: skip
 
 
 def test_unknown_test_set(tool, finished):

@@ -82,7 +82,7 @@ def test_an_approximate_case_says_what_it_costs(tool):
 
 MEMORY = """
 import numpy as np
-from fastreid_sskd.benchmark.resident import ResidentMemory as Memory
+from measure import ResidentMemory as Memory
 before = np.ones(30_000_000)  # 240 MB, which must not count
 memory = Memory()
 after = np.ones(10_000_000)
@@ -97,7 +97,7 @@ if memory.method == "VmHWM":
 
 def test_memory_counts_what_is_allocated_from_now_on():
     """In a process of its own, as the tool measures: one that has done much before has freed memory to use again."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=TOOLS, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=TOOLS.parent / "benchmarks", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

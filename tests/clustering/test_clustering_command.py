@@ -45,7 +45,7 @@ def test_all_noise_is_saved_and_fails(tmp_path, caplog):
             "50",
         ]
     )
-    assert status == 1
+    assert status == 3
     assert (np.load(tmp_path / "labels.npy") == -1).all()
     assert "0 clusters at eps=1e-09" in caplog.text
 
@@ -118,6 +118,7 @@ def test_a_radius_for_a_method_without_one(capsys):
         (SOME, ("--rho", "1e-9"), "rounds to 0 pairs: raise --rho or --pairs-per-image, or set --eps"),
         (SOME, ("--method", "kmeans"), "set --num-clusters"),
         (SOME, ("--identities", "features.npy"), "one for each image, got (30, 8) for features (30, 8)"),
+        (SOME, ("--cameras", "features.npy"), "--cameras has to give one for each image, got (30, 8) for features (30, 8)"),
         (SOME, ("--identities", "."), "."),
         (SOME, ("--centroids", "features.npy/c.npy"), "'features.npy/c.npy' cannot be written"),
         (SOME, ("--centroids", "labels.npy"), "--out and --centroids are both labels.npy"),
@@ -138,6 +139,14 @@ def test_mistakes_are_said_in_a_line_with_the_options_names(tmp_path, monkeypatc
     assert message in said and "SSKD." not in said
     assert os.listdir() == ([] if array is None else ["features.npy"])
     assert array is None or np.array_equal(np.load("features.npy", allow_pickle=True), array)
+
+
+@pytest.mark.parametrize("given", ["--identities", "--cameras"])
+def test_an_image_without_a_name_is_refused(tmp_path, caplog, given):
+    np.save(tmp_path / "features.npy", SOME)
+    np.save(tmp_path / "names.npy", np.where(np.arange(30) % 20 == 5, np.nan, np.arange(30) % 2))
+    assert main([str(tmp_path / "features.npy"), "--out", str(tmp_path / "l.npy"), given, str(tmp_path / "names.npy")]) == 2
+    assert f"{given} is NaN for 2 of 30 images (first: row 5)" in caplog.text and not (tmp_path / "l.npy").exists()
 
 
 @pytest.mark.parametrize("given", ["--identities", "--cameras"])

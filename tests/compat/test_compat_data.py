@@ -244,15 +244,17 @@ def begin(worker):
     torch.utils.data.get_worker_info().dataset.begun = True
 
 
-def test_workers_outlive_signals_of_others_and_end_for_their_reader():
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_outlive_signals_of_others_and_end_for_their_reader(method):
     """Another process's are those of timeout, systemd, Slurm; the reader's own is how torch ends one that hangs."""
-    loaded = SteadyLoader(Numbers(), batch_size=1, num_workers=2, worker_init_fn=begin, multiprocessing_context="fork")
+    loaded = SteadyLoader(Numbers(), batch_size=1, num_workers=2, worker_init_fn=begin, multiprocessing_context=method)
     before, iterator = signal.pthread_sigmask(signal.SIG_BLOCK, ()), iter(loaded)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
-    found = [next(iterator)]
-    workers = iterator._workers
-    for name in ("TERM", "INT"):
+    found, workers = [], iterator._workers
+    for name in ("TERM", "INT"):  # when they are just born, and when they are at work
         subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in workers)], check=True)
+        found.append(next(iterator))
+    subprocess.run(["kill", *(str(worker.pid) for worker in workers)], check=True)
     found += list(iterator)
     assert [int(index) for index, _ in found] == list(range(40)) and all(begun for _, begun in found)
 

@@ -184,6 +184,30 @@ def test_missing_list_of_images(tmp_path, monkeypatch):
         training_items(["MSMT17"])
 
 
+def test_images_of_a_list_that_are_not_on_disk(tmp_path, monkeypatch):
+    """Of the parts that are asked for, in folders that are there and not."""
+    base = tmp_path / "MSMT17_V1"
+    for folder in ("train/0000", "test/0000"):
+        (base / folder).mkdir(parents=True)
+    names = [f"0000/0000_000_{camera:02d}_a_{camera}.jpg" for camera in (1, 2)]
+    for part in ("train", "val", "query", "gallery"):
+        (base / f"list_{part}.txt").write_text("".join(f"{name} 0\n" for name in names))
+    for name in names:
+        (base / "test" / name).touch()
+    (base / "train" / names[0]).touch()
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    assert [len(part) for part in query_and_gallery("MSMT17")] == [2, 2]
+    with pytest.raises(
+        FileNotFoundError,
+        match=f"MSMT17: 1 of 2 images .* not on disk .first: '{base}/train/{names[1]}'.: unpack",
+    ):
+        training_items(["MSMT17"])
+    (base / "train" / names[1]).symlink_to(tmp_path / "gone")
+    (base / "list_train.txt").write_text(f"{names[1]} 0\n0001/0001_000_01_a_1.jpg 1\n")
+    with pytest.raises(FileNotFoundError, match="2 of 2 images"):
+        training_items(["MSMT17"])
+
+
 def test_no_training_images(data_sets, tmp_path, monkeypatch):
     for split in ("bounding_box_train", "query", "bounding_box_test"):
         (tmp_path / MARKET / split).mkdir(parents=True)

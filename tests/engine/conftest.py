@@ -7,7 +7,7 @@ import pytest
 from tiny_reid import load_checkpoint, tiny_adaptation
 
 from fastreid_sskd.engine import AdaptationTrainer, run
-from fastreid_sskd.engine.setup import seed_everything
+from fastreid_sskd.engine.defaults import seed_everything
 from fastreid_sskd.modeling import load_source_weights
 
 

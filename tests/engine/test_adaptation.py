@@ -10,7 +10,7 @@ from fastreid.engine.train_loop import HookBase
 
 from fastreid_sskd.clustering import pseudo_labels
 from fastreid_sskd.data import extraction_loader
-from fastreid_sskd.engine.refresh import PseudoLabelRefresh
+from fastreid_sskd.engine.hooks import PseudoLabelRefresh
 from fastreid_sskd.evaluation.features import extract_features
 from fastreid_sskd.modeling import ensemble_feature
 

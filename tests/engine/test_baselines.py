@@ -9,7 +9,7 @@ from tiny_reid import tiny_adaptation
 
 from fastreid_sskd.data import extraction_loader, training_items
 from fastreid_sskd.engine import AdaptationTrainer, SourceTrainer, run
-from fastreid_sskd.engine.baselines import one_network_config, reestimate_batch_norm, supervised_config
+from fastreid_sskd.engine.refresh import one_network_config, reestimate_batch_norm, supervised_config
 from fastreid_sskd.modeling import load_source_weights
 
 

@@ -11,7 +11,7 @@ from tiny_reid import CONFIGS, DUKE, MARKET, tiny_adaptation, tiny_baseline, tin
 from fastreid_sskd.data.loaders import source_items
 from fastreid_sskd.engine import check_config, evaluate, load_config, pipeline, run
 from fastreid_sskd.engine.check_config import check_clustering, check_settings
-from fastreid_sskd.engine.refresh import PseudoLabelRefresh
+from fastreid_sskd.engine.hooks import PseudoLabelRefresh
 from fastreid_sskd.refusals import UnknownNameError
 
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yml"))
@@ -244,12 +244,6 @@ def test_shipped_configs_pass(name):
     check_clustering(cfg, 12_936)  # images of Market-1501
 
 
-def test_every_key_of_the_tables_is_one():
-    cfg = load_config("")
-    for key in (*check_config._NAMES, *check_config._RANGES):
-        assert check_config._value(cfg, key) is not None
-
-
 def test_only_an_eps_above_zero_goes_first(tmp_path):
     """ "The first of these three that is > 0": a negative one, which a library's user may have set, is passed over."""
     options = {}
@@ -284,6 +278,22 @@ def test_an_architecture_that_its_backbone_does_not_fit():
     with pytest.raises(ValueError, match="cannot be built, RuntimeError: Error.* in loading state_dict") as refused:
         check_config.build_network(load_config(str(CONFIGS / "base_demo.yml"), opts))
     assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("case", [
+    ("LOSSES.NAME is empty, so a Baseline would learn nothing", "MODEL.LOSSES.NAME", ""),
+    ("KD.MODEL_CONFIG names none", "MODEL.META_ARCHITECTURE", "Distiller"),
+    ("names 0 teachers and KD.MODEL_WEIGHTS 1", "MODEL.META_ARCHITECTURE", "Distiller", "KD.EMA.ENABLED", "True", "KD.MODEL_WEIGHTS", "a.pth"),
+], ids=lambda case: label(case[1:]))  # fmt: skip
+def test_a_plain_config_that_has_nothing_to_learn_from(tmp_path, case):
+    named, *overrides = case
+    with pytest.raises(ValueError, match=named) as raised:
+        run(tiny_baseline(tmp_path / "out", *overrides))
+    assert raised.value.exit_status == 2 and not list(tmp_path.iterdir())
+
+
+def test_a_distiller_without_losses_of_its_own_learns_from_itself(tmp_path):
+    check_settings(tiny_baseline(tmp_path, "MODEL.META_ARCHITECTURE", "Distiller", "KD.EMA.ENABLED", "True", "MODEL.LOSSES.NAME", ""))
 
 
 @pytest.mark.parametrize("key", ["MODEL.LOSSES.NAME", "DATALOADER.SAMPLER_TRAIN"])

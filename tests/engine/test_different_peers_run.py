@@ -11,8 +11,8 @@ from tiny_reid import TINY, load_checkpoint, tiny_adaptation
 
 from fastreid_sskd.data.datasets import test_items as query_and_gallery
 from fastreid_sskd.engine import evaluate, run, source_config
-from fastreid_sskd.engine.baselines import one_network_config, supervised_config
 from fastreid_sskd.engine.pipeline import load_trained
+from fastreid_sskd.engine.refresh import one_network_config, supervised_config
 from fastreid_sskd.export import export_baseline
 from fastreid_sskd.report import write_report
 from fastreid_sskd.report.embeddings import embed

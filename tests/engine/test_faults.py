@@ -14,7 +14,7 @@ from tiny_reid import MARKET, load_checkpoint, tiny_baseline
 from fastreid_sskd.data.loaders import EpochLoader
 from fastreid_sskd.engine import AdaptationTrainer, run
 from fastreid_sskd.engine.checkpoint import last_checkpoint
-from fastreid_sskd.engine.writers import MetricsFile
+from fastreid_sskd.engine.events import MetricsFile
 
 EVERY_STEP = ("SSKD.CHECKPOINT_ITERS", "1")
 

@@ -12,7 +12,7 @@ from tiny_reid import load_checkpoint
 
 from fastreid_sskd.engine import run
 from fastreid_sskd.engine import trainer as trainer_module
-from fastreid_sskd.engine.amp import Precision
+from fastreid_sskd.engine.train_step import Precision
 
 
 def available() -> bool:

@@ -8,8 +8,8 @@ from fastreid.utils.events import EventStorage
 from torch import nn
 
 from fastreid_sskd.engine import hooks as hooks_module
+from fastreid_sskd.engine.events import MetricsFile
 from fastreid_sskd.engine.hooks import Checkpoints, PeerEMA, PeriodicEvaluation, ScalarWriters
-from fastreid_sskd.engine.writers import MetricsFile
 
 
 class Recorder:

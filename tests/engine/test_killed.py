@@ -11,7 +11,7 @@ from same_runs import assert_same_files
 from tiny_reid import tiny_adaptation, tiny_baseline
 
 from fastreid_sskd.engine import AdaptationTrainer, Checkpointer, SourceTrainer, run
-from fastreid_sskd.engine import refresh as refresh_module
+from fastreid_sskd.engine import hooks as refresh_module
 from fastreid_sskd.engine.checkpoint import last_checkpoint
 
 

@@ -6,7 +6,7 @@ from fastreid.utils import comm
 from fastreid.utils.events import EventStorage
 from own_processes import together
 
-from fastreid_sskd.engine.loss_record import LossRecord
+from fastreid_sskd.engine.train_step import LossRecord
 
 
 def of(*values):

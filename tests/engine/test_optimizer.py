@@ -7,8 +7,8 @@ import torch
 from fastreid.solver import build as host
 from tiny_reid import tiny_adaptation
 
-from fastreid_sskd.engine import optimizer as optimizer_module
-from fastreid_sskd.engine.optimizer import build_optimizer, has_fused_kernel, reset_optimizer
+from fastreid_sskd.engine import train_step as optimizer_module
+from fastreid_sskd.engine.train_step import build_optimizer, has_fused_kernel, reset_optimizer
 from fastreid_sskd.modeling import build_peer
 
 

@@ -7,16 +7,14 @@ import shutil
 import other_device
 import pytest
 import torch
+from memory import step_bytes
+from networks import benchmark_config
 from own_processes import exit_status
 from same_runs import assert_same_files
 from tiny_reid import load_checkpoint, tiny_adaptation, tiny_baseline
 
-from fastreid_sskd.benchmark.speed.memory import step_bytes
-from fastreid_sskd.benchmark.speed.nets import benchmark_config
 from fastreid_sskd.engine import AdaptationTrainer, run
-from fastreid_sskd.engine.amp import Precision
-from fastreid_sskd.engine.optimizer import build_optimizer
-from fastreid_sskd.engine.step import TrainingStep
+from fastreid_sskd.engine.train_step import Precision, TrainingStep, build_optimizer
 from fastreid_sskd.export import deployed, export_onnx
 from fastreid_sskd.losses import nuclear_norm_loss
 from fastreid_sskd.losses.orthogonal_factor import factor_by_eigenvectors

@@ -8,7 +8,7 @@ from tiny_reid import TINY_TARGET, tiny_adaptation, tiny_baseline, tiny_source
 
 from fastreid_sskd.benchmark import collect
 from fastreid_sskd.engine import load_config, run
-from fastreid_sskd.engine.output_dir import start_run
+from fastreid_sskd.engine.defaults import start_run
 
 OF_A_RUN = {
     "last_checkpoint", "model_0003.pth", "model_best.pth", "model_final.pth", "step_0000012.pth", "results.json", "rows.json",

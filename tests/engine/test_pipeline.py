@@ -20,7 +20,7 @@ from fastreid_sskd.engine import (
     source_config,
     trainer_class,
 )  # fmt: skip
-from fastreid_sskd.engine import refresh as refresh_module
+from fastreid_sskd.engine import hooks as refresh_module
 from fastreid_sskd.modeling import SSKD
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastreid_sskd.engine.random_state import random_state, restore_random_state
+from fastreid_sskd.engine.checkpoint import random_state, restore_random_state
 
 
 def draw():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fastreid_sskd.engine.records import Record, read_record
+from fastreid_sskd.engine.events import Record, read_record
 
 
 def results(*maps, ensemble=99.0, other=1.0):
@@ -19,7 +19,7 @@ def results(*maps, ensemble=99.0, other=1.0):
 def record():
     """Direct transfer, then three epochs; the best is teacher 1 after epoch 2."""
     made = Record(["First", "Second"])
-    for epoch, values in enumerate([(70.0, 80.0), (20.0, 30.0), (40.0, 60.0), (50.0, 45.0)]):
+    for epoch, values in enumerate([(10.0, 15.0), (20.0, 30.0), (40.0, 60.0), (50.0, 45.0)]):
         made.add(epoch, results(*values, other=90.0 + epoch))
     return made
 
@@ -34,11 +34,14 @@ def test_best_is_a_teacher_after_training_on_the_first_set(record):
     assert (evaluation["epoch"], row) == (2, "peer1")
 
 
-def test_direct_transfer_is_the_best_as_long_as_there_is_nothing_else():
+def test_direct_transfer_is_the_best_until_an_epoch_is_better():
     record = Record(["First"])
     assert record.add(0, results(1.0, 2.0)) == 1
-    assert record.best[0]["epoch"] == 0
-    assert record.add(1, results(0.5, 0.2)) == 0
+    assert record.best[0]["epoch"] == 0 and not record.no_better_than_start
+    assert record.add(1, results(0.5, 2.0)) == 1
+    assert record.best[0]["epoch"] == 0 and record.no_better_than_start
+    assert record.add(2, results(3.0, 0.2)) == 0
+    assert record.best[0]["epoch"] == 2 and not record.no_better_than_start
 
 
 def test_the_earliest_of_equals():
@@ -66,7 +69,7 @@ def test_table(record):
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
     of_first = [row[1:4] for row in rows if row[0] == "First"]
     assert of_first == [
-        ["direct transfer", "peer0", "70.0"], ["direct transfer", "peer1", "80.0"],
+        ["direct transfer", "peer0", "10.0"], ["direct transfer", "peer1", "15.0"],
         ["direct transfer", "ensemble", "99.0"], ["last, epoch 3", "peer0", "50.0"],
         ["last, epoch 3", "peer1", "45.0"], ["last, epoch 3", "ensemble", "99.0"],
         ["best, epoch 2", "peer1", "60.0"],

@@ -10,7 +10,7 @@ from fastreid.engine.train_loop import HookBase
 
 from fastreid_sskd.clustering import PseudoLabelError, cluster_centroids, refresh
 from fastreid_sskd.data import extraction_loader
-from fastreid_sskd.engine.refresh import PseudoLabelRefresh
+from fastreid_sskd.engine.hooks import PseudoLabelRefresh
 from fastreid_sskd.evaluation.features import extract_features
 
 SHORT = ("TEST.EVAL_PERIOD", "0", "SSKD.ITERS_PER_EPOCH", "1", "SOLVER.MAX_EPOCH", "3")

@@ -25,7 +25,7 @@ from fastreid_sskd.engine import (
     seed_everything,
 )
 from fastreid_sskd.engine.checkpoint import last_checkpoint
-from fastreid_sskd.engine.refresh import PseudoLabelRefresh
+from fastreid_sskd.engine.hooks import PseudoLabelRefresh
 
 
 class PowerCut(Exception):

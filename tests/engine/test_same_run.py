@@ -9,12 +9,12 @@ import torch
 from tiny_reid import DUKE, MARKET, TINY_SOURCE, load_checkpoint, tiny_adaptation, tiny_baseline, tiny_source
 
 from fastreid_sskd.engine import SourceTrainer, Trainer, load_config, pipeline, run
-from fastreid_sskd.engine.checkpoint import last_checkpoint
-from fastreid_sskd.engine.same_run import (
+from fastreid_sskd.engine.checkpoint import (
     OtherConfigError,
     check_same_images,
     check_same_run,
     image_names,
+    last_checkpoint,
     plain_config,
     same_value,
 )

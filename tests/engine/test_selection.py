@@ -21,10 +21,10 @@ from fastreid_sskd.clustering import (
 from fastreid_sskd.clustering.silhouette import sparse_silhouette
 from fastreid_sskd.data import extraction_loader
 from fastreid_sskd.engine import AdaptationTrainer, run
-from fastreid_sskd.engine import adaptation as adaptation_module
-from fastreid_sskd.engine import refresh as refresh_module
-from fastreid_sskd.engine.records import LABEL_FREE, Record
-from fastreid_sskd.engine.setup import seed_everything
+from fastreid_sskd.engine import hooks as refresh_module
+from fastreid_sskd.engine import stages as adaptation_module
+from fastreid_sskd.engine.defaults import seed_everything
+from fastreid_sskd.engine.events import LABEL_FREE, Record
 from fastreid_sskd.evaluation.features import extract_features
 from fastreid_sskd.modeling import load_source_weights
 
@@ -80,26 +80,51 @@ def test_scores_are_larger_where_it_looks_better():
         assert -1 <= score(signals) < score(better) <= 1, name
 
 
+@pytest.fixture
+def offers(monkeypatch):
+    """What a run offers for selection: (epochs done, teacher, score)."""
+    seen, select = [], Record.select
+    monkeypatch.setattr(Record, "select", lambda self, *offer: seen.append(offer) or select(self, *offer))
+    return seen
+
+
 @pytest.mark.parametrize("select_by", LABEL_FREE)
-def test_model_best_is_the_highest_score(adaptation, tmp_path, caplog, select_by):
+def test_model_best_is_the_highest_score(adaptation, tmp_path, caplog, offers, select_by):
     caplog.set_level(logging.INFO, logger="fastreid.sskd")
     run(adaptation("DATASETS.TESTS", "()", "SSKD.SELECT_BY", select_by, "SOLVER.MAX_EPOCH", "3", "SOLVER.BASE_LR", "0.01"))
     rows = selections(tmp_path / "out")
-    scores = [row["score"] for row in rows]
-    best = scores.index(max(scores))
+    start = [] if select_by == "stability" else [0]  # the first labels have changed from none
+    assert [epoch for epoch, _, _ in offers] == [*start, 1, 2, 3]
+    assert [score for _, _, score in offers[len(start):]] == [row["score"] for row in rows]
+    epoch, peer, _ = max(offers, key=lambda offer: offer[2])
     saved = load_checkpoint(tmp_path / "out" / "model_best.pth")
-    assert len(rows) == 3 and saved["epoch"] == best
-    own = [rows[best]["silhouette_peer0"], rows[best]["silhouette_peer1"]]
-    assert int(saved["model"]["best_peer"]) == own.index(max(own))
+    assert saved["epoch"] == epoch - 1 and int(saved["model"]["best_peer"]) == peer
     assert f"the best epoch and teacher are chosen by {select_by}" in caplog.text
-    assert f"model_best holds the state after {best + 1} epochs" in caplog.text and "without labels" in caplog.text
+    assert f"model_best holds the state after {epoch} epochs" in caplog.text and "without labels" in caplog.text
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize("opts", [("DATASETS.TESTS", "()", "SSKD.SELECT_BY", "silhouette"), ("SSKD.SELECT_BY", "mAP")])
+def test_a_start_that_no_epoch_betters_is_kept(adaptation, tmp_path, caplog, finished, monkeypatch, opts):
+    """A learning rate that ruins the network, and scores to match; the start is model_best, and the run says so."""
+    scores = iter((0.5, 0.5, 0.4))
+    monkeypatch.setitem(LABEL_FREE, "silhouette", lambda signals: next(scores))
+    cfg = adaptation(*opts, "SOLVER.MAX_EPOCH", "2", "SOLVER.BASE_LR", "3.0", "SSKD.CLUSTER.MAX_LARGEST_SHARE", "1.0")
+    run(cfg)
+    saved = load_checkpoint(tmp_path / "out" / "model_best.pth")
+    assert saved["epoch"] == -1
+    for k, source in enumerate(finished.sources):
+        expected = load_checkpoint(source)["model"]
+        key = next(name for name in expected if name.endswith("backbone.0.weight"))
+        assert torch.equal(saved["model"][f"teachers.{k}.backbone.0.weight"], expected[key])
+    assert "no epoch is better than the start" in caplog.text and "EPS_RULE" in caplog.text
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_final.pth"
 
 
 @pytest.mark.parametrize(
     "select_by, label, reason", [("noise", 0, "1 cluster"), ("fewest", 0, "1 cluster"), ("fewest", -1, "0 clusters")]
 )
-def test_collapsed_clusters_are_not_selected(trainer, monkeypatch, caplog, select_by, label, reason):
+def test_collapsed_clusters_are_not_selected(trainer, monkeypatch, caplog, offers, select_by, label, reason):
     """One cluster of everything has no noise, so its score would be the highest."""
     monkeypatch.setitem(LABEL_FREE, "fewest", lambda signals: 1 / (1 + signals["clusters"]))
     made = trainer("DATASETS.TESTS", "()", "SSKD.SELECT_BY", select_by, "SOLVER.MAX_EPOCH", "2")
@@ -107,7 +132,7 @@ def test_collapsed_clusters_are_not_selected(trainer, monkeypatch, caplog, selec
 
     def cluster(features, previous):
         found = real(features, previous)
-        if made.epoch == 0:
+        if len(offers) < 2:  # the start and the first epoch
             return found
         labels = np.full_like(found.labels, label)
         return dataclasses.replace(found, labels=labels, report=ClusterReport.from_labels(labels, found.eps, previous))
@@ -120,11 +145,13 @@ def test_collapsed_clusters_are_not_selected(trainer, monkeypatch, caplog, selec
     assert "score" not in second
     assert {name: second[name] for name in collapsed} == collapsed
     assert LABEL_FREE[select_by]({**second, **collapsed}) > first["score"]
-    assert made.record.selected == {"epoch": 1, "peer": int(made.model.best_peer), "score": pytest.approx(first["score"])}
-    assert load_checkpoint(made.output / "model_best.pth")["epoch"] == 0
+    epoch, peer, score = max(offers, key=lambda offer: offer[2])
+    assert [offer[0] for offer in offers] == [0, 1] and offers[1][2] == first["score"]
+    assert made.record.selected == {"epoch": epoch, "peer": peer, "score": score} and peer == int(made.model.best_peer)
+    assert load_checkpoint(made.output / "model_best.pth")["epoch"] == epoch - 1
     assert f"the state after 2 epochs is not selected, its clusters have collapsed: {reason} at eps" in caplog.text
     assert "the state after 1 epochs is not selected" not in caplog.text
-    assert f"{select_by} -; best so far, without labels: teacher {made.record.selected['peer']} after 1 epochs" in caplog.text
+    assert f"{select_by} -; best so far, without labels: teacher {peer} after {epoch} epochs" in caplog.text
 
 
 def test_nothing_is_selected_where_all_clusters_have_collapsed(trainer, caplog):
@@ -135,7 +162,8 @@ def test_nothing_is_selected_where_all_clusters_have_collapsed(trainer, caplog):
         def before_epoch(self):
             made.refresh.limits = Limits(max_largest_share=0.0, collapse=True)
 
-    made.register_hooks([Tighten()])
+    made._hooks.insert(1, Tighten())
+    made._hooks[1].trainer = made
     with caplog.at_level(logging.INFO, logger="fastreid.sskd"):
         made.train()
     assert made.record.selected == {"epoch": 0, "peer": 0, "score": None}
@@ -154,7 +182,8 @@ def test_clusters_with_the_eps_of_the_epochs_labels(trainer, monkeypatch):
     monkeypatch.setattr(refresh_module, "pseudo_labels", spy)
     made = trainer(*UNLABELLED, "SOLVER.MAX_EPOCH", "3", "SSKD.CLUSTER.EPS_EVERY", "2", "SOLVER.BASE_LR", "0.05")
     made.train()
-    refreshes, selecting = calls[::2], calls[1::2]
+    assert len(calls) == 7  # with one for the start
+    refreshes, selecting = [calls[0], *calls[3::2]], calls[2::2]
     assert [options.get("eps") for options, _ in refreshes] == [None, selecting[0][1], None]
     assert [options["eps"] for options, _ in selecting] == [eps for _, eps in selecting]
     assert selecting[0][1] == selecting[1][1] != selecting[2][1]
@@ -173,7 +202,7 @@ def test_silhouettes_by_the_searchs_settings(trainer, monkeypatch):
         "SSKD.CLUSTER.IVF_LISTS", "4", "SSKD.CLUSTER.IVF_PROBES", "2", "SSKD.CLUSTER.MIN_RECALL", "0.1",
     )  # fmt: skip
     made.train()
-    assert len(seen) == 3  # together, and each of two teachers
+    assert len(seen) == 6  # together, and each of two teachers, for the start and the epoch
     for options in seen:
         assert options["knn"] == "reduced" and options["approximate"] == ApproximateOptions(3, 4, 2, 0.1)
 

@@ -11,8 +11,7 @@ import yaml
 from tiny_reid import CONFIGS, TINY_TARGET, tiny_source
 
 from fastreid_sskd.engine import load_config, resolve, run, seed_everything, setup
-from fastreid_sskd.engine.output_dir import start_run
-from fastreid_sskd.engine.setup import use_device, without_pretraining
+from fastreid_sskd.engine.defaults import start_run, use_device, without_pretraining
 
 
 def arguments(config_file="", *opts):

@@ -11,8 +11,8 @@ from fastreid.utils import comm
 from own_processes import together
 
 from fastreid_sskd.clustering import ApproximateOptions, Share, backends, pseudo_labels
-from fastreid_sskd.engine import refresh, run, shared_search
-from fastreid_sskd.engine.shared_search import shared_candidates
+from fastreid_sskd.engine import hooks, refresh, run
+from fastreid_sskd.engine.refresh import shared_candidates
 
 SEARCHES = ["torch", "reduced"] + (["faiss", "ivf"] if importlib.util.find_spec("faiss") else [])
 
@@ -34,10 +34,10 @@ def options(**others):
 def labels_of_all_searches():
     """Each process searches its own share, and the labels that the main one makes of them are those of one process."""
     backends.CPU_TILE, backends.FAISS_QUERIES = (16, 64), 32
-    shared_search._ROWS = 250  # sent in more than one piece
+    refresh._ROWS = 250  # sent in more than one piece
     rank, world = comm.get_rank(), comm.get_world_size()
-    features, shares, search = crowd(), [], shared_search.search_neighbors
-    shared_search.search_neighbors = lambda rows, share, **rest: shares.append(share) or search(rows, share, **rest)
+    features, shares, search = crowd(), [], refresh.search_neighbors
+    refresh.search_neighbors = lambda rows, share, **rest: shares.append(share) or search(rows, share, **rest)
     cases = [(*case, None) for case in itertools.product(SEARCHES, ("sskd", "faiss"))] + [("torch", "sskd", [0, 1, 2] * 200)]
     for knn, variant, cameras in cases:
         given = options(knn=knn, variant=variant, cameras=cameras)
@@ -84,7 +84,7 @@ def test_nothing_to_share(monkeypatch):
 
 def fails(cfg, where, rank):
     """In one process the extraction or the search fails: the exit status says who was told what."""
-    module, name = {"features": (refresh, "extract_features"), "search": (shared_search, "search_neighbors")}[where]
+    module, name = {"features": (hooks, "extract_features"), "search": (refresh, "search_neighbors")}[where]
     real = getattr(module, name)
 
     def spoilt(*args, **kwargs):

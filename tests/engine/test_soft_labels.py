@@ -12,9 +12,9 @@ from tiny_reid import load_checkpoint
 
 from fastreid_sskd.clustering import cluster_centroids, pseudo_labels
 from fastreid_sskd.data import extraction_loader
-from fastreid_sskd.engine import AdaptationTrainer, baselines, run, seed_everything
-from fastreid_sskd.engine import soft_labels as module
-from fastreid_sskd.engine.soft_labels import find_temperature
+from fastreid_sskd.engine import AdaptationTrainer, refresh, run, seed_everything
+from fastreid_sskd.engine import refresh as module
+from fastreid_sskd.engine.refresh import find_temperature
 from fastreid_sskd.evaluation.features import extract_features
 
 SHORT = ("TEST.EVAL_PERIOD", "0", "SSKD.ITERS_PER_EPOCH", "2", "SOLVER.MAX_EPOCH", "2")
@@ -177,7 +177,7 @@ def test_statistics_of_a_refresh_are_the_targets(trainer):
     def compare():
         found = [t.backbone[1].running_mean.clone() for t in made.model.teachers]
         order = np.random.default_rng(1).permutation(48)
-        baselines.reestimate_batch_norm(made.cfg, made.model, [made.items[i] for i in order])
+        refresh.reestimate_batch_norm(made.cfg, made.model, [made.items[i] for i in order])
         for mean, teacher in zip(found, made.model.teachers):
             assert torch.equal(mean, teacher.backbone[1].running_mean)
         assert made.refresh.history[-1]["clusters"] > 1

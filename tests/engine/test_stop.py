@@ -15,7 +15,7 @@ from tiny_reid import load_checkpoint, tiny_baseline, tiny_source
 from fastreid_sskd.clustering import progress
 from fastreid_sskd.data import loaders
 from fastreid_sskd.engine import AdaptationTrainer, SourceTrainer, Trainer, run
-from fastreid_sskd.engine import refresh as refresh_module
+from fastreid_sskd.engine import hooks as refresh_module
 from fastreid_sskd.engine.checkpoint import last_checkpoint
 from fastreid_sskd.evaluation import distances
 from fastreid_sskd.processes import stop

@@ -8,7 +8,7 @@ from tiny_reid import TINY, build_tiny_reid_backbone, tiny_adaptation, tiny_base
 
 from fastreid_sskd import benchmark
 from fastreid_sskd.engine import SourceTrainer, Trainer, evaluate, predict, run
-from fastreid_sskd.engine.pipeline import load_trained
+from fastreid_sskd.engine.pipeline import check_run, load_trained
 from fastreid_sskd.modeling.weights import read_state_dict
 
 
@@ -78,6 +78,38 @@ def test_a_bad_file_is_refused(entry, bad_file, images, tmp_path):
     with pytest.raises(ValueError, match=said) as error:
         {**START, **USE}[entry](path, tmp_path / "out")
     assert len(str(error.value)) < 900
+
+
+@pytest.mark.parametrize("make, key", [
+    (tiny_baseline, "MODEL.WEIGHTS"), (tiny_source, "MODEL.WEIGHTS"), (tiny_adaptation, "MODEL.WEIGHTS"),
+    (tiny_adaptation, "SSKD.SOURCE.WEIGHTS"),
+])  # fmt: skip
+def test_no_file_of_weights_is_found_before_anything_is_written(make, key, data_sets, tmp_path):
+    (tmp_path / "w.pth").write_text("hello\n")
+    with pytest.raises(ValueError, match=f"{key}: '.*w.pth' is a text file") as raised:
+        check_run(make(tmp_path / "out", key, str(tmp_path / "w.pth")))
+    assert raised.value.exit_status == 2 and not (tmp_path / "out").exists()
+
+
+def test_weights_of_any_age_can_be_checked(data_sets, tmp_path):
+    """A file of the format before torch 1.6 cannot be left on the disk."""
+    cfg = tiny_baseline(tmp_path / "out", "MODEL.WEIGHTS", str(tmp_path / "w.pth"))
+    torch.save(network(cfg), tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    check_run(cfg)
+    assert all(torch.equal(value, network(cfg)[key]) for key, value in read_state_dict(str(tmp_path / "w.pth"), mmap=True).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.qint8])
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantised_weights_are_named(dtype, data_sets, tmp_path):
+    cfg = tiny_baseline(tmp_path / "out", "MODEL.WEIGHTS", str(tmp_path / "w.pth"))
+    state = network(cfg)
+    for key in ("backbone.0.weight", "backbone.3.weight"):
+        state[key] = state[key].to(dtype) if dtype is torch.int8 else torch.quantize_per_tensor(state[key], 0.1, 0, dtype)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="2 quantised to 8 bits or fewer: 0.weight, 3.weight\n  Probably a quantised copy.*give the float") as raised:
+        load_trained(cfg)
+    assert "shape" not in str(raised.value)
 
 
 @pytest.mark.parametrize("tool", ["export", "predict"])

@@ -6,7 +6,7 @@ import logging
 from fastreid.utils.events import EventStorage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fastreid_sskd.engine.writers import MetricsFile, ProgressPrinter, TensorBoard, build_writers
+from fastreid_sskd.engine.events import MetricsFile, ProgressPrinter, TensorBoard, build_writers
 
 
 def lines(path):

@@ -11,7 +11,7 @@ from fastreid.utils.checkpoint import Checkpointer
 from torch import nn
 
 from fastreid_sskd.engine import load_config
-from fastreid_sskd.engine.optimizer import build_optimizer
+from fastreid_sskd.engine.train_step import build_optimizer
 from fastreid_sskd.export.baseline import export_baseline
 from fastreid_sskd.modeling import build_peer, load_source_weights
 

@@ -5,7 +5,7 @@ import torch
 from fastreid.modeling import build_model
 from host_backbones import BACKBONES, SIZE, config
 
-from fastreid_sskd.engine.optimizer import build_optimizer
+from fastreid_sskd.engine.train_step import build_optimizer
 
 
 def one_step(cfg, model, num_classes=4):

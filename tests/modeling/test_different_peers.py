@@ -9,7 +9,7 @@ from fastreid.modeling import build_model
 from fastreid_sskd import add_sskd_config
 from fastreid_sskd.clustering import cluster_centroids
 from fastreid_sskd.engine import load_config
-from fastreid_sskd.engine.optimizer import build_optimizer
+from fastreid_sskd.engine.train_step import build_optimizer
 from fastreid_sskd.modeling import build_peer, load_source_weights, peer_config
 from fastreid_sskd.modeling.pixels import PixelNormalisation
 

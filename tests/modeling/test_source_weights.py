@@ -415,7 +415,7 @@ def test_whole_numbers_are_no_weights(make_peer):
     """A quantised file has the names and the shapes."""
     state = make_peer(10).state_dict()
     state["backbone.conv2.weight"] = state["backbone.conv2.weight"].to(torch.int8)
-    with pytest.raises(WeightsError, match="1 of another shape: conv2.weight"):
+    with pytest.raises(WeightsError, match="1 quantised to 8 bits or fewer: conv2.weight"):
         load_network(make_peer(0), state, "somewhere")
 
 

@@ -12,7 +12,7 @@ from fastreid.modeling import build_model
 from torch import nn
 from yacs.config import CfgNode
 
-from fastreid_sskd.engine.optimizer import build_optimizer
+from fastreid_sskd.engine.train_step import build_optimizer
 from fastreid_sskd.losses import build_loss_set
 from fastreid_sskd.modeling import SSKD, Peer, ensemble_feature
 

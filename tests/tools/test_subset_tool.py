@@ -33,6 +33,7 @@ def test_refusals(run_tool, world, tmp_path):
         ((*source, "--output", tmp_path / "sub", "--identities", 7), "must be 1 to 6, got 7"),
         ((*source, "--output", tmp_path, "--identities", 2), "is there already"),
         ((*source, "--output", __file__ + "/sub", "--identities", 2), "a file is in its place"),
+        ((*source, "--output", world / MARKET / "query" / "sub", "--identities", 2), "is inside --source"),
         (("--source", world, "--output", tmp_path / "sub", "--identities", 2), "has no bounding_box_train"),
     ):
         code, _, err = run_tool("make_subset", *args)
