@@ -62,7 +62,7 @@ def test_features_of_a_refresh_are_of_float_images(adaptation, monkeypatch):
     """As before there was a cache, whatever a model's own normalisation does with 8 bits."""
     seen, extract = [], features.extract_features
     monkeypatch.setattr(
-        "fastreid_sskd.evaluation.features.extract_features",
+        "fastreid_sskd.engine.hooks.extract_features",
         lambda model, loader: seen.extend(batch["images"].dtype for batch in loader) or extract(model, loader),
     )
     run(adaptation("SSKD.CACHE_IMAGES", "8", "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_EPOCH", "1"))
