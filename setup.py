@@ -55,6 +55,8 @@ EXTRAS_REQUIRE = {
     "gpu": ["faiss-gpu>=1.14.3"],
     # tools/export.py --format onnx, and its check of what it wrote
     "onnx": ["onnx>=1.15", "onnxruntime>=1.16", "onnxscript>=0.1"],
+    # tools/report.py
+    "report": ["matplotlib>=3.8"],
     # tools/predict.py --output FILE.parquet
     "parquet": ["pyarrow>=14"],
     # SSKD.CLUSTER.METHOD infomap. GPL-3.0, so nothing but the tests requires it; no wheels for Python 3.10
@@ -69,7 +71,7 @@ EXTRAS_REQUIRE = {
 # Every extra has a test.
 EXTRAS_REQUIRE["test"] += [
     requirement
-    for extra in ("onnx", "parquet", "infomap", "umap", "host")
+    for extra in ("onnx", "report", "parquet", "infomap", "umap", "host")
     for requirement in EXTRAS_REQUIRE[extra]
 ]
 

@@ -27,7 +27,7 @@ from networks import NETWORKS, benchmark_config, plain_batches, write_crops
 from fastreid_sskd.data import adaptation_loader
 from fastreid_sskd.engine.defaults import use_device
 from fastreid_sskd.engine.train_step import Precision, TrainingStep, build_optimizer, compile_backbones
-from fastreid_sskd.losses.precision import without_autocast
+from fastreid_sskd.losses.loss_set import without_autocast
 from fastreid_sskd.modeling import SSKD
 
 _LIMITS = {True: 0.10, False: 0.15}  # of the overhead over the floor: on the CPU, on another device

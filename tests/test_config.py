@@ -24,7 +24,7 @@ from fastreid_sskd.engine import Trainer, load_config, source_config
 from fastreid_sskd.engine.events import LABEL_FREE
 from fastreid_sskd.evaluation.distances import METRICS_IN_BLOCKS
 from fastreid_sskd.losses import SSKD_LOSS_REGISTRY
-from fastreid_sskd.modeling.losses_config import build_losses
+from fastreid_sskd.losses.loss_set import build_losses
 from fastreid_sskd.modeling.sskd import LABEL_STATISTICS
 
 ALL = sorted(path.name for path in CONFIGS.glob("*.yml"))

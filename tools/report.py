@@ -4,8 +4,9 @@
     tools/report.py runs/demo/sskd/seed1                      # writes runs/demo/sskd/seed1/report.html
     tools/report.py runs/sskd_m2d --no-images --output m2d.html
 
-A report with images of real people is personal data: keep and share it only as the data set itself may be, or use
---no-images. The ranked lists take the test images through the models of before and after: the time of two evaluations.
+A report with images of real people is personal data: keep and share it only as the data set itself may be, or
+use --no-images. The ranked lists take the test images through the models of before and after: the time of two
+evaluations. It needs matplotlib, the extra `report`.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from fastreid_sskd.report import Options, write_report
 
 @exit_status
 def main() -> int:
+    """Write the report that the command line asks for."""
     defaults = Options()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

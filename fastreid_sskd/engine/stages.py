@@ -15,8 +15,8 @@ from ..data.datasets import source_items
 from ..data.samplers import check_training_batch, derive_seed
 from ..data.views import build_view_transforms
 from ..evaluation.peers import evaluate_peers
+from ..losses.loss_set import build_losses
 from ..modeling import ema_momentum, load_source_weights
-from ..modeling.losses_config import build_losses
 from ..modeling.weights import is_sskd_state, load_exactly, load_network, read_state_dict
 from ..processes import Stopped, broadcast_buffers, on_main
 from .check_config import check_clustering

@@ -16,7 +16,7 @@ from fastreid.utils import comm
 from fastreid.utils.events import get_event_storage
 from torch import nn
 
-from ..losses.precision import without_autocast
+from ..losses.loss_set import without_autocast
 from ..modeling import SSKD
 from ..processes import average_gradients
 

@@ -10,7 +10,7 @@ from fastreid.utils.logger import log_every_n_seconds
 from torch import nn
 
 from ..modeling import SSKD
-from ..modeling.ensemble import COMBINATIONS
+from ..modeling.sskd import COMBINATIONS
 
 __all__ = ["Encoder", "encode_batches", "encode_images", "evaluation_mode", "extract_features"]
 

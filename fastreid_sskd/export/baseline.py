@@ -12,7 +12,7 @@ from torch import nn
 
 from ..engine.atomic import check_output, written_together
 from ..modeling import SSKD, Peer
-from ..modeling.peer_config import peer_config
+from ..modeling.peer import peer_config
 from .deployed import deployed
 from .parity import check_parity, random_images
 

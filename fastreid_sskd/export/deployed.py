@@ -8,7 +8,7 @@ from torch import nn
 
 from ..evaluation.features import Encoder, evaluation_mode
 from ..modeling import SSKD
-from ..modeling.pixels import PixelNormalisation
+from ..modeling.peer import PixelNormalisation
 
 __all__ = ["Deployed", "deployed"]
 

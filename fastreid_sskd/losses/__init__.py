@@ -5,14 +5,20 @@ Importing this package registers the losses by name.
 
 from .cluster_contrast_loss import ClusterContrast, cluster_contrast
 from .label_smooth_loss import LabelSmoothCE, label_smooth_cross_entropy
-from .loss_set import LossSet, build_loss_set
+from .loss_set import (
+    SSKD_LOSS_REGISTRY,
+    LossSet,
+    PeerBatch,
+    PeerLoss,
+    build_loss,
+    build_loss_set,
+    build_losses,
+    known_losses,
+)
 from .multi_similarity_loss import MultiSimilarity, multi_similarity
 from .nuclear_norm_loss import NuclearNorm, nuclear_norm
-from .peer_batch import PeerBatch
-from .peer_soft_triplet_loss import PeerSoftTriplet, peer_soft_triplet
-from .registry import SSKD_LOSS_REGISTRY, PeerLoss, build_loss, known_losses
 from .soft_cross_entropy_loss import SoftCE, soft_cross_entropy
-from .soft_triplet_loss import SoftTriplet, soft_triplet
+from .soft_triplet_loss import PeerSoftTriplet, SoftTriplet, peer_soft_triplet, soft_triplet
 
 __all__ = [
     "SSKD_LOSS_REGISTRY",
@@ -28,6 +34,7 @@ __all__ = [
     "SoftTriplet",
     "build_loss",
     "build_loss_set",
+    "build_losses",
     "cluster_contrast",
     "known_losses",
     "label_smooth_cross_entropy",

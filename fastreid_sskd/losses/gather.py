@@ -1,19 +1,49 @@
-"""Losses of the whole batch although every process has a share: features and logits are gathered with their gradient."""
+"""Losses of the full batch on every rank: features and logits are gathered with their gradient."""
+
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from fastreid.utils import comm
 
-from .peer_batch import PeerBatch
+if TYPE_CHECKING:  # which imports this module
+    from .loss_set import PeerBatch
 
 __all__ = ["gather_batch"]
 
 
+def gather_batch(batch: PeerBatch, required: Collection[str]) -> PeerBatch:
+    """Return the full batch in the order of the ranks; gradients reach this rank's own rows.
+
+    After the backward pass :func:`..processes.average_gradients` gives the gradients of one process with the
+    full batch, whatever the loss.
+
+    Args:
+        batch: this rank's shard; shards are of equal size. Floats are gathered in float32.
+        required: the optional fields that the losses read; the others become None.
+    """
+    fields = dataclasses.fields(batch)
+    unread = [field.name for field in fields if field.default is None and field.name not in required]
+    batch = dataclasses.replace(batch, **dict.fromkeys(unread))
+    if comm.get_world_size() == 1:
+        return batch
+    names = [field.name for field in fields if field.name not in ("labels", "memory")]
+    names = [name for name in names if getattr(batch, name) is not None]
+    floats = [getattr(batch, name).float() for name in names]
+    full = _Gather.apply(torch.cat(floats, dim=1)).split([part.shape[1] for part in floats], dim=1)
+    return dataclasses.replace(batch, labels=_Gather.apply(batch.labels), **dict(zip(names, full)))
+
+
 class _Gather(torch.autograd.Function):
-    """Rows of all processes (B / P, d) -> (B, d). All compute the same loss of them, so a gradient needs no sending back:
-    every process has its own rows' already, and P of them, one from each process, make the sum that is averaged later."""
+    """Rows of all ranks (B / P, d) -> (B, d).
+
+    Every rank computes the loss on the full batch, so `backward` needs no communication. It returns P times
+    the gradient of the rank's own rows, and averaging the parameters' gradients over the ranks gives the sum.
+    """
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
@@ -26,25 +56,4 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
         world, rank = comm.get_world_size(), comm.get_rank()
         size = len(gradient) // world
-        return gradient[rank * size:(rank + 1) * size] * world
-
-
-def gather_batch(batch: PeerBatch, required: Collection[str]) -> PeerBatch:
-    """The whole batch, in the order of the ranks, in every process; gradients reach this process's own rows.
-
-    With :func:`..processes.average_gradients` after the backward pass the parameters' gradients are those of one process that
-    has the whole batch, whatever the loss.
-
-    Args:
-        batch: this process's share; shares are of equal size. Floats are gathered in float32.
-        required: the optional fields that the losses read; the others are None in what is returned.
-    """
-    fields = dataclasses.fields(batch)
-    unread = [field.name for field in fields if field.default is None and field.name not in required]
-    batch = dataclasses.replace(batch, **dict.fromkeys(unread))
-    if comm.get_world_size() == 1:
-        return batch
-    names = [field.name for field in fields if field.name not in ("labels", "memory") and getattr(batch, field.name) is not None]
-    floats = [getattr(batch, name).float() for name in names]
-    whole = _Gather.apply(torch.cat(floats, dim=1)).split([part.shape[1] for part in floats], dim=1)
-    return dataclasses.replace(batch, labels=_Gather.apply(batch.labels), **dict(zip(names, whole)))
+        return gradient[rank * size : (rank + 1) * size] * world

@@ -1,4 +1,4 @@
-"""Cross entropy with smoothed labels."""
+"""L_id = CE(logits, y'), y' = (1 - epsilon) one-hot(y) + epsilon / C: cross entropy with smoothed labels."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_labels, check_rows, zero_on_graph
-from .peer_batch import PeerBatch
-from .precision import full_precision
-from .registry import SSKD_LOSS_REGISTRY, PeerLoss
+from .loss_set import (
+    SSKD_LOSS_REGISTRY,
+    PeerBatch,
+    PeerLoss,
+    check_labels,
+    check_rows,
+    full_precision,
+    zero_on_graph,
+)
 
 # torch's default, -100, would drop such a row silently instead of refusing it.
 _IGNORE_NOTHING = torch.iinfo(torch.int64).min
@@ -17,7 +22,7 @@ _IGNORE_NOTHING = torch.iinfo(torch.int64).min
 
 @full_precision
 def label_smooth_cross_entropy(logits: Tensor, labels: Tensor, epsilon: float = 0.1) -> Tensor:
-    """Cross entropy against (1 - epsilon) one-hot + epsilon / C, averaged over the batch (SSKD's L_id).
+    """Compute L_id, averaged over the batch.
 
     Differs from fast-reid's CrossEntropyLoss, which spreads epsilon over the C - 1 other classes and divides
     by zero for one class.
@@ -25,13 +30,17 @@ def label_smooth_cross_entropy(logits: Tensor, labels: Tensor, epsilon: float = 
     Args:
         logits: (B, C).
         labels: (B,) integers in 0..C-1.
-        epsilon: share of the target spread evenly over all C classes, in [0, 1].
+        epsilon: part of the target spread evenly over all C classes, in [0, 1].
 
     Returns:
         Scalar >= 0; 0 on the graph for an empty batch or one class.
 
     Raises:
         ValueError: shapes, label range or epsilon are wrong.
+
+    Example:
+        >>> label_smooth_cross_entropy(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), epsilon=0.1)
+        tensor(0.2269)
     """
     _check_epsilon(epsilon)
     check_rows("logits", logits)
@@ -39,11 +48,6 @@ def label_smooth_cross_entropy(logits: Tensor, labels: Tensor, epsilon: float = 
     if logits.shape[0] == 0:
         return zero_on_graph(logits)
     return F.cross_entropy(logits, labels.long(), label_smoothing=epsilon, ignore_index=_IGNORE_NOTHING)
-
-
-def _check_epsilon(epsilon: float) -> None:
-    if not 0 <= epsilon <= 1:
-        raise ValueError(f"epsilon must be in [0, 1], got {epsilon}")
 
 
 @SSKD_LOSS_REGISTRY.register()
@@ -57,4 +61,10 @@ class LabelSmoothCE(PeerLoss):
         self.epsilon = epsilon
 
     def __call__(self, batch: PeerBatch) -> Tensor:
+        """Return the loss of one student."""
         return label_smooth_cross_entropy(batch.logits, batch.labels, self.epsilon)
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon must be in [0, 1], got {epsilon}")

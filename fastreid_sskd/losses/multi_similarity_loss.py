@@ -1,4 +1,11 @@
-"""Multi-similarity loss with pair mining."""
+"""L_ms = sum_i (p_i + n_i) / B, the multi-similarity loss with pair mining.
+
+p_i = log(1 + sum_P exp(-alpha (S_ij - base))) / alpha, n_i = log(1 + sum_N exp(beta (S_ij - base))) / beta
+with S the cosine similarity (Wang et al., CVPR 2019, arXiv 1904.06627, eq. 15-17). Anchor i keeps the
+negatives N with S_ij + margin > min over its positives, and the positives P with S_ij - margin < max over its
+negatives, both taken before mining; it gives 0 where P or N is empty. Exact copies, S_ij >= 1 - 1e-5,
+are no positives.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_labels, check_rows, zero_on_graph
-from .peer_batch import PeerBatch
-from .precision import full_precision
-from .registry import SSKD_LOSS_REGISTRY, PeerLoss
+from .loss_set import (
+    SSKD_LOSS_REGISTRY,
+    PeerBatch,
+    PeerLoss,
+    check_labels,
+    check_rows,
+    full_precision,
+    zero_on_graph,
+)
 
 # A positive this close to the anchor (in cosine) is taken for the anchor itself or its exact copy.
 _SELF_SIMILARITY_TOLERANCE = 1e-5
@@ -25,23 +37,18 @@ def multi_similarity(
     base: float = 0.5,
     margin: float = 0.1,
 ) -> Tensor:
-    """Multi-similarity loss (Wang et al., CVPR 2019, eq. 15-17), summed over anchors and divided by B.
+    """Compute L_ms, summed over the anchors and divided by B.
 
-    With S the cosine similarity, an anchor i keeps the negatives with S_ij + margin > min over its positives
-    and the positives with S_ij - margin < max over its negatives (both taken before mining), and gives
-    log(1 + sum_P exp(-alpha (S - base))) / alpha + log(1 + sum_N exp(beta (S - base))) / beta,
-    or 0 where either set is empty. Positives with S_ij >= 1 - 1e-5 (exact copies) do not count.
-
-    Own code rather than pytorch-metric-learning's MultiSimilarityLoss and miner, whose mining waits for the
-    device several times a step (index lists, an assertion). The two agree but where the batch mines a single
-    pair (theirs gives 0) and where an identity holds exact copies (in theirs they count).
+    Own code rather than pytorch-metric-learning's, whose miner waits for the device several times a step. The
+    two differ only where a batch mines a single pair (theirs gives 0) and for exact copies (in theirs they
+    count).
 
     Args:
         features: (B, D) raw features, normalised here; gradients pass through the normalisation.
         labels: (B,) integers >= 0.
         alpha: sharpness of the positives' term, > 0.
         beta: sharpness of the negatives' term, > 0.
-        base: the cosine at which a pair weighs one.
+        base: the cosine at which a pair has exponent 0.
         margin: width of the mining band in cosine, >= 0; 0 keeps only the pairs that are in the wrong order.
 
     Returns:
@@ -50,6 +57,11 @@ def multi_similarity(
 
     Raises:
         ValueError: shapes, labels or parameters are wrong.
+
+    Example:
+        >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # two copies of two identities
+        >>> multi_similarity(features, torch.tensor([0, 0, 1]))
+        tensor(0.6044)
     """
     _check_parameters(alpha, beta, margin)
     check_rows("features", features)
@@ -110,6 +122,7 @@ class MultiSimilarity(PeerLoss):
         self.alpha, self.beta, self.base, self.margin = alpha, beta, base, margin
 
     def __call__(self, batch: PeerBatch) -> Tensor:
+        """Return the loss of one student."""
         return multi_similarity(
             batch.features, batch.labels, alpha=self.alpha, beta=self.beta, base=self.base, margin=self.margin
         )

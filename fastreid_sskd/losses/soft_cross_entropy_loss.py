@@ -1,33 +1,38 @@
-"""Cross entropy against a teacher's predictions."""
+"""L_soft = CE(logits, softmax(teacher logits)): cross entropy against a teacher's predictions."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_rows, check_same_shape, zero_on_graph
-from .peer_batch import PeerBatch
-from .precision import full_precision
-from .registry import SSKD_LOSS_REGISTRY, PeerLoss
+from .loss_set import SSKD_LOSS_REGISTRY, PeerBatch, PeerLoss, check_rows, full_precision, zero_on_graph
 
 
 @full_precision
 def soft_cross_entropy(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross entropy of the student against softmax(teacher), mean over the batch, no temperature (L_soft).
+    """Compute L_soft, averaged over the batch, without a temperature.
 
     Args:
-        logits: (B, C) the student's.
+        logits: (B, C) logits of the student.
         teacher_logits: (B, C); no gradient flows into them.
 
     Returns:
-        Scalar >= 0, at least the mean entropy of the teacher; 0 on the graph for an empty batch.
+        Scalar >= the mean entropy of the teacher; 0 on the graph for an empty batch.
 
     Raises:
         ValueError: the shapes differ or are not (B, C).
+
+    Example:
+        >>> soft_cross_entropy(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
+        tensor(1.1269)
     """
     check_rows("logits", logits)
     check_rows("teacher_logits", teacher_logits)
-    check_same_shape("logits", logits, "teacher_logits", teacher_logits)
+    if logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"logits and teacher_logits must have one shape, got {tuple(logits.shape)} and "
+            f"{tuple(teacher_logits.shape)}: pass outputs of the same batch and number of classes"
+        )
     if logits.shape[0] == 0:
         return zero_on_graph(logits)
     return F.cross_entropy(logits, teacher_logits.detach().to(logits.dtype).softmax(dim=1))
@@ -41,4 +46,5 @@ class SoftCE(PeerLoss):
     requires = ("peer_teacher_logits",)
 
     def __call__(self, batch: PeerBatch) -> Tensor:
+        """Return the loss of one student."""
         return soft_cross_entropy(batch.logits, batch.peer_teacher_logits)

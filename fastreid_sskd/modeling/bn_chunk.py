@@ -1,17 +1,17 @@
 """Batch norm over contiguous chunks of the batch: what DataParallel on several GPUs does, on any device."""
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["ChunkedBatchNorm1d", "ChunkedBatchNorm2d", "chunk_batch_norm"]
-
 
 class _Chunked:
-    """Training: every ``chunk`` consecutive images are normalised by their own statistics.
+    """Normalise every ``chunk`` consecutive images of a training batch by their own statistics.
 
-    The running statistics follow the first chunk only, as under DataParallel, where the replicas' buffers are thrown
-    away and the first device holds the module itself. Evaluation and the state dict are plain batch norm's.
+    The running statistics follow the first chunk only, as under DataParallel, where the replicas' buffers are
+    discarded and the first device holds the module itself. Evaluation and the state dict are plain batch
+    norm's.
     """
 
     chunk: int
@@ -21,7 +21,8 @@ class _Chunked:
             return super().forward(x)
         first, *others = x.split(self.chunk)
         out = [super().forward(first)]
-        out += [F.batch_norm(part, None, None, self.weight, self.bias, True, 0.0, self.eps) for part in others]
+        for part in others:
+            out.append(F.batch_norm(part, None, None, self.weight, self.bias, True, 0.0, self.eps))
         return torch.cat(out)
 
     def extra_repr(self) -> str:
@@ -51,8 +52,8 @@ def chunk_batch_norm(model: nn.Module, chunk: int) -> int:
 
     Raises:
         ValueError: if ``chunk`` is negative or 1, which has no variance.
-        TypeError: if a batch norm is of a kind that has no contiguous chunks (SyncBatchNorm, the host's GhostBN);
-            the model is then left as it was.
+        TypeError: if a batch norm is of a kind without contiguous chunks (SyncBatchNorm, the host's GhostBN);
+            the model is then unchanged.
     """
     if chunk == 0:
         return 0

@@ -1,4 +1,4 @@
-"""Source pre-training (stage 1): one network on labelled source images, with the target passing through batch norm."""
+"""Source pre-training (stage 1): one network on labelled source images, with the target in its batch norm."""
 
 import math
 
@@ -7,21 +7,18 @@ from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 from torch import nn
 
-from ..losses import LossSet, PeerBatch
-from .losses_config import build_losses
-from .peer import Peer, build_peer
-from .pixels import PixelNormalisation
-
-__all__ = ["SSKDSource"]
+from ..losses import LossSet, PeerBatch, build_losses
+from .peer import Peer, PixelNormalisation, build_peer
 
 
 @META_ARCH_REGISTRY.register()
 class SSKDSource(Peer):
-    """CE with smoothed labels + multi-similarity + batch nuclear norm, all on the source.
+    """Train with L_id + L_ms + 2 L_nn, all on the source.
 
-    Training: ``forward({"images": (B, 3, H, W), "targets": (B,)})`` returns ``{"loss_<name>": weighted scalar}``.
-    With ``"bn_images"`` (B', 3, H, W) in the batch, the unlabelled target's images go through the network in train
-    mode after the source's: only its batch-norm statistics change. Its checkpoints have the names of a
+    Training: ``forward({"images": (B, 3, H, W), "targets": (B,)})`` returns ``{"loss_<name>": weighted
+        scalar}``.
+    With ``"bn_images"`` (B', 3, H, W) in the batch, these unlabelled target images pass through the network
+    in train mode after the source's; only batch-norm statistics change. Its checkpoints have the names of a
     :class:`fastreid.modeling.meta_arch.Baseline` and load there.
 
     Args:
@@ -51,6 +48,7 @@ class SSKDSource(Peer):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        """Return the constructor's arguments from a config."""
         return {
             "peer": build_peer(cfg),
             "losses": build_losses(cfg),
@@ -62,6 +60,7 @@ class SSKDSource(Peer):
     device = property(lambda self: self.pixels.mean.device, doc="Where the model is.")
 
     def forward(self, batched_inputs: dict) -> dict[str, torch.Tensor] | torch.Tensor:
+        """Return the losses in training, the feature in evaluation."""
         images = self.pixels(batched_inputs["images"])
         if not self.training:
             return super().forward(images)

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jinja2
 from markupsafe import Markup
@@ -14,11 +14,9 @@ from ..clustering import sweep_table
 from ..data import training_items
 from ..data.datasets import test_items
 from ..engine.atomic import check_output, write_atomically
-from . import curves
-from .embeddings import embed, model_after, model_before, run_config
+from . import plots
+from .images import Row, cluster_rows, embed, model_after, model_before, ranked_rows, run_config
 from .run_files import RunFiles, read_run_files
-from .sections import Before, Row, cluster_rows, map_figures, ranked_rows
-from .thumbnails import Thumbnails
 
 __all__ = ["Options", "write_report"]
 
@@ -27,13 +25,15 @@ logger = logging.getLogger("fastreid.sskd.report")
 
 @dataclass(frozen=True)
 class Options:
-    """What a report shows.
+    """Choose what a report shows.
 
     Attributes:
         images: pictures of people; without, ranked lists and clusters are shown in words.
         features: run the models: without, there are no ranked lists and no map.
-        queries, length: ranked lists, and gallery images in each.
-        clusters, members: example clusters, and images of each.
+        queries: ranked lists.
+        length: gallery images in each.
+        clusters: example clusters.
+        members: images of each.
         seed: of the random samples.
     """
 
@@ -52,12 +52,13 @@ class Section:
 
     title: str
     note: str = ""
-    figures: Sequence[Markup] = field(default_factory=list)
-    rows: Sequence[Row] = field(default_factory=list)
+    figures: Sequence[Markup] = ()
+    rows: Sequence[Row] = ()
     text: str = ""
 
     @property
     def anchor(self) -> str:
+        """The section's place in the page's address."""
         return self.title.lower().replace(" ", "-")
 
 
@@ -71,10 +72,12 @@ def write_report(folder: str, path: str = "", options: Options | None = None) ->
 
     Raises:
         FileNotFoundError: if the folder is no run folder.
+        ImportError: if matplotlib is not installed.
         ValueError: if nothing has been trained there, or the file cannot be written or does not end in .html.
     """
     options = options or Options()
     path = path or os.path.join(folder, "report.html")
+    plots.import_matplotlib()
     run = read_run_files(folder)
     check_output(path, (".html", ".htm"))
     text = _template().render(
@@ -95,100 +98,89 @@ def _template() -> jinja2.Template:
 
 
 def _sections(run: RunFiles, options: Options) -> list[Section]:
-    sections = [
-        Section(
-            "Results",
-            text=write_table(run.results),
-            note="" if run.results else "The last epoch has not been evaluated.",
-        ),
-        Section(
-            "Losses and speed",
-            figures=curves.loss_figures(run),
-            note="Medians of the last steps, as in metrics.json.",
-        ),
-        _or_reason(
-            Section("Evaluation", figures=curves.evaluation_figures(run)), "The run was not evaluated."
-        ),
-        _or_reason(
-            Section("Pseudo-labels", figures=curves.refresh_figures(run)),
-            "This training has no pseudo-labels.",
-        ),
-        *([Section("Radius", text=sweep_table(run.sweep), note="What eps was last chosen from.")] if run.sweep else []),
-        _or_reason(Section("Time", figures=curves.time_figures(run)), "No step was timed."),
-        _or_reason(
-            Section("Cluster sizes", figures=curves.cluster_size_figures(run), note="At the last refresh."),
-            "No checkpoint with pseudo-labels is there.",
-        ),
-    ]
-    sections += _with_models(run, options)
-    sections += [
+    no_results = "" if run.results else "The last epoch has not been evaluated."
+    return [
+        Section("Results", no_results, text=write_table(run.results)),
+        Section("Losses and speed", "Medians of the last steps, see metrics.json.", plots.loss_figures(run)),
+        _plotted("Evaluation", plots.evaluation_figures(run), "The run was not evaluated."),
+        _plotted("Pseudo-labels", plots.refresh_figures(run), "This training has no pseudo-labels."),
+        *_radius(run),
+        _plotted("Time", plots.time_figures(run), "No step was timed."),
+        _plotted("Cluster sizes", plots.cluster_size_figures(run), _NO_LABELS, "At the last refresh."),
+        *_features(run, options),
         _clusters(run, options),
         Section("Config", text=run.config_text),
-        Section("Environment", text=run.environment, note=f"Of {run.environment_of}."),
+        Section("Environment", f"Of {run.environment_of}.", text=run.environment),
     ]
-    return sections
 
 
-def _or_reason(section: Section, reason: str) -> Section:
-    if not section.figures:
-        section.note = reason
-    return section
+_NO_LABELS = "No checkpoint with pseudo-labels is there."
 
 
-def _with_models(run: RunFiles, options: Options) -> list[Section]:
+def _plotted(title: str, figures: Sequence[Markup], empty: str, note: str = "") -> Section:
+    return Section(title, note if figures else empty, figures)
+
+
+def _radius(run: RunFiles) -> list[Section]:
+    if not run.sweep:
+        return []
+    return [Section("Radius", "What eps was last chosen from.", text=sweep_table(run.sweep))]
+
+
+def _features(run: RunFiles, options: Options) -> list[Section]:
     """Ranked lists and the map, which need the test images' features before and after."""
-    lists, feature_map = Section("Ranked lists"), Section("Map of the features")
     reason = "Features were not asked for." if not options.features else ""
     if options.features and not run.config["DATASETS"]["TESTS"]:
         reason = "The run has no test set."
     if not reason:
         try:
-            _fill(run, options, lists, feature_map)
+            return _before_and_after(run, options)
         # a run folder may have come alone: without its data, its weights, or this version's config keys
         except (FileNotFoundError, FloatingPointError, ValueError, KeyError) as error:
             reason = f"Features could not be computed: {error}"
             logger.warning("%s", reason)
-    for section in (lists, feature_map):
-        section.note = reason or section.note
-    return [lists, feature_map]
+    return [Section("Ranked lists", reason), Section("Map of the features", reason)]
 
 
-def _fill(run: RunFiles, options: Options, lists: Section, feature_map: Section) -> None:
+def _before_and_after(run: RunFiles, options: Options) -> list[Section]:
     cfg = run_config(run)
     test = cfg.DATASETS.TESTS[0]
     queries, gallery = test_items(test, cfg.SSKD.FOLDERS)
     items = [*queries, *gallery]
     after = embed(cfg, model_after(cfg, run), items)
+    features, unknown = {"after": after}, ""
     try:
-        before = Before(embed(cfg, model_before(cfg, run), items))
+        features = {"before": embed(cfg, model_before(cfg, run), items), "after": after}
     except (FileNotFoundError, FloatingPointError, ValueError) as error:
-        before = Before(None, f" Before the run: not known, {error}.")
-    lists.rows = ranked_rows(
-        before,
-        after,
-        queries,
-        gallery,
-        Thumbnails(options.images),
-        metric=cfg.TEST.METRIC,
-        count=options.queries,
-        length=options.length,
-        seed=options.seed,
-    )
+        unknown = f" Before the run: not known, {error}."
     by = "the ensemble of the teachers" if cfg.MODEL.META_ARCHITECTURE == "SSKD" else "the model"
-    lists.note = (
-        f"Query, then the nearest gallery images of {test} by {by}; green: the same identity, red: another one; "
-        f"images of the query's identity under its own camera are left out, as in the evaluation.{before.reason}"
+    lists = Section(
+        "Ranked lists",
+        f"Query, then the nearest gallery images of {test} by {by}; green: the same identity, red and "
+        "dashed: another one; images of the query's identity under its own camera are left out, as in the "
+        f"evaluation.{unknown}",
+        rows=ranked_rows(
+            features,
+            queries,
+            gallery,
+            metric=cfg.TEST.METRIC,
+            count=options.queries,
+            length=options.length,
+            seed=options.seed,
+            images=options.images,
+        ),
     )
-    feature_map.figures = map_figures(before, after, items, seed=options.seed)
-    feature_map.note = (
-        f"Features of {test} by {by}; a few identities in colours. A map keeps neighbourhoods only roughly."
+    feature_map = Section(
+        "Map of the features",
+        f"Features of {test} by {by}; a few identities in colours. A map keeps neighbourhoods only roughly.",
+        plots.map_figures(features, items, seed=options.seed),
     )
+    return [lists, feature_map]
 
 
 def _clusters(run: RunFiles, options: Options) -> Section:
-    section = Section("Example clusters and noise")
+    section = Section("Example clusters and noise", _NO_LABELS)
     if run.labels is None:
-        section.note = "No checkpoint with pseudo-labels is there."
         return section
     try:
         cfg = run_config(run)
@@ -198,17 +190,17 @@ def _clusters(run: RunFiles, options: Options) -> Section:
         return section
     if len(items) != len(run.labels):
         section.note = (
-            f"The last refresh labelled {len(run.labels)} images, and the data set has {len(items)} now: it is not "
-            "the one of the run."
+            f"The last refresh labelled {len(run.labels)} images, and the data set has {len(items)} now: it "
+            "is not the one of the run."
         )
         return section
     section.note = "Of the last refresh."
     section.rows = cluster_rows(
         run.labels,
         items,
-        Thumbnails(options.images),
         count=options.clusters,
         length=options.members,
         seed=options.seed,
+        images=options.images,
     )
     return section

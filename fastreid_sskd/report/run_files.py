@@ -1,4 +1,4 @@
-"""What a run folder holds, read once and without running anything."""
+"""What a run folder holds, read without running anything."""
 
 import os
 import re
@@ -17,17 +17,20 @@ __all__ = ["RunFiles", "read_run_files"]
 
 @dataclass
 class RunFiles:
-    """The files of a run.
+    """What the files of a run say.
 
     Attributes:
-        folder: the run folder. config: its config.yaml as a dict, and config_text as it is written.
+        folder: the run folder.
+        config: its config.yaml as a dict.
+        config_text: the same as it is written.
         scalars: see :func:`fastreid_sskd.benchmark.results.read_scalars`.
         evaluations: [{"epoch", "results": {test: {row: metrics}}}] of an adaptation.
         results: rows of the table, last epoch and best.
         checkpoint: path of the last weights, "" if there are none.
         labels: (N,) pseudo-labels of the last refresh, None without.
         sweep: the radii that eps was last chosen from, [] where it was not.
-        environment: as the log has it; environment_of says whose it is.
+        environment: as the log has it.
+        environment_of: whose it is.
     """
 
     folder: str
@@ -63,41 +66,30 @@ def read_run_files(folder: str) -> RunFiles:
     with open(path, encoding="utf-8") as file:
         run = RunFiles(folder, read_config(path), file.read(), scalars)
     record = read_record(os.path.join(folder, "results.json"))
-    if record:
-        run.evaluations = record["evaluations"]
+    run.evaluations = record["evaluations"] if record else []
     run.results = read_run(folder, ("last", "best"), named=False)
     run.checkpoint = _checkpoint(folder)
-    refresh = _refresh(run.checkpoint)
+    refresh = read_file(run.checkpoint, mmap=True).get("refresh", {}) if run.checkpoint else {}
     run.labels = None if refresh.get("labels") is None else np.asarray(refresh["labels"])
-    run.sweep = next((entry["sweep"] for entry in reversed(refresh.get("history", [])) if "sweep" in entry), [])
+    run.sweep = next(
+        (entry["sweep"] for entry in reversed(refresh.get("history", [])) if "sweep" in entry), []
+    )
     run.environment = _environment(folder)
     if not run.environment:
-        run.environment, run.environment_of = (
-            collect_env_info(),
-            "this report, because the run's log does not say",
-        )
+        run.environment = collect_env_info()
+        run.environment_of = "this report, because the run's log does not say"
     return run
 
 
 def _checkpoint(folder: str) -> str:
-    """model_final.pth, else the newest of the run's checkpoints."""
+    """model_final.pth, else the newest of the run's checkpoints, "" without any."""
     names = [name for name in os.listdir(folder) if re.fullmatch(r"model_(final|best|\d+)\.pth", name)]
-    if not names:
-        return ""
-    if "model_final.pth" in names:
-        return os.path.join(folder, "model_final.pth")
-    return max((os.path.join(folder, name) for name in names), key=os.path.getmtime)
-
-
-def _refresh(checkpoint: str) -> dict[str, Any]:
-    """The state of a run's refresh, {} without."""
-    if not checkpoint:
-        return {}
-    return read_file(checkpoint, mmap=True).get("refresh", {})
+    paths = [os.path.join(folder, name) for name in names]
+    return max(paths, key=lambda path: (path.endswith("model_final.pth"), os.path.getmtime(path)), default="")
 
 
 def _environment(folder: str) -> str:
-    """The first block "Environment info" of the run's log, or of the log of the comparison that it is part of."""
+    """The first block "Environment info" of the run's log, or of that of the comparison it is part of."""
     for place in (folder, os.path.dirname(os.path.abspath(folder))):
         path = os.path.join(place, "log.txt")
         if os.path.isfile(path):

@@ -19,7 +19,7 @@ from fastreid_sskd.data import CropCache, Draw, MultiViewDataset, views
 from fastreid_sskd.data.loaders import adaptation_loader, extraction_loader
 from fastreid_sskd.data.samplers import seeded
 from fastreid_sskd.data.views import build_view_transforms, open_cache, read_image
-from fastreid_sskd.modeling.pixels import PixelNormalisation
+from fastreid_sskd.modeling.peer import PixelNormalisation
 
 
 def picture(height=40, width=24):

@@ -15,8 +15,7 @@ from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.engine.refresh import one_network_config, supervised_config
 from fastreid_sskd.export import export_baseline
 from fastreid_sskd.report import write_report
-from fastreid_sskd.report.embeddings import embed
-from fastreid_sskd.report.ranked_lists import average_precisions
+from fastreid_sskd.report.images import average_precisions, embed
 
 BACKBONE = "BACKBONE: {NAME: build_tiny_reid_backbone, FEAT_DIM: %d, PRETRAIN: False}"
 HEAD = "HEADS: {WITH_BNNECK: True, POOL_LAYER: %s, EMBEDDING_DIM: %d}"
@@ -111,7 +110,7 @@ def test_export_of_a_peer(done, folder, tmp_path):
 
 def test_report_shows_the_runs_own_ensemble(done, folder, tmp_path, monkeypatch):
     """Peers of other feature sizes have no mean feature: the report's lists are of the distances that the run combines."""
-    monkeypatch.setattr("fastreid_sskd.report.page.map_figures", lambda *args, **options: [])  # whose packages start slowly
+    monkeypatch.setattr("fastreid_sskd.report.plots.map_figures", lambda *args, **options: [])  # whose packages start slowly
     file = write_report(str(folder / "run"), str(tmp_path / "report.html"))
     with open(file, encoding="utf-8") as page:
         text = page.read()

@@ -17,7 +17,7 @@ from fastreid_sskd.engine import AdaptationTrainer, run
 from fastreid_sskd.engine.train_step import Precision, TrainingStep, build_optimizer
 from fastreid_sskd.export import deployed, export_onnx
 from fastreid_sskd.losses import nuclear_norm_loss
-from fastreid_sskd.losses.orthogonal_factor import factor_by_eigenvectors
+from fastreid_sskd.losses.nuclear_norm_loss import factor_by_eigenvectors
 
 reason = other_device.missing()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(reason is not None, reason=str(reason))]

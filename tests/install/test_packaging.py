@@ -106,11 +106,12 @@ def test_lock_pins_every_requirement(metadata, minor):
 
 def test_every_import_of_the_package_is_declared(metadata):
     known = set(sys.stdlib_module_names) | {"fastreid", "fastreid_sskd"}
-    extras = metadata["extras_require"]  # those of onnx, parquet and infomap are imported where they are used
+    extras = metadata["extras_require"]  # some are imported where they are used
     declared = {
         distribution_name(r)
         for r in (
-            *metadata["install_requires"], *extras["cpu"], *extras["onnx"], *extras["parquet"], *extras["infomap"]
+            *metadata["install_requires"], *extras["cpu"], *extras["onnx"], *extras["parquet"], *extras["infomap"],
+            *extras["report"],
         )
     }
     modules = imported_modules(PACKAGE.rglob("*.py"))
@@ -159,11 +160,12 @@ def test_what_the_host_imports_at_the_top_is_declared(metadata):
                 names = [node.module]
             found.update({name.split(".")[0]: file.name for name in names})
     assert {"torch", "yacs"} <= set(found), "no source of the host was read"
-    extras = metadata["extras_require"]  # those of onnx, parquet and infomap are imported where they are used
+    extras = metadata["extras_require"]  # some are imported where they are used
     declared = {
         distribution_name(r)
         for r in (
-            *metadata["install_requires"], *extras["cpu"], *extras["onnx"], *extras["parquet"], *extras["infomap"]
+            *metadata["install_requires"], *extras["cpu"], *extras["onnx"], *extras["parquet"], *extras["infomap"],
+            *extras["report"],
         )
     }
     known = set(sys.stdlib_module_names) | {"fastreid"}

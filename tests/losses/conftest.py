@@ -9,18 +9,22 @@ import torch
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
+def recorded(name):
+    """Inputs and outputs of the released functions, as tensors."""
+    with np.load(GOLDEN / f"{name}.npz") as values:
+        return {name: torch.from_numpy(np.asarray(values[name])) for name in values.files}
+
+
 @pytest.fixture(params=["losses_a", "losses_b", "losses_c"])
 def golden(request):
-    """Inputs and outputs of the released functions, as tensors."""
-    with np.load(GOLDEN / f"{request.param}.npz") as recorded:
-        return {name: torch.from_numpy(recorded[name]) for name in recorded.files}
+    """Recorded losses with their gradients."""
+    return recorded(request.param)
 
 
 @pytest.fixture(params=["step_a", "step_b"])
 def golden_step(request):
-    """One recorded step of three peers, as tensors."""
-    with np.load(GOLDEN / f"{request.param}.npz") as recorded:
-        return {name: torch.from_numpy(np.asarray(recorded[name])) for name in recorded.files}
+    """One recorded step of three peers."""
+    return recorded(request.param)
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def gradient_of():
 
 @pytest.fixture
 def batch():
-    """Clustered float64 features and logits of 4 identities x 4 images, and a teacher's, seeded."""
+    """Clustered float64 features and logits of 4 identities x 4 images, a teacher's, and a memory, seeded."""
     generator = torch.Generator().manual_seed(3)
     labels = torch.arange(4).repeat_interleave(4)
     centres = torch.randn(4, 12, generator=generator, dtype=torch.float64)
@@ -66,4 +70,5 @@ def batch():
         "logits": 2 * noise(5),
         "teacher_features": centres[labels] + noise(12),
         "teacher_logits": 2 * noise(5),
+        "memory": centres,
     }

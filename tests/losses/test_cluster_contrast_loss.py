@@ -36,14 +36,6 @@ def test_formula(draw, temperature):
     assert value.item() == pytest.approx(slow(features, memory, labels, temperature), rel=1e-10)
 
 
-def test_gradient_reaches_the_features_only(draw):
-    features, memory, labels = draw
-    features.requires_grad_(), memory.requires_grad_()
-    assert torch.autograd.gradcheck(lambda rows: cluster_contrast(rows, memory, labels, temperature=0.5), (features,))
-    cluster_contrast(features, memory, labels).backward()
-    assert memory.grad is None
-
-
 def test_memory_moves_image_after_image(draw):
     features, memory, labels = draw
     expected = [unit(row) for row in memory.tolist()]
@@ -63,14 +55,16 @@ def test_momentum_one_and_an_empty_batch_leave_the_memory(draw):
     update_memory(memory, features, labels, 1.0)
     torch.testing.assert_close(memory, before)
     update_memory(memory, features[:0], labels[:0], 0.1)
-    assert torch.equal(memory, memory) and cluster_contrast(features[:0], memory, labels[:0]).item() == 0
+    torch.testing.assert_close(memory, before)
 
 
 def test_loss_of_a_batch_is_that_before_the_memory_moved(draw):
     features, memory, labels = (part.float() if part.is_floating_point() else part for part in draw)
     expected = cluster_contrast(features, memory, labels, temperature=0.1)
     parameter = torch.nn.Parameter(memory.clone())
-    batch = PeerBatch(features=features.requires_grad_(), logits=features @ memory.t(), labels=labels, memory=parameter)
+    batch = PeerBatch(
+        features=features.requires_grad_(), logits=features @ memory.t(), labels=labels, memory=parameter
+    )
     loss = ClusterContrast(temperature=0.1, momentum=0.2)(batch)
     loss.backward()  # the memory has been changed in place since
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -82,7 +76,10 @@ def test_loss_of_a_batch_is_that_before_the_memory_moved(draw):
 
 @pytest.mark.parametrize(
     "parameters, message",
-    [({"temperature": 0.0}, "temperature must be > 0, got 0.0"), ({"momentum": 1.5}, r"momentum must be in \[0, 1\]")],
+    [
+        ({"temperature": 0.0}, "temperature must be > 0, got 0.0"),
+        ({"momentum": 1.5}, r"momentum must be in \[0, 1\]"),
+    ],
 )
 def test_wrong_settings(parameters, message):
     with pytest.raises(ValueError, match=message):

@@ -15,13 +15,18 @@ LOSSES = ("LabelSmoothCE", "SoftCE", "MultiSimilarity", "NuclearNorm", "SoftTrip
 
 
 def whole_batch(dtype=torch.float32):
-    """16 images of 4 people in 6 classes, a linear map to be learned for the features and one for the logits."""
+    """16 images of 4 identities in 6 classes, and linear maps for features and logits."""
     draw = torch.Generator().manual_seed(3)
     inputs = torch.randn(16, 5, generator=draw)
     maps = [torch.nn.Parameter(torch.randn(5, size, generator=draw)) for size in (7, 6)]
     teachers = {
         name: torch.randn(16, size, generator=draw)
-        for name, size in (("teacher_features", 7), ("teacher_logits", 6), ("peer_teacher_features", 7), ("peer_teacher_logits", 6))
+        for name, size in (
+            ("teacher_features", 7),
+            ("teacher_logits", 6),
+            ("peer_teacher_features", 7),
+            ("peer_teacher_logits", 6),
+        )
     }
     return inputs.to(dtype), maps, torch.arange(4).repeat_interleave(4), teachers
 
@@ -29,7 +34,9 @@ def whole_batch(dtype=torch.float32):
 def losses_of(name, gather, share):
     inputs, maps, labels, teachers = whole_batch()
     batch = PeerBatch(
-        features=inputs[share] @ maps[0], logits=inputs[share] @ maps[1], labels=labels[share],
+        features=inputs[share] @ maps[0],
+        logits=inputs[share] @ maps[1],
+        labels=labels[share],
         **{key: value[share] for key, value in teachers.items()},
     )
     (value,) = build_loss_set([(name, 2.0, None)], gather=gather)(batch).values()
@@ -45,7 +52,9 @@ def shared_losses():
         average_gradients(maps)
         assert torch.allclose(value, expected, rtol=1e-5), (name, value, expected)
         for found, parameter in zip(maps, whole):
-            expected = torch.zeros_like(found) if parameter.grad is None else parameter.grad  # a loss without this input
+            expected = (
+                torch.zeros_like(found) if parameter.grad is None else parameter.grad
+            )  # a loss without this input
             assert torch.allclose(found.grad, expected, rtol=1e-4, atol=1e-6), name
 
 
@@ -71,7 +80,7 @@ def gathered_rows():
     assert whole.peer_teacher_logits[:, 0].tolist() == [5, 5, 6, 6]
     assert whole.labels.tolist() == [2**40, 0, 2**40 + 1, 1] and whole.teacher_logits is None
     assert whole.features.dtype == torch.float32 and whole.logits[:, 0].tolist() == [0, 0, 1, 1]
-    assert torch.equal(whole.features[2 * rank:2 * rank + 2], features.float())
+    assert torch.equal(whole.features[2 * rank : 2 * rank + 2], features.float())
 
 
 @pytest.mark.parametrize("function", [shared_losses, losses_of_shares_differ, gathered_rows])
@@ -80,7 +89,9 @@ def test_two_processes(function):
 
 
 def test_alone_nothing_is_gathered():
-    batch = PeerBatch(features=torch.zeros(1, 2), logits=torch.zeros(1, 2), labels=torch.zeros(1, dtype=torch.long))
+    batch = PeerBatch(
+        features=torch.zeros(1, 2), logits=torch.zeros(1, 2), labels=torch.zeros(1, dtype=torch.long)
+    )
     alone = gather_batch(batch, ())
     assert alone.features is batch.features and alone.logits is batch.logits and alone.labels is batch.labels
     unread = dataclasses.replace(batch, teacher_logits=torch.zeros(1, 2))

@@ -17,21 +17,11 @@ def slow(logits, labels, epsilon):
     return total / len(logits)
 
 
-def test_recorded_values(golden, gradient_of, assert_gradient):
-    value, gradient = gradient_of(label_smooth_cross_entropy, golden["logits"], golden["labels"])
-    assert value.item() == pytest.approx(golden["ce_label_smooth"].item(), rel=1e-5)
-    assert_gradient(gradient, golden["ce_label_smooth_grad"])
-
-
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.4, 1.0])
 def test_formula(batch, epsilon):
     value = label_smooth_cross_entropy(batch["logits"], batch["labels"], epsilon)
     assert value.item() == pytest.approx(slow(batch["logits"], batch["labels"], epsilon), rel=1e-12)
-
-
-def test_int32_labels(batch):
-    as_int32 = label_smooth_cross_entropy(batch["logits"], batch["labels"].int())
-    assert as_int32 == label_smooth_cross_entropy(batch["logits"], batch["labels"])
+    assert label_smooth_cross_entropy(batch["logits"], batch["labels"].int(), epsilon) == value
 
 
 def test_one_class_is_zero(gradient_of):
@@ -40,29 +30,20 @@ def test_one_class_is_zero(gradient_of):
     assert value == 0 and torch.equal(gradient, torch.zeros(4, 1))
 
 
-def test_empty_batch(gradient_of):
-    labels = torch.empty(0, dtype=torch.long)
-    value, gradient = gradient_of(label_smooth_cross_entropy, torch.empty(0, 5), labels)
-    assert value == 0 and gradient.shape == (0, 5)
-
-
 @pytest.mark.parametrize(
-    "logits, labels, match",
+    "labels, match",
     [
-        (torch.zeros(2, 3), torch.tensor([0, 3]), "below the number of classes 3, got 3"),
-        (torch.zeros(2, 3), torch.tensor([0, -1]), ">= 0, got -1"),
-        (torch.zeros(2, 3), torch.tensor([0, -100]), ">= 0, got -100"),
-        (torch.zeros(2, 3), torch.tensor([0]), r"shape \(2,\)"),
-        (torch.zeros(2, 3), torch.tensor([0.0, 1.0]), "integers"),
-        (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long), r"shape \(2,\)"),
-        (torch.zeros(2, 0), torch.tensor([0, 0]), "at least one column"),
-        (torch.zeros(2), torch.tensor([0, 0]), r"\(batch, columns\)"),
-        (torch.zeros(2, 3, dtype=torch.long), torch.tensor([0, 0]), "floating point"),
+        (torch.tensor([0, 3]), "below the number of classes 3, got 3"),
+        (torch.tensor([0, -1]), ">= 0, got -1"),
+        (torch.tensor([0, -100]), ">= 0, got -100"),  # torch's own value for rows to be left out
+        (torch.tensor([0]), r"shape \(2,\)"),
+        (torch.zeros(2, 3, dtype=torch.long), r"shape \(2,\)"),
+        (torch.tensor([0.0, 1.0]), "integers"),
     ],
 )
-def test_wrong_inputs(logits, labels, match):
+def test_wrong_labels(labels, match):
     with pytest.raises(ValueError, match=match):
-        label_smooth_cross_entropy(logits, labels)
+        label_smooth_cross_entropy(torch.zeros(2, 3), labels)
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, 1.1, float("nan")])

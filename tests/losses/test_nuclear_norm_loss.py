@@ -5,6 +5,11 @@ import pytest
 import torch
 
 from fastreid_sskd.losses import nuclear_norm
+from fastreid_sskd.losses.nuclear_norm_loss import (
+    factor_by_eigenvectors,
+    factor_by_iteration,
+    orthogonal_factor,
+)
 
 
 def reference(logits):
@@ -23,31 +28,38 @@ def random_logits(rows, columns, scale=3.0, seed=0, dtype=torch.float32):
     return scale * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def test_recorded_values(golden, gradient_of, assert_gradient):
-    value, gradient = gradient_of(nuclear_norm, golden["logits"])
-    assert value.item() == pytest.approx(golden["nuclear_norm"].item(), rel=1e-5)
-    assert_gradient(gradient, golden["nuclear_norm_grad"])
+@pytest.fixture
+def check(gradient_of, assert_gradient):
+    """Compare value and gradient with the reference."""
+
+    def compare(logits):
+        value, gradient = gradient_of(nuclear_norm, logits)
+        expected, expected_gradient = reference(logits)
+        assert value.item() == pytest.approx(expected, rel=1e-6)
+        assert_gradient(gradient, expected_gradient)
+        return value, gradient
+
+    return compare
 
 
 @pytest.mark.parametrize("rows, columns", [(64, 8), (64, 3), (64, 64), (16, 700), (1, 5), (2, 2)])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 20.0])
-def test_value_and_gradient(rows, columns, scale, gradient_of, assert_gradient):
-    logits = random_logits(rows, columns, scale)
-    value, gradient = gradient_of(nuclear_norm, logits)
-    expected, expected_gradient = reference(logits)
-    assert value.item() == pytest.approx(expected, rel=1e-6)
-    assert_gradient(gradient, expected_gradient)
+def test_value_and_gradient(rows, columns, scale, check):
+    check(random_logits(rows, columns, scale))
+
+
+def test_tall_with_one_column_copied(check):
+    # B > C and rank C - 1: two classes that the classifier cannot tell apart.
+    logits = random_logits(40, 6)
+    logits[:, 5] = logits[:, 4]
+    check(logits)
 
 
 @pytest.mark.parametrize(
     "distinct, copies, columns", [(4, 4, 50), (16, 4, 40), (3, 20, 8), (32, 2, 8), (1, 16, 30)]
 )
-def test_duplicated_rows(distinct, copies, columns, gradient_of, assert_gradient):
-    logits = random_logits(distinct, columns).repeat_interleave(copies, dim=0)
-    value, gradient = gradient_of(nuclear_norm, logits)
-    expected, expected_gradient = reference(logits)
-    assert value.item() == pytest.approx(expected, rel=1e-6)
-    assert_gradient(gradient, expected_gradient)
+def test_duplicated_rows(distinct, copies, columns, check):
+    _, gradient = check(random_logits(distinct, columns).repeat_interleave(copies, dim=0))
     groups = gradient.reshape(distinct, copies, columns)
     assert (groups - groups[:, :1]).abs().max() <= 1e-6 * gradient.abs().max()
 
@@ -67,16 +79,6 @@ def test_duplicated_rows_give_a_subgradient(gradient_of):
 def test_gradient_is_the_derivative(rows, columns):
     logits = random_logits(rows, columns, 2.0, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(nuclear_norm, (logits,))
-
-
-def test_tall_gradient_with_one_column_copied(gradient_of, assert_gradient):
-    # B > C and rank C - 1: two classes that the classifier cannot tell apart.
-    logits = random_logits(40, 6)
-    logits[:, 5] = logits[:, 4]
-    value, gradient = gradient_of(nuclear_norm, logits)
-    expected, expected_gradient = reference(logits)
-    assert value.item() == pytest.approx(expected, rel=1e-6)
-    assert_gradient(gradient, expected_gradient)
 
 
 def test_extremes():
@@ -100,11 +102,6 @@ def test_one_class_is_constant(gradient_of):
     assert gradient.abs().max() < 1e-7
 
 
-def test_empty_batch(gradient_of):
-    value, gradient = gradient_of(nuclear_norm, torch.empty(0, 5))
-    assert value == 0 and gradient.shape == (0, 5)
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nan_is_not_hidden_and_does_not_raise(bad):
     logits = torch.randn(4, 6)
@@ -112,6 +109,69 @@ def test_nan_is_not_hidden_and_does_not_raise(bad):
     assert nuclear_norm(logits).isnan()
 
 
-def test_wrong_shape():
-    with pytest.raises(ValueError, match="logits"):
-        nuclear_norm(torch.zeros(3))
+# ---- U V^T by eigenvectors and by iteration
+# ----------------------------------------------------------------------
+
+BOTH = pytest.mark.parametrize("factor", [factor_by_eigenvectors, factor_by_iteration])
+
+
+def probabilities(rows, columns, scale=1.0, copies=1):
+    logits = scale * torch.randn(
+        rows // copies, columns, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    return logits.repeat_interleave(copies, dim=0).softmax(dim=1)
+
+
+def by_svd(matrix):
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    return (u * (s > 1e-10 * s[0])) @ vt
+
+
+@BOTH
+@pytest.mark.parametrize("copies", [1, 2, 4, 16])
+@pytest.mark.parametrize("rows, columns", [(64, 700), (64, 30), (64, 64), (16, 700), (64, 2), (32, 1)])
+@pytest.mark.parametrize("scale", [0.01, 0.3, 3.0])
+def test_is_an_svds(factor, rows, columns, scale, copies):
+    matrix = probabilities(rows, columns, scale, copies)
+    found = factor(matrix)
+    assert found.shape == matrix.shape and (found - by_svd(matrix)).abs().max() < 1e-7
+    assert torch.linalg.svdvals(found).max() < 1 + 1e-7
+
+
+@BOTH
+def test_singular_values_of_all_sizes(factor):
+    """1, 1e-1, ... 1e-5 become 1; what is below float32's rounding becomes about 0, softly by iteration."""
+    draw = torch.Generator().manual_seed(1)
+    u, v = (
+        torch.linalg.qr(torch.randn(size, 12, generator=draw, dtype=torch.float64)).Q for size in (20, 50)
+    )
+    s = torch.tensor(
+        [*(10.0**-k for k in range(6)), 1e-8, 1e-9, 1e-12, 1e-15, 1e-16, 0.0], dtype=torch.float64
+    )
+    found = u.t() @ factor((u * s) @ v.t()) @ v
+    assert (found.diag()[:6] - 1).abs().max() < 1e-3
+    assert (found.diag()[6:].abs() < torch.tensor([0.05, 5e-3, 5e-6, 1e-6, 1e-6, 1e-6])).all()
+    assert (found - torch.diag(found.diag())).abs().max() < 1e-3
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "matrix",
+    [torch.eye(5), torch.ones(4, 9) / 9, torch.ones(6, 1), torch.eye(7)[:, :3] + torch.eye(7)[:, 3:6]],
+)
+def test_simple_ones(factor, matrix):
+    matrix = matrix.double()
+    torch.testing.assert_close(factor(matrix), by_svd(matrix), rtol=0, atol=1e-12)
+
+
+@BOTH
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_does_not_raise(factor, bad):
+    matrix = probabilities(6, 4)
+    matrix[2, 1] = bad
+    assert not (factor(matrix) * matrix).sum().isfinite()
+
+
+def test_the_cpu_has_the_faster_one():
+    matrix = probabilities(8, 12)
+    assert torch.equal(orthogonal_factor(matrix), factor_by_eigenvectors(matrix))

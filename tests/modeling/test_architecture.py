@@ -1,4 +1,5 @@
 """Peers of a meta-architecture that is not the host's Baseline."""
+
 import copy
 
 import pytest
@@ -43,12 +44,15 @@ class SilentForTests(Baseline):
         return {"features": self.heads(self.backbone(self.preprocess_image(batched_inputs)))}
 
 
-NETWORK = "BACKBONE: {NAME: build_resnet_backbone, DEPTH: 18x, FEAT_DIM: 512}, HEADS: {WITH_BNNECK: True, POOL_LAYER: GlobalAvgPool}"
+NETWORK = (
+    "BACKBONE: {NAME: build_resnet_backbone, DEPTH: 18x, FEAT_DIM: 512}, "
+    "HEADS: {WITH_BNNECK: True, POOL_LAYER: GlobalAvgPool}"
+)
 
 
 @pytest.fixture
 def config(tmp_path):
-    """An SSKD config with one peer of each architecture named, or two equal ones of ``SSKD.PEER_ARCHITECTURE``."""
+    """An SSKD config with one peer per architecture, or two equal ones of ``SSKD.PEER_ARCHITECTURE``."""
 
     def make(*architectures, opts=()):
         files = []
@@ -75,7 +79,11 @@ def batch(peers=2):
 @pytest.mark.parametrize("files", [True, False])
 def test_its_own_layers_learn_and_its_teacher_follows(config, files):
     torch.manual_seed(0)
-    cfg = config("GatedForTests", "Baseline") if files else config(opts=["SSKD.PEER_ARCHITECTURE", "GatedForTests"])
+    cfg = (
+        config("GatedForTests", "Baseline")
+        if files
+        else config(opts=["SSKD.PEER_ARCHITECTURE", "GatedForTests"])
+    )
     model = build_model(cfg).train()
     student, teacher = model.students[0], model.teachers[0]
     assert student.gate is not teacher.gate and hasattr(model.students[1], "gate") is not files
@@ -131,7 +139,9 @@ def test_evaluation_mode_reaches_it(config):
     with torch.no_grad():
         expected = copied(images)
         copied.gate.mul_(2.0)
-        assert not torch.allclose(copied(images), expected) and torch.equal(model.students[0](images), expected)
+        assert not torch.allclose(copied(images), expected) and torch.equal(
+            model.students[0](images), expected
+        )
 
 
 def test_moves_between_types(config):
@@ -159,7 +169,11 @@ def test_source_stage_trains_it(config):
     cfg = config(opts=["SSKD.PEER_ARCHITECTURE", "GatedForTests", "MODEL.META_ARCHITECTURE", "SSKDSource",
                        "MODEL.HEADS.NUM_CLASSES", "2", "SSKD.LOSSES.SoftCE.WEIGHT", "0.0"])  # fmt: skip
     model = build_model(cfg).train()
-    one = {"images": batch()["images"][:, 0], "bn_images": batch()["images"][:, 1], "targets": batch()["targets"]}
+    one = {
+        "images": batch()["images"][:, 0],
+        "bn_images": batch()["images"][:, 1],
+        "targets": batch()["targets"],
+    }
     sum(model(one).values()).backward()
     assert model.gate.grad.abs().max() > 0 and model.seen == 2  # source and target
 
@@ -175,7 +189,11 @@ def test_the_hosts_architectures(config, name):
 
 def test_what_cannot_be_a_peer(config):
     resnet50 = ["MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", "2048"]  # MGN knows no other
-    for name, message in [("NoSuchThing", "not registered"), ("MGN", "one head"), ("SSKD", "must name one network")]:
+    for name, message in [
+        ("NoSuchThing", "not registered"),
+        ("MGN", "one head"),
+        ("SSKD", "must name one network"),
+    ]:
         with pytest.raises(ValueError, match=message):
             build_peer(config(opts=["SSKD.PEER_ARCHITECTURE", name, *resnet50]))
     silent = build_peer(config(opts=["SSKD.PEER_ARCHITECTURE", "SilentForTests"])).train()

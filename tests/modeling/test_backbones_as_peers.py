@@ -1,4 +1,4 @@
-"""Every family of fast-reid's backbones trains as a peer: one step on the CPU, at a size as small as it goes."""
+"""Every family of fast-reid's backbones trains as a peer: one step on the CPU, as small as it goes."""
 
 import pytest
 import torch
@@ -12,7 +12,9 @@ def one_step(cfg, model, num_classes=4):
     """A refresh's classifiers, a step of the optimiser, the teachers' update; returns the losses."""
     images = torch.rand(8, model.num_peers, 3, *SIZE) * 255
     model.train()
-    model.reset_classifiers(torch.nn.functional.normalize(torch.randn(num_classes, model.centroid_size), dim=1))
+    model.reset_classifiers(
+        torch.nn.functional.normalize(torch.randn(num_classes, model.centroid_size), dim=1)
+    )
     optimizer = build_optimizer(cfg, list(model.students))
     losses = model({"images": images, "targets": torch.arange(4).repeat_interleave(2)})
     sum(losses.values()).backward()
@@ -21,10 +23,28 @@ def one_step(cfg, model, num_classes=4):
     return losses
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_one_step(backbone):
+SHUFFLENET = (
+    "MODEL.BACKBONE.NAME",
+    "build_shufflenetv2_backbone",
+    "MODEL.BACKBONE.DEPTH",
+    "0.5x",
+    "MODEL.BACKBONE.FEAT_DIM",
+    1024,
+)
+CLAS_HEAD = ("MODEL.HEADS.NAME", "ClasHead", "MODEL.HEADS.CLS_LAYER", "CosSoftmax")
+EMBEDDING = ("MODEL.HEADS.EMBEDDING_DIM", 16, "MODEL.HEADS.CLS_LAYER", "ArcSoftmax")
+CASES = {name: (name, (), BACKBONES[name][2]) for name in BACKBONES} | {
+    "shufflenet": ("resnet", SHUFFLENET, 1024),
+    "ClasHead, CosSoftmax": ("resnet", CLAS_HEAD, 512),
+    "embedding, ArcSoftmax": ("resnet", EMBEDDING, 16),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_step(case):
     torch.manual_seed(0)
-    cfg = config(backbone, num_peers=2 if backbone != "vit" else 1)
+    backbone, opts, size = CASES[case]
+    cfg = config(backbone, *opts, num_peers=2 if backbone != "vit" else 1)
     model = build_model(cfg)
     before = [parameter.detach().clone() for parameter in model.students.parameters()]
     losses = one_step(cfg, model)
@@ -35,7 +55,7 @@ def test_one_step(backbone):
     for student, teacher in zip(model.students.parameters(), model.teachers.parameters()):
         assert torch.equal(student, teacher)
     features = model.eval()({"images": torch.rand(3, 3, *SIZE) * 255})
-    assert features.shape == (3, BACKBONES[backbone][2]) and torch.isfinite(features).all()
+    assert features.shape == (3, size) and torch.isfinite(features).all()
 
 
 @pytest.mark.parametrize("backbone", ["resnet_ibn", "osnet", "mobilenet", "repvgg"])

@@ -8,7 +8,7 @@ from fastreid.layers.batch_norm import IBN, get_norm
 from torch import nn
 
 from fastreid_sskd.modeling import build_peer, chunk_batch_norm
-from fastreid_sskd.modeling.bn_chunk import ChunkedBatchNorm1d, ChunkedBatchNorm2d
+from fastreid_sskd.modeling.bn_chunk import ChunkedBatchNorm1d, ChunkedBatchNorm2d, check_chunks
 
 LAYERS = {
     "2d": (lambda: nn.BatchNorm2d(5), (10, 5, 3, 2)),
@@ -188,3 +188,11 @@ def test_four_chunks_through_resnet18_are_four_passes(cfg, with_ibn, chunk, size
         assert (out[name] - whole[name]).abs().max() > 0.01
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(chunked.state_dict()[name], value, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("images, chunk", [(9, 4), (1, 0), (65, 16)])
+def test_a_chunk_of_one_image_is_refused(images, chunk):
+    for more in (1, 3):
+        check_chunks(images + more, chunk)
+    with pytest.raises(ValueError, match=f"a batch of {images} images .*ends with a chunk of one image"):
+        check_chunks(images, chunk)

@@ -14,7 +14,11 @@ from fastreid_sskd.modeling.weights import WeightsError, load_model
 @pytest.fixture
 def resnet(cfg):
     """A small ResNet that fast-reid's other architectures take as well."""
-    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH, cfg.MODEL.BACKBONE.FEAT_DIM = "build_resnet_backbone", "18x", 512
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH, cfg.MODEL.BACKBONE.FEAT_DIM = (
+        "build_resnet_backbone",
+        "18x",
+        512,
+    )
     cfg.MODEL.QUEUE_SIZE = 16
     return cfg
 
@@ -41,7 +45,10 @@ def test_backbone_and_neck_are_taken(resnet, tmp_path, architecture):
     model = build_model(resnet)
     load_source_weights(model, [path])
     for part in ("backbone", "heads.bottleneck"):
-        theirs, mine = host.get_submodule(part).state_dict(), model.teachers[0].get_submodule(part).state_dict()
+        theirs, mine = (
+            host.get_submodule(part).state_dict(),
+            model.teachers[0].get_submodule(part).state_dict(),
+        )
         assert all(torch.equal(value, mine[key]) for key, value in theirs.items()) and theirs
     images = torch.rand(2, 3, 32, 16) * 255
     with torch.no_grad():
@@ -87,10 +94,12 @@ def features(model):
 
 @pytest.mark.parametrize("architecture", ["Baseline", "MGN", "MoCo", "SSKDSource"])
 def test_evaluated_as_saved(architectures, tmp_path, architecture):
-    """Also with another number of identities, and with counters of batches as older versions of torch wrote them."""
+    """Also with another number of identities, and counters of batches as older torch wrote them."""
     host, path = saved(architectures(architecture), tmp_path, architecture)
     content = torch.load(path, weights_only=True)
-    content["model"] = {key: value[None] if value.ndim == 0 else value for key, value in content["model"].items()}
+    content["model"] = {
+        key: value[None] if value.ndim == 0 else value for key, value in content["model"].items()
+    }
     torch.save(content, path)
     model = build_model(architectures(architecture, "MODEL.HEADS.NUM_CLASSES", 2))
     load_model(model, path, evaluation=True)
@@ -98,7 +107,8 @@ def test_evaluated_as_saved(architectures, tmp_path, architecture):
 
 
 @pytest.mark.parametrize(
-    ("theirs", "architecture"), [("MGN", "Baseline"), ("Baseline", "MGN"), ("Baseline", "SSKD"), ("MGN", "SSKDSource")]
+    ("theirs", "architecture"),
+    [("MGN", "Baseline"), ("Baseline", "MGN"), ("Baseline", "SSKD"), ("MGN", "SSKDSource")],
 )
 def test_another_architecture_is_refused_in_a_few_lines(architectures, tmp_path, theirs, architecture):
     _, path = saved(architectures(theirs), tmp_path, theirs)
@@ -126,9 +136,14 @@ def test_a_bare_backbone_is_evaluated_with_a_plain_neck(architectures, tmp_path,
     model = build_model(architectures(architecture))
     messages = []
     for level in ("info", "warning"):
-        monkeypatch.setattr(f"fastreid_sskd.modeling.weights.logger.{level}", lambda text, *args: messages.append(text % args))
+        monkeypatch.setattr(
+            f"fastreid_sskd.modeling.weights.logger.{level}", lambda text, *args: messages.append(text % args)
+        )
     load_model(model, str(tmp_path / "bare.pth"), evaluation=True)
-    assert any("no weights for heads.bottleneck.0.weight" in text and "keep their initial values" in text for text in messages)
+    assert any(
+        "no weights for heads.bottleneck.0.weight" in text and "keep their initial values" in text
+        for text in messages
+    )
     assert any("loaded 100 of 100 backbone tensors" in text and "state_dict." in text for text in messages)
     pooled = build_model(architectures("Baseline", "MODEL.HEADS.WITH_BNNECK", False))
     load_model(pooled, str(tmp_path / "bare.pth"), evaluation=True)
@@ -158,7 +173,9 @@ def test_a_head_that_answers_with_its_classifier_needs_it(architectures, tmp_pat
     clas = ("MODEL.HEADS.NAME", "ClasHead")
     host, path = saved(architectures("Baseline", *clas), tmp_path, "Baseline")
     model = build_model(architectures("Baseline", *clas, "MODEL.HEADS.NUM_CLASSES", 2))
-    with pytest.raises(WeightsError, match="a classifier of 7 identities.*MODEL.HEADS.NUM_CLASSES to 7, here 2"):
+    with pytest.raises(
+        WeightsError, match="a classifier of 7 identities.*MODEL.HEADS.NUM_CLASSES to 7, here 2"
+    ):
         load_model(model, path, evaluation=True)
     model = build_model(architectures("Baseline", *clas, "MODEL.HEADS.NUM_CLASSES", 7))
     load_model(model, path, evaluation=True)
@@ -197,7 +214,11 @@ def test_real_files(weights, resnet):
         ("osnet_x0_25_msmt17.pth", "build_osnet_backbone", "x0_25", 128),
     ):
         path = str(weights / file)
-        resnet.MODEL.BACKBONE.NAME, resnet.MODEL.BACKBONE.DEPTH, resnet.MODEL.BACKBONE.FEAT_DIM = name, depth, size
+        resnet.MODEL.BACKBONE.NAME, resnet.MODEL.BACKBONE.DEPTH, resnet.MODEL.BACKBONE.FEAT_DIM = (
+            name,
+            depth,
+            size,
+        )
         resnet.SSKD.NUM_PEERS = 1
         model = build_model(resnet)
         load_source_weights(model, [path])

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from fastreid.modeling import build_model
 from torch import nn
-from yacs.config import CfgNode
 
 from fastreid_sskd.engine.train_step import build_optimizer
 from fastreid_sskd.losses import build_loss_set
-from fastreid_sskd.modeling import SSKD, Peer, ensemble_feature
+from fastreid_sskd.modeling import SSKD, Peer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SOFT = (("SoftCE", 1.0),)
@@ -44,7 +43,7 @@ def cross_entropy_with(teacher_logits, logits):
 
 
 def test_what_a_loss_is_given(make_model, make_batch, outputs):
-    """Every field, also those that only somebody's own loss reads: the student's own teacher and its peer's are two."""
+    """Every field, also those that only a project's own loss reads; own and peer's teacher are two."""
     model, batch = make_model(), make_batch()
     out, given = outputs(model, batch), []
 
@@ -56,12 +55,18 @@ def test_what_a_loss_is_given(make_model, make_batch, outputs):
     model(batch)
     for k, one in enumerate(given):
         student, own, peer = out["s"][k], out["t"][k], out["t"][(k + 1) % 3]
-        assert torch.equal(one.features, student["features"]) and torch.equal(one.logits, student["cls_outputs"])
-        assert torch.equal(one.teacher_features, own["features"]) and torch.equal(one.teacher_logits, own["pred_class_logits"])
+        assert torch.equal(one.features, student["features"]) and torch.equal(
+            one.logits, student["cls_outputs"]
+        )
+        assert torch.equal(one.teacher_features, own["features"]) and torch.equal(
+            one.teacher_logits, own["pred_class_logits"]
+        )
         assert torch.equal(one.peer_teacher_features, peer["features"])
         assert torch.equal(one.peer_teacher_logits, peer["pred_class_logits"])
         assert one.memory is model.students[k].heads.weight
-        assert not torch.equal(own["features"], peer["features"]) and torch.equal(one.labels, batch["targets"])
+        assert not torch.equal(own["features"], peer["features"]) and torch.equal(
+            one.labels, batch["targets"]
+        )
 
 
 @pytest.mark.parametrize("num_peers", [1, 2, 3])
@@ -196,6 +201,20 @@ def test_recorded_step_of_three_peers(name, make_model):
             gradient, expected = getattr(student, kind).grad, golden[f"{kind}_grad_{k}"]
             assert (gradient - expected).abs().max() <= 1e-5 * expected.abs().max()
         assert model.teachers[k].logits.grad is None
+
+
+def test_temperature_divides_the_teachers_logits_only(make_model, make_batch, outputs):
+    batch = make_batch()
+    model = make_model(losses=(("LabelSmoothCE", 0.5), *SOFT))
+    out = outputs(model, batch)
+    model.temperature = 0.25
+    losses, plain = model(batch), make_model(losses=(("LabelSmoothCE", 0.5), *SOFT))(batch)
+    for k in range(3):
+        taught = out["t"][(k + 1) % 3]["pred_class_logits"]
+        expected = cross_entropy_with(taught / 0.25, out["s"][k]["cls_outputs"])
+        torch.testing.assert_close(losses[f"loss_soft_peer{k}"], expected, rtol=1e-5, atol=0)
+        assert (expected - plain[f"loss_soft_peer{k}"]).abs() > 0.01
+        assert torch.equal(losses[f"loss_id_peer{k}"], plain[f"loss_id_peer{k}"])
 
 
 # ---- the views -----------------------------------------------------------------------------------
@@ -404,18 +423,6 @@ def test_a_checkpoint_of_another_number_of_clusters_and_of_the_best_peer(make_mo
 # ---- evaluation ----------------------------------------------------------------------------------
 
 
-def test_ensemble_feature_by_hand():
-    features = [torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[10.0, 0.0], [0.0, 1.0]])]
-    mean = torch.tensor([[(0.6 + 1.0) / 2, 0.8 / 2], [0.0, 1.0]])
-    expected = mean / mean.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(ensemble_feature(features), expected)
-    # every teacher counts the same, whatever the length of its features
-    torch.testing.assert_close(ensemble_feature([features[0] * 100, features[1]]), expected)
-    torch.testing.assert_close(ensemble_feature([f.half() for f in features]), expected, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(ensemble_feature(features[:1]), F.normalize(features[0]))
-    assert ensemble_feature([torch.zeros(0, 5)] * 3).shape == (0, 5)
-
-
 def test_evaluation_with_each_option(make_model, make_batch, normalised):
     images = make_batch()["images"][:, 1]
     model = make_model().eval()
@@ -489,179 +496,3 @@ def test_a_model_from_the_config(cfg, make_batch):
     assert set(losses) == {f"loss_{name}_peer{k}" for name in ("id", "soft", "ms") for k in range(2)}
     by_name = {type(loss).__name__: loss for _, loss in model.losses.active}
     assert by_name["LabelSmoothCE"].epsilon == 0.3
-
-
-@pytest.mark.parametrize(
-    "node, message",
-    [
-        (CfgNode({"SLOPE": 1.0}), "SSKD.LOSSES.Mine must be a node with a WEIGHT"),
-        (0.5, "SSKD.LOSSES.Mine must be a node with a WEIGHT.*got 0.5"),
-        (CfgNode({"WEIGHT": 1.0}), "no loss is registered as 'Mine'"),
-    ],
-)
-def test_losses_that_a_config_names_wrongly(cfg, node, message):
-    cfg.SSKD.LOSSES.Mine = node
-    with pytest.raises(ValueError, match=message):
-        build_model(cfg)
-
-
-BACKBONES = {
-    "resnet": ("build_resnet_backbone", "18x", 512, {}),
-    "osnet": ("build_osnet_backbone", "x0_25", 128, {}),
-    "mobilenetv2": ("build_mobilenetv2_backbone", "1.0x", 1280, {}),
-    "shufflenet": ("build_shufflenetv2_backbone", "0.5x", 1024, {}),
-    "ClasHead, CosSoftmax": (
-        "build_resnet_backbone",
-        "18x",
-        512,
-        {"NAME": "ClasHead", "CLS_LAYER": "CosSoftmax"},
-    ),
-    "embedding, ArcSoftmax": (
-        "build_resnet_backbone",
-        "18x",
-        512,
-        {"EMBEDDING_DIM": 16, "CLS_LAYER": "ArcSoftmax"},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", list(BACKBONES))
-def test_backbones_and_heads_of_the_host(cfg, name):
-    backbone, depth, feat_dim, head = BACKBONES[name]
-    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH, cfg.MODEL.BACKBONE.FEAT_DIM = backbone, depth, feat_dim
-    for key, value in head.items():
-        cfg.MODEL.HEADS[key] = value
-    cfg.SSKD.NUM_PEERS = 2
-    cfg.SSKD.BN_CHUNK = 4
-    model = build_model(cfg).train()
-    d = head.get("EMBEDDING_DIM", feat_dim)
-    model.reset_classifiers(F.normalize(torch.randn(3, d), dim=1))
-    images = torch.randint(0, 256, (8, 2, 3, 64, 32)).float()
-    losses = model({"images": images, "targets": torch.tensor([0, 0, 1, 1, 2, 2, 0, 1])})
-    sum(losses.values()).backward()
-    for parameter_name, parameter in model.students.named_parameters():
-        assert not parameter.requires_grad or torch.isfinite(parameter.grad).all(), parameter_name
-    with torch.no_grad():
-        assert model.eval()({"images": images[:, 0]}).shape == (8, d)
-
-
-# ---- how teachers label --------------------------------------------------------------------------
-
-
-def in_evaluation(teacher, view):
-    """Pooled features and logits of a copy in evaluation mode, layer by layer."""
-    teacher = copy.deepcopy(teacher).eval()
-    pooled = teacher.backbone(view).mean(dim=(2, 3))
-    neck = teacher.heads.bottleneck(pooled[..., None, None])[..., 0, 0]
-    return pooled, neck @ teacher.heads.weight.T
-
-
-class GivenToLosses:
-    """A set of losses that keeps what it is given."""
-
-    requires = frozenset({"peer_teacher_logits"})
-
-    def __init__(self):
-        self.given = []
-
-    def __call__(self, of_peer, peer):
-        self.given.append(of_peer)
-        return {f"loss_id_peer{peer}": of_peer.logits.sum()}
-
-
-def what_losses_are_given(model, batch):
-    model.losses = GivenToLosses()
-    model(batch)
-    return model.losses.given
-
-
-@pytest.mark.parametrize("statistics", ["running", "student", "refresh"])
-def test_labels_are_those_of_evaluation_mode(make_model, make_batch, normalised, statistics):
-    """By the statistics from before the step, and another thing than the release's; students see no difference."""
-    batch, model = make_batch(), make_model()
-    model.label_statistics = statistics
-    expected = [in_evaluation(t, normalised(batch["images"][:, k])) for k, t in enumerate(model.teachers)]
-    released = what_losses_are_given(make_model(), batch)
-    for k, (one, other) in enumerate(zip(what_losses_are_given(model, batch), released)):
-        for fields, (features, logits) in (("teacher", expected[k]), ("peer_teacher", expected[(k + 1) % 3])):
-            torch.testing.assert_close(getattr(one, f"{fields}_features"), features)
-            torch.testing.assert_close(getattr(one, f"{fields}_logits"), logits)
-            assert (getattr(other, f"{fields}_logits") - logits).abs().max() > 0.1
-        assert torch.equal(one.logits, other.logits) and torch.equal(one.features, other.features)
-    assert all(module.training for module in model.modules())
-
-
-@pytest.mark.parametrize("statistics", ["batch", "running", "student", "refresh"])
-def test_which_statistics_a_step_moves(make_model, make_batch, copy_state, statistics):
-    """"running": those of the release, bit for bit, and the draws too; the others none, before the moving average."""
-    released, model, batch = make_model(), make_model(), make_batch()
-    model.label_statistics = statistics
-    for each in (*released.teachers, *model.teachers):
-        each.backbone.conv2.register_forward_hook(lambda conv, args, out: F.dropout(out, 0.3, conv.training))
-    before = copy_state(model)
-    drawn = []
-    for one in (released, model):
-        torch.manual_seed(3)
-        one(batch)
-        drawn.append(float(torch.rand(())))
-    follows = statistics in ("batch", "running")
-    for name, value in model.state_dict().items():
-        same = released.state_dict()[name] if follows or name.startswith("students") else before[name]
-        assert torch.equal(value, same), name
-    assert (drawn[0] == drawn[1]) == follows
-    assert not torch.equal(released.teachers[0].backbone.bn2.running_mean, before["teachers.0.backbone.bn2.running_mean"])
-
-
-def test_students_statistics_are_averaged_along_with_their_weights(make_model, make_batch, copy_state):
-    model = make_model()
-    model.label_statistics = "student"
-    model(make_batch())
-    teachers, students = copy_state(model.teachers), copy_state(model.students)
-    model.update_teachers(3, 0.999)
-    for name, value in model.teachers.state_dict().items():
-        if not name.endswith("num_batches_tracked"):
-            torch.testing.assert_close(value, 0.75 * teachers[name] + 0.25 * students[name], rtol=1e-5, atol=1e-6, msg=name)
-
-
-@pytest.mark.parametrize("statistics, passes", [("batch", 1), ("running", 2), ("student", 1), ("refresh", 1)])
-def test_passes_of_a_teacher(make_model, make_batch, statistics, passes):
-    """None for labels that nobody reads."""
-    for losses, saved in ((METHOD, 0), ((("LabelSmoothCE", 1.0),), statistics != "batch")):
-        model, calls = make_model(losses=losses), []
-        model.label_statistics = statistics
-        model.teachers[1].register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        model(make_batch())
-        assert len(calls) == passes - saved
-
-
-def test_layers_that_are_frozen_stay_so(make_model, make_batch, copy_state):
-    """A layer that is in evaluation mode before teachers label is in it afterwards."""
-    model = make_model()
-    model.label_statistics = "running"
-    for teacher in model.teachers:
-        teacher.backbone.eval()
-    before = copy_state(model.teachers)
-    model(make_batch())
-    for name, value in model.teachers.state_dict().items():
-        assert torch.equal(value, before[name]) == ("backbone" in name or "running" not in name and "tracked" not in name), name
-    assert all(t.training and t.heads.training and not t.backbone.bn1.training for t in model.teachers)
-
-
-def test_temperature_divides_the_teachers_logits_only(make_model, make_batch, outputs):
-    batch = make_batch()
-    model = make_model(losses=(("LabelSmoothCE", 0.5), *SOFT))
-    out = outputs(model, batch)
-    model.temperature = 0.25
-    losses, plain = model(batch), make_model(losses=(("LabelSmoothCE", 0.5), *SOFT))(batch)
-    for k in range(3):
-        taught = out["t"][(k + 1) % 3]["pred_class_logits"]
-        expected = cross_entropy_with(taught / 0.25, out["s"][k]["cls_outputs"])
-        torch.testing.assert_close(losses[f"loss_soft_peer{k}"], expected, rtol=1e-5, atol=0)
-        assert (expected - plain[f"loss_soft_peer{k}"]).abs() > 0.01
-        assert torch.equal(losses[f"loss_id_peer{k}"], plain[f"loss_id_peer{k}"])
-
-
-def test_unknown_statistics(cfg):
-    cfg.SSKD.SOFT_LABELS.BN = "eval"
-    with pytest.raises(ValueError, match="SSKD.SOFT_LABELS.BN must be one of batch, running, student, refresh; got 'eval'"):
-        build_model(cfg)

@@ -42,7 +42,9 @@ def test_initial_classifier():
     weight = build_model(source_config(0.001)).heads.weight
     assert weight.shape == (100, 512) and weight.requires_grad
     assert weight.std().item() == pytest.approx(0.001, rel=0.02) and abs(weight.mean().item()) < 2e-5
-    with pytest.raises(ValueError, match="SSKD.SOURCE.CLASSIFIER_STD must be a standard deviation > 0, got 0.0"):
+    with pytest.raises(
+        ValueError, match="SSKD.SOURCE.CLASSIFIER_STD must be a standard deviation > 0, got 0.0"
+    ):
         build_model(source_config(0.0))
 
 

@@ -82,47 +82,77 @@ def classifiers(model):
 
 # ---- what is accepted ----------------------------------------------------------------------------
 
+OF_A_MODULE = "module.{}".format
+LAYOUTS = {
+    "under model": lambda state: {"model": state},
+    "bare": lambda state: state,
+    "wrapped, under model": lambda state: {
+        "model": {OF_A_MODULE(name): value for name, value in state.items()}
+    },
+    "wrapped, under state_dict": lambda state: {
+        "state_dict": {OF_A_MODULE(name): v for name, v in state.items()}
+    },
+}
 
-def test_a_file_a_peer(model, classifiers, make_peer, save, warnings):
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_file_a_peer(model, classifiers, make_peer, save, warnings, layout):
     states = [make_peer(10 + k, num_classes=7).state_dict() for k in range(3)]
-    load_source_weights(model, [save({"model": state}) for state in states])
+    load_source_weights(model, [save(LAYOUTS[layout](state)) for state in states])
     check(model, states, classifiers)
     assert not warnings()
 
 
-def test_one_file_for_three_peers_warns_that_they_start_equal(model, classifiers, make_peer, save, warnings):
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_file_for_three_peers_warns_that_they_start_equal(
+    model, classifiers, make_model, make_peer, save, warnings, count
+):
     state = make_peer(10, num_classes=7).state_dict()
     path = save({"model": state})
-    load_source_weights(model, [path])
+    load_source_weights(make_model(1), [path])
+    assert not warnings()
+    load_source_weights(model, [path] * count)
     check(model, [state] * 3, classifiers)
     (message,) = warnings()
     assert "all 3 peers" in message and "start equal" in message and path in message
 
 
-def test_the_same_file_three_times_warns_too(model, make_peer, save, warnings):
-    path = save(make_peer(10).state_dict())
-    load_source_weights(model, [path] * 3)
-    assert "start equal" in warnings()[0]
-
-
-def test_one_file_for_one_peer_does_not_warn(make_model, make_peer, save, warnings):
-    load_source_weights(make_model(1), [save(make_peer(10).state_dict())])
-    assert not warnings()
-
-
-def test_an_sskd_checkpoint_gives_each_peer_its_teacher(model, classifiers, make_model, save, warnings):
+@pytest.mark.parametrize("layout", ["under model", "bare", "wrapped, under model"])
+def test_an_sskd_checkpoint_gives_each_peer_its_teacher(
+    model, classifiers, make_model, save, warnings, layout
+):
     saved = make_model(3, num_classes=9)
     saved.best_peer.fill_(1)
-    load_source_weights(model, [save({"model": saved.state_dict(), "epoch": 3})])
+    load_source_weights(model, [save({**LAYOUTS[layout](saved.state_dict()), "epoch": 3})])
     check(model, [teacher.state_dict() for teacher in saved.teachers], classifiers)
     assert not torch.equal(model.students[0].backbone.conv1.weight, saved.students[0].backbone.conv1.weight)
     assert not warnings() and model.best_peer == -1
 
 
-def test_a_plain_state_dict(model, classifiers, make_peer, save):
-    states = [make_peer(10 + k).state_dict() for k in range(3)]
-    load_source_weights(model, [save(state) for state in states])
-    check(model, states, classifiers)
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"scheduler": {"milestones": Counter([40, 70])}},  # the host's
+        {"best_mAP": np.float64(3.2)},
+        {"best_mAP": np.float32(0.5)},
+        {"best_mAP": np.int64(7)},
+        {"args": argparse.Namespace(lr=0.1)},  # as DINO and MAE save their command line
+    ],
+    ids=lambda beside: repr(beside),
+)
+@weights_only_is_narrow
+def test_plain_objects_beside_the_tensors(save, beside):
+    path = save({"model": {"a": torch.zeros(2)}, "best": np.zeros(2), **beside})
+    assert list(read_state_dict(path)) == ["model.a", "best"]
+
+
+def test_counters_of_batches_may_be_missing_or_vectors(make_peer):
+    peer, state = make_peer(0), make_peer(10).state_dict()
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    load_network(peer, {name: value for name, value in state.items() if name not in counters}, "somewhere")
+    assert torch.equal(peer.backbone.conv2.weight, state["backbone.conv2.weight"])
+    load_network(peer, {**state, **dict.fromkeys(counters, torch.tensor([5]))}, "somewhere")
+    assert peer.backbone.bn1.num_batches_tracked == 5 and peer.backbone.bn1.num_batches_tracked.shape == ()
 
 
 def test_a_checkpoint_of_the_hosts_baseline(model, classifiers, cfg, save):
@@ -138,29 +168,6 @@ def test_a_checkpoint_of_the_hosts_baseline(model, classifiers, cfg, save):
         model, [save({"model": OrderedDict({**state, **older}), **extra}) for state in states]
     )
     check(model, states, classifiers)
-
-
-@weights_only_is_narrow
-def test_a_checkpoint_with_the_hosts_scheduler(make_peer, save):
-    state = make_peer(10).state_dict()
-    path = save({"model": state, "scheduler": {"milestones": Counter([40, 70])}})
-    assert [key.removeprefix("model.") for key in read_state_dict(path)] == list(state)
-
-
-@pytest.mark.parametrize("key", ["model", "state_dict"])
-def test_a_wrapped_model(model, classifiers, make_peer, save, key):
-    states = [make_peer(10 + k).state_dict() for k in range(3)]
-    paths = [save({key: {f"module.{name}": value for name, value in state.items()}}) for state in states]
-    load_source_weights(model, paths)
-    check(model, states, classifiers)
-
-
-def test_a_wrapped_sskd_model(model, classifiers, make_model, save):
-    saved = make_model(3)
-    load_source_weights(
-        model, [save({f"module.{name}": value for name, value in saved.state_dict().items()})]
-    )
-    check(model, [teacher.state_dict() for teacher in saved.teachers], classifiers)
 
 
 @weights_only_is_narrow
@@ -208,13 +215,6 @@ def test_a_bare_backbone_may_bring_its_classifier(make_peer, save, classifier):
     assert all(torch.equal(peer.backbone.state_dict()[name], value) for name, value in state.items())
 
 
-def test_counters_of_batches_may_be_missing(make_peer, save):
-    state = {k: v for k, v in make_peer(10).state_dict().items() if "num_batches_tracked" not in k}
-    peer = make_peer(0)
-    load_network(peer, state, "somewhere")
-    assert torch.equal(peer.backbone.conv2.weight, state["backbone.conv2.weight"])
-
-
 def test_a_source_model_is_filled_too(cfg, make_model):
     cfg.MODEL.META_ARCHITECTURE = "SSKDSource"
     cfg.SSKD.LOSSES.SoftCE.WEIGHT = 0.0
@@ -236,6 +236,70 @@ def test_what_is_an_sskd_state(make_model, make_peer):
 
 
 # ---- what is refused -----------------------------------------------------------------------------
+
+
+def broken(name, value, index=None):
+    """Change one tensor of a state dict, or one value of it."""
+
+    def change(state):
+        if index is None:
+            return {**state, name: value}
+        tensor = state[name].clone()
+        tensor.view(-1)[index] = value
+        return {**state, name: tensor}
+
+    return change
+
+
+def whole_numbers(state):
+    """A quantised file has the names and the shapes."""
+    return {**state, "backbone.conv2.weight": state["backbone.conv2.weight"].to(torch.int8)}
+
+
+def another_head(state):
+    backbone = {name: value for name, value in state.items() if not name.startswith("heads.")}
+    return {**backbone, "heads.bottleneck.0.weight": torch.ones(9)}
+
+
+NECK = "heads.bottleneck.0.weight"
+UNFIT = [
+    (broken("backbone.bn2.weight", torch.ones(9)), "1 of another shape: bn2.weight"),
+    (broken(NECK, torch.ones(9)), f"1 of another shape: {NECK}\n.*another head: compare MODEL.HEADS"),
+    (another_head, "0 of .*another head: compare MODEL.HEADS"),
+    (whole_numbers, "1 quantised to 8 bits or fewer: conv2.weight\n.*a quantised copy"),
+    *(
+        (broken(name, bad, -1), f"somewhere' has values that are not finite in its tensor {name}")
+        for name in ("backbone.bn2.running_var", "backbone.conv1.weight", "heads.bottleneck.0.running_mean")
+        for bad in (float("nan"), float("inf"), -float("inf"))
+    ),
+]
+
+
+@pytest.mark.parametrize("change, message", UNFIT)
+def test_tensors_that_do_not_fit_leave_the_peer_alone(
+    make_peer, copy_state, assert_same_state, change, message
+):
+    peer = make_peer(0)
+    before = copy_state(peer)
+    with pytest.raises(WeightsError, match=f"(?s){message}"):
+        load_network(peer, change(make_peer(10).state_dict()), "somewhere")
+    assert_same_state(peer.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ([torch.zeros(3)], "a list"),
+        (torch.zeros(3), "a Tensor"),
+        ({}, "a dict"),
+        ({0: torch.zeros(3)}, "a dict of 0"),
+        ({"lr": 0.1}, "a dict of 'lr'"),
+        ({"model": {"epoch": 3}}, "a dict of 'model'"),
+    ],
+)
+def test_files_without_a_state_dict(save, content, said):
+    with pytest.raises(ValueError, match=f"holds no named tensors, but {said}: give a state dict"):
+        read_state_dict(save(content))
 
 
 @pytest.mark.parametrize("count", [0, 2, 4])
@@ -270,7 +334,9 @@ class Wider(nn.Module):
 def test_another_width(model, save, bare):
     state = Wider().state_dict()
     path = save(state if bare else {"model": {f"backbone.{name}": value for name, value in state.items()}})
-    with pytest.raises(ValueError, match=r"4 of 10 backbone tensors of this TinyBackbone fit \(40%\)") as error:
+    with pytest.raises(
+        ValueError, match=r"4 of 10 backbone tensors of this TinyBackbone fit \(40%\)"
+    ) as error:
         load_source_weights(model, [path])
     said = str(error.value)
     assert path in said and "6 of another shape: conv1.weight, bn1.weight, bn1.bias, ..." in said
@@ -285,32 +351,13 @@ def test_a_smaller_a_bigger_and_another_backbone(model, make_peer, save):
     for content, message in (
         (smaller, "9 of 10 .*1 missing: conv2.weight\n.*its last layers are left out"),
         (bigger, "10 of 10 .*2 only in the file: conv3.weight, conv3.bias\n.*a larger network"),
-        (other, "0 of 10 .*10 missing: conv1.weight, bn1.weight, bn1.bias, ...\n.*2 only in the file: 0.weight, 0.bias\n.*another arch"),
+        (
+            other,
+            "0 of 10 .*10 missing: conv1.weight, .*2 only in the file: 0.weight, 0.bias\n.*another arch",
+        ),
     ):
         with pytest.raises(ValueError, match=f"(?s){message}"):
             load_source_weights(model, [save(content)])
-
-
-def test_another_neck_that_shares_nothing_of_the_head(model, make_peer, save):
-    state = {k: v for k, v in make_peer(10).state_dict().items() if not k.startswith("heads.")}
-    state["heads.bottleneck.0.weight"] = torch.ones(9)
-    with pytest.raises(ValueError, match="(?s)0 of .*another head: compare MODEL.HEADS"):
-        load_source_weights(model, [save(state)])
-
-
-def test_another_neck(model, make_peer, save):
-    state = {**make_peer(10).state_dict(), "heads.bottleneck.0.weight": torch.ones(9)}
-    with pytest.raises(ValueError, match="(?s)1 of another shape: heads.bottleneck.0.weight\n.*another head: compare MODEL.HEADS"):
-        load_source_weights(model, [save(state)])
-
-
-def test_a_network_that_does_not_fit_leaves_its_peer_alone(make_peer, copy_state, assert_same_state):
-    peer = make_peer(0)
-    before = copy_state(peer)
-    state = {**make_peer(10).state_dict(), "backbone.bn2.weight": torch.ones(9)}
-    with pytest.raises(ValueError):
-        load_network(peer, state, "somewhere")
-    assert_same_state(peer.state_dict(), before)
 
 
 def test_an_sskd_checkpoint_of_fewer_peers(model, make_model, save):
@@ -347,7 +394,9 @@ def test_damaged_files(kind, make_peer, tmp_path):
     path = tmp_path / "damaged.pth"
     content, said = damaged(make_peer().state_dict())[kind]
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=f"damaged.pth' {said}" if said.startswith("is") else said) as error:
+    with pytest.raises(
+        WeightsError, match=f"damaged.pth' {said}" if said.startswith("is") else said
+    ) as error:
         read_state_dict(str(path))
     assert "weights_only" not in str(error.value) and error.value.__suppress_context__
 
@@ -371,67 +420,27 @@ def test_nothing_but_tensors_is_unpickled(make_peer, save, tmp_path, at):
         if at == "beside the model"
         else {"model": {**state, "x": Evil(trace)}}
     )
-    with pytest.raises(ValueError, match="holds an object of Python, .*open.*save the tensors alone with torch.save"):
+    with pytest.raises(
+        ValueError, match="holds an object of Python, .*open.*save the tensors alone with torch.save"
+    ):
         read_state_dict(save(content))
     assert not (tmp_path / "trace").exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [[torch.zeros(3)], torch.zeros(3), {}, {0: torch.zeros(3)}, {"lr": 0.1}, {"model": {"epoch": 3}}],
-    ids=["list", "tensor", "empty", "numbered", "no tensors", "no tensors in the model"],
-)
-def test_files_without_a_state_dict(save, content):
-    with pytest.raises(ValueError, match="holds no named tensors, but a (list|Tensor|dict)( of [^ :].*)?: give a state dict"):
-        read_state_dict(save(content))
-
-
-@weights_only_is_narrow
-@pytest.mark.parametrize("value", [np.float64(3.2), np.float32(0.5), np.int64(7)], ids=lambda value: type(value).__name__)
-def test_numpy_scalars_beside_the_tensors(save, value):
-    """As toolboxes save their best mAP."""
-    assert list(read_state_dict(save({"model": {"a": torch.zeros(2)}, "best_mAP": value}))) == ["model.a"]
-
-
-@weights_only_is_narrow
-def test_options_of_a_training_beside_the_tensors(save):
-    """As DINO and MAE save their command line."""
-    path = save({"teacher": {"a": torch.zeros(2)}, "args": argparse.Namespace(lr=0.1), "best": np.zeros(2)})
-    assert list(read_state_dict(path)) == ["teacher.a", "best"]
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("name", ["backbone.bn2.running_var", "backbone.conv1.weight", "heads.bottleneck.0.running_mean"])
-def test_values_that_are_not_finite(make_peer, copy_state, assert_same_state, name, bad):
-    peer, state = make_peer(0), make_peer(10).state_dict()
-    state[name].view(-1)[-1] = bad
-    before = copy_state(peer)
-    with pytest.raises(WeightsError, match=f"somewhere' has values that are not finite in its tensor {name}"):
-        load_network(peer, state, "somewhere")
-    assert_same_state(peer.state_dict(), before)
-
-
-def test_whole_numbers_are_no_weights(make_peer):
-    """A quantised file has the names and the shapes."""
-    state = make_peer(10).state_dict()
-    state["backbone.conv2.weight"] = state["backbone.conv2.weight"].to(torch.int8)
-    with pytest.raises(WeightsError, match="1 quantised to 8 bits or fewer: conv2.weight"):
-        load_network(make_peer(0), state, "somewhere")
-
-
-def test_counters_of_one_value(make_peer):
-    state = make_peer(10).state_dict()
-    peer, state["backbone.bn1.num_batches_tracked"] = make_peer(0), torch.tensor([5])
-    load_network(peer, state, "somewhere")
-    assert peer.backbone.bn1.num_batches_tracked == 5 and peer.backbone.bn1.num_batches_tracked.shape == ()
 
 
 def test_a_file_of_two_networks_gives_the_one_that_is_used(make_peer):
     """The mean teacher, and MoCo's query encoder, whatever their order."""
     one, other = (make_peer(seed).backbone.state_dict() for seed in (1, 2))
-    for chosen, left in (("teacher.", "student."), ("encoder_q.", "encoder_k."), ("base_encoder.", "momentum_encoder.")):
+    for chosen, left in (
+        ("teacher.", "student."),
+        ("encoder_q.", "encoder_k."),
+        ("base_encoder.", "momentum_encoder."),
+    ):
         for names in ((chosen, left), (left, chosen)):
-            state = {name + key: value for name in names for key, value in (one if name == chosen else other).items()}
+            state = {
+                name + key: value
+                for name in names
+                for key, value in (one if name == chosen else other).items()
+            }
             peer = make_peer(0)
             load_network(peer, state, "somewhere")
             assert torch.equal(peer.backbone.conv1.weight, one["conv1.weight"]), names
@@ -440,10 +449,14 @@ def test_a_file_of_two_networks_gives_the_one_that_is_used(make_peer):
 def test_a_backbone_of_other_names_is_taken_by_its_order(make_peer, warnings):
     """As of toolboxes that keep it as one nn.Sequential; another order is another network."""
     source, peer = make_peer(10).backbone, make_peer(0)
-    state = {f"module.base.{key}": value for key, value in nn.Sequential(*source.children()).state_dict().items()}
+    state = {
+        f"module.base.{key}": value for key, value in nn.Sequential(*source.children()).state_dict().items()
+    }
     load_network(peer, {**state, "module.feat_bn.weight": torch.ones(8)}, "somewhere")
-    assert all(torch.equal(peer.backbone.state_dict()[name], value) for name, value in source.named_parameters())
-    assert "loaded by the order" in warnings()[0]
+    assert all(
+        torch.equal(peer.backbone.state_dict()[name], value) for name, value in source.named_parameters()
+    )
+    assert "loaded by order" in warnings()[0]
     with pytest.raises(WeightsError, match="0 of 10"):
         load_network(peer, dict(reversed(state.items())), "somewhere")
 
@@ -453,7 +466,9 @@ def test_the_best_teacher_is_taken_where_one_network_is_asked_for(make_model, ma
     saved.best_peer.fill_(2)
     peer = make_peer(0)
     load_network(peer, saved.state_dict(), "somewhere", classifier=True)
-    assert all(torch.equal(value, saved.teachers[2].state_dict()[name]) for name, value in peer.state_dict().items())
+    assert all(
+        torch.equal(value, saved.teachers[2].state_dict()[name]) for name, value in peer.state_dict().items()
+    )
     assert "best teacher, 2, is taken" in warnings()[0]
 
 
