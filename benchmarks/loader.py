@@ -26,7 +26,7 @@ _NETWORK = "resnet50"  # for the size of its images and batches; no network is r
 
 
 def rows(args: argparse.Namespace) -> list[Row]:
-    """One row a setting: files read each time or kept in memory; cut by the workers and, where there is another device, on it.
+    """One row a setting: files read each time or kept in memory.
 
     Crops of 128 x 64 pixels are loaded without workers, on one thread, so that the process's CPU time is that of all the
     work. Every repeat measures the plain way and each setting after it.
@@ -55,9 +55,8 @@ def _measure(args: argparse.Namespace, folder: Path) -> list[Row]:
     draws = [[(i, i // _LABELS) for i in range(at, at + size)] for at in range(0, len(items), size)]
     room = 2 * len(items) * 3 * cfg.INPUT.SIZE_TRAIN[0] * cfg.INPUT.SIZE_TRAIN[1] // 2**20 + 1
     settings: dict[str, Callable[[int], Iterable]] = {"plain": lambda seed: plain_batches(cfg, items, draws)}
-    for place in ("worker",) if torch.device(args.device).type == "cpu" else ("worker", "device"):
-        for kept, what in ((0, "files read each time"), (room, "images in memory")):
-            settings[f"{what}, cut on the {place}"] = _epochs(config(AUGMENT_ON=place, CACHE_IMAGES=kept), items)
+    for kept, what in ((0, "files read each time"), (room, "images in memory")):
+        settings[what] = _epochs(config(CACHE_IMAGES=kept), items)
 
     found: dict[str, list[float]] = {what: [] for what in settings}
     for repeat in range(args.repeats + 1):

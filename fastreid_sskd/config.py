@@ -164,9 +164,6 @@ KEYS: tuple[Key, ...] = (
     # ---- views ------------------------------------------------------------------------------------------------------
     Key("SSKD.ERASING.AREA", (0.02, 0.4), "random erasing (INPUT.REA.ENABLED): smallest and largest share of the image, in [0, 1]"),
     Key("SSKD.ERASING.ASPECT", (0.3, 3.3), "random erasing: smallest and largest height / width"),
-    Key("SSKD.AUGMENT_ON", "worker",
-        "where views are cut, flipped and erased: \"worker\" (the loader's, on the CPU) or \"device\" (the model's, per batch). The pixels are "
-        "the same", OneOf(("worker", "device")), resume="any"),
     Key("SSKD.CACHE_IMAGES", 0,
         "keep decoded and resized 8-bit training images in memory that workers share, if all fit; one cache per rank; 0: decode each time "
         "[MB of 2^20 bytes]", _at_least(0, "a size in MB", "no cache"), resume="any"),

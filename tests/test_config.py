@@ -21,7 +21,6 @@ from fastreid_sskd import add_sskd_config
 from fastreid_sskd.clustering import KNN_BACKENDS, VARIANTS, ClusterOptions
 from fastreid_sskd.clustering.eps import RULES
 from fastreid_sskd.config import HOST, KEYS, OneOf, Rule, reference, value_of
-from fastreid_sskd.data.transforms import PLACES
 from fastreid_sskd.engine import Trainer, load_config, source_config
 from fastreid_sskd.engine.events import LABEL_FREE
 from fastreid_sskd.evaluation.ranking import METRICS_IN_BLOCKS
@@ -89,7 +88,7 @@ def test_every_key_is_read():
     sources = [path for path in package.rglob("*.py") if path.name != "config.py"]
     read = [name for path in sources for name in keys_read(path)]
     cfg = new_config()
-    by_name = ("LOSSES.", "FOLDERS.")  # read as the parameters of what they name, see below and test_crop_folder
+    by_name = ("LOSSES.", "FOLDERS.")  # read as the parameters of what they name, see below and test_datasets
     wanted = ["SEED", *(f"SSKD.{key}" for key in leaves(cfg.SSKD) if not key.startswith(by_name))]
     # options of the clustering are read as the fields of the dataclass that is made from them
     fields = {f"SSKD.CLUSTER.{field.name.upper()}": f"options.{field.name}" for field in dataclasses.fields(ClusterOptions)}
@@ -148,7 +147,7 @@ def test_defaults_are_the_methods():
     assert leaves(cfg.SSKD) == {
         "NUM_PEERS": 3, "GATHER_LOSSES": True, "PEERS": [], "PEER_ARCHITECTURE": "Baseline", "COMBINE": "auto", "SELECT_BY": "mAP", "ITERS_PER_EPOCH": 400, "BN_CHUNK": 0, "EVAL_WITH": "best", "LOG_PERIOD": 50,
         "KEEP_CHECKPOINTS": 2, "CHECKPOINT_SECONDS": 1800, "CHECKPOINT_ITERS": 0, "MAY_DIFFER": [], "DETERMINISTIC": False,
-        "AMP_DTYPE": "auto", "CHANNELS_LAST": False, "AUGMENT_ON": "worker", "CACHE_IMAGES": 0, "COMPILE": False, "EMA.MOMENTUM": 0.999,
+        "AMP_DTYPE": "auto", "CHANNELS_LAST": False, "CACHE_IMAGES": 0, "COMPILE": False, "EMA.MOMENTUM": 0.999,
         "EMA.WINDOW": 0.0, "SOFT_LABELS.BN": "batch", "SOFT_LABELS.TEMPERATURE": 1.0, "SOFT_LABELS.CONFIDENCE": 0.8,
         **{f"FOLDERS.CropFolder.{key}": "" for key in ("TRAIN", "QUERY", "GALLERY", "CAMERA", "IDENTITY", "JUNK")},
         "LOSSES.LabelSmoothCE.WEIGHT": 0.5, "LOSSES.LabelSmoothCE.EPSILON": 0.1, "LOSSES.SoftCE.WEIGHT": 0.5,
@@ -204,7 +203,6 @@ def test_choices_are_those_of_the_parts_that_act():
     assert set(choices["SSKD.CLUSTER.EPS_RULE"]) == {"pairs", *RULES}
     assert set(choices["SSKD.CLUSTER.VARIANT"]) == set(VARIANTS)
     assert set(choices["SSKD.CLUSTER.KNN"]) == {"auto", *KNN_BACKENDS}
-    assert set(choices["SSKD.AUGMENT_ON"]) == set(PLACES)
     assert set(choices["TEST.METRIC"]) == {*METRICS_IN_BLOCKS, "jaccard"}
 
 

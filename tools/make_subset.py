@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 
-from fastreid_sskd.data.image import find_images
+from fastreid_sskd.data.datasets import find_images
 from fastreid_sskd.engine.files import make_folder
 from fastreid_sskd.refusals import exit_status
 

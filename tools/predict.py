@@ -20,7 +20,7 @@ from PIL import Image
 # Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from fastreid_sskd.data.image import IMAGE_ENDINGS
+from fastreid_sskd.data.datasets import IMAGE_ENDINGS
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.files import check_output, write_atomically
 from fastreid_sskd.engine.pipeline import load_trained

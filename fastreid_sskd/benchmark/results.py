@@ -13,12 +13,12 @@ import torch
 import yaml
 from fastreid.config import CfgNode
 
+from ..data.samplers import images_per_bn
 from ..engine import load_config
 from ..engine.checkpoint import read_stamp
 from ..engine.defaults import EARLIER
 from ..engine.events import read_record
 from ..engine.files import write_atomically
-from ..engine.shares import images_per_bn
 from ..evaluation.evaluator import METRICS
 
 Rows = Mapping[str, Mapping[str, float]]  # {row of the table: {"mAP": percent, ...}}

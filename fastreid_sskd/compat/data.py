@@ -117,8 +117,8 @@ def collate(batch: Sequence[Any]) -> Any:
 
 
 def read_image(file_name: str | os.PathLike, format: str | None = None) -> Image.Image:
-    """Read an image with `fastreid_sskd.data.image.read_image`, through the host's PathManager."""
-    from ..data.image import read_image as read
+    """Read an image with `fastreid_sskd.data.views.read_image`, through the host's PathManager."""
+    from ..data.views import read_image as read
 
     path_manager = target("fastreid.utils.file_io", "PathManager")
     return read(file_name, format, opener=path_manager.open)

@@ -81,7 +81,7 @@ def list_folder(names: Names) -> Callable[..., list[tuple]]:
             FileNotFoundError: if the folder or one of its parts is not there.
             ValueError: if a name says no identity and camera.
         """
-        from ..data.image import find_images
+        from ..data.datasets import find_images
 
         items, odd, parts = [], [], dict.fromkeys(names.folders, 0)
         paths = find_images(folder)

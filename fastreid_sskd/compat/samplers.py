@@ -7,23 +7,6 @@ from typing import Any
 from .patch import Patch, target
 
 
-def check_batch(mini_batch_size: int, instances: int) -> None:
-    """Check that a batch is P identities x K images; the host's samplers wait for ever for any other size.
-
-    Args:
-        mini_batch_size: images a process.
-        instances: K, images an identity.
-
-    Raises:
-        ValueError: if the batch is not a multiple of K, or holds no identity.
-    """
-    if instances < 1 or mini_batch_size < instances or mini_batch_size % instances:
-        raise ValueError(
-            f"a batch of {mini_batch_size} images a process is not a multiple of {instances} images an "
-            "identity: set SOLVER.IMS_PER_BATCH to a multiple of DATALOADER.NUM_INSTANCE x processes"
-        )
-
-
 def check_identities(sampler: Any, available: int) -> None:
     """Check that there are enough identities for one batch over all processes.
 
@@ -63,7 +46,10 @@ def _patch(name: str, count: Callable[[Any], int]) -> None:
     def checked(
         self: Any, data_source: Any, mini_batch_size: int, num_instances: int, *args: Any, **kwargs: Any
     ) -> None:
-        check_batch(mini_batch_size, num_instances)
+        from ..data.samplers import check_batch  # here: it needs the patched host
+
+        processes = target("fastreid.utils.comm", "get_world_size")()
+        check_batch(mini_batch_size * processes, num_instances, processes)
         host_init(self, data_source, mini_batch_size, num_instances, *args, **kwargs)
         check_identities(self, count(self))
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from ..config import KEYS, value_of
 from ..config_values import merge_overrides
-from ..data.items import test_items, training_items
-from ..data.seeding import derive_seed
+from ..data.datasets import test_items, training_items
+from ..data.samplers import derive_seed
 from ..evaluation.evaluator import evaluate_peers, results_table
 from ..modeling import build_peer, ema_decay, load_source_weights, peer_config
 from ..modeling.weights import load_model, load_network, read_state_dict

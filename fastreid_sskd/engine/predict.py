@@ -8,7 +8,7 @@ from fastreid.config import CfgNode
 from torch import nn
 
 from ..data import extraction_loader
-from ..data.image import image_paths
+from ..data.datasets import image_paths
 from ..evaluation.features import Encoder, encode_images
 from .pipeline import load_trained
 

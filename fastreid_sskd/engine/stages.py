@@ -11,10 +11,9 @@ from torch import nn
 
 from ..clustering import PseudoLabelError
 from ..data import SourceLoader, TargetLoader, training_items
-from ..data.loaders import source_items
-from ..data.samplers import check_batch
-from ..data.seeding import derive_seed
-from ..data.transforms import build_view_transforms
+from ..data.datasets import source_items
+from ..data.samplers import check_training_batch, derive_seed
+from ..data.views import build_view_transforms
 from ..evaluation.evaluator import evaluate_peers
 from ..losses.loss_set import build_losses
 from ..modeling import ema_momentum, load_source_weights
@@ -25,7 +24,6 @@ from .defaults import starts_from_backbone, without_pretraining
 from .events import Record
 from .hooks import LabelFreeSelection, PeerEMA, PseudoLabelRefresh
 from .refresh import estimate_necks
-from .shares import check_shares
 from .train_step import build_optimizer, reset_optimizer
 from .trainer import Trainer
 
@@ -49,7 +47,7 @@ class AdaptationTrainer(Trainer):
     absent: Sequence[Sequence[str]] = ()
 
     def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
-        check_shares(cfg)
+        check_training_batch(cfg)
         self.items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
         self._loader = TargetLoader(cfg, self.items)
         return 0, cfg.SSKD.ITERS_PER_EPOCH  # the first refresh makes the classes
@@ -59,8 +57,7 @@ class AdaptationTrainer(Trainer):
 
     @classmethod
     def check_data(cls, cfg: CfgNode) -> tuple[int, int]:
-        check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
-        check_shares(cfg)
+        check_training_batch(cfg)
         if cfg.DATASETS.COMBINEALL:
             raise ValueError(
                 "DATASETS.COMBINEALL would train on the target's query and gallery, which the result is measured on: set it to False; a "
@@ -186,7 +183,7 @@ class SourceTrainer(Trainer):
     """Trains an ``SSKDSource``: identity batches of the source, and the target's images through batch norm."""
 
     def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
-        check_shares(cfg)
+        check_training_batch(cfg)
         self._loader = SourceLoader(cfg, seed=cfg.SEED)
         return self._loader.num_classes, cfg.SSKD.ITERS_PER_EPOCH
 
@@ -205,8 +202,7 @@ class SourceTrainer(Trainer):
 
     @classmethod
     def check_data(cls, cfg: CfgNode) -> tuple[int, int]:
-        check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
-        check_shares(cfg)
+        check_training_batch(cfg)
         for _, loss in build_losses(cfg).active:
             if loss.requires:
                 raise ValueError(

@@ -18,10 +18,9 @@ from fastreid.utils import comm
 from fastreid.utils.events import EventStorage
 from torch import nn
 
-from ..data.epochs import HostEpochs
-from ..data.items import training_items
-from ..data.loaders import check_identities, test_loader
-from ..data.seeding import derive_seed
+from ..data.datasets import check_identities, training_items
+from ..data.loaders import HostEpochs, test_loader
+from ..data.samplers import check_batch, derive_seed, images_per_bn
 from ..evaluation.evaluator import BlockwiseEvaluator, evaluate_encoder
 from ..evaluation.features import Encoder
 from ..modeling.weights import load_model
@@ -50,7 +49,6 @@ from .checkpoint import (
 from .defaults import keep_config, seed_everything, start_run, use_device, without_pretraining
 from .events import build_writers
 from .hooks import Checkpoints, FreezeLayers, PeriodicEvaluation, ScalarWriters
-from .shares import images_per_bn
 from .train_step import Precision, TrainingStep, build_optimizer, compile_backbones, reset_peak_memory
 
 __all__ = ["Trainer"]
@@ -179,11 +177,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        if cfg.SOLVER.IMS_PER_BATCH % comm.get_world_size():
-            raise ValueError(
-                f"a batch of SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} images cannot be shared equally by "
-                f"{comm.get_world_size()} processes"
-            )
+        check_batch(cfg.SOLVER.IMS_PER_BATCH, processes=comm.get_world_size())
         return build_reid_train_loader(cfg, combineall=cfg.DATASETS.COMBINEALL)
 
     @classmethod

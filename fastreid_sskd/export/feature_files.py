@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..data.image import read_image
+from ..data.views import read_image
 from ..engine.files import check_output, written_together
 
 __all__ = ["check_feature_file", "nearest", "neighbors_picture", "write_features"]

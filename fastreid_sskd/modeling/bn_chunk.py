@@ -40,23 +40,6 @@ class ChunkedBatchNorm2d(_Chunked, nn.BatchNorm2d):
 _CHUNKED = {nn.BatchNorm1d: ChunkedBatchNorm1d, nn.BatchNorm2d: ChunkedBatchNorm2d}
 
 
-def check_chunks(images: int, chunk: int) -> None:
-    """Check that every chunk of a training batch has a variance.
-
-    Args:
-        images: number of images in the batch.
-        chunk: images per chunk; 0: the whole batch is one.
-
-    Raises:
-        ValueError: if the last chunk is a single image.
-    """
-    if (images % chunk if chunk else images) == 1:
-        raise ValueError(
-            f"a batch of {images} images in chunks of SSKD.BN_CHUNK = {chunk or images} ends with a chunk of "
-            "one image, which has no variance: change SSKD.BN_CHUNK or SOLVER.IMS_PER_BATCH"
-        )
-
-
 def chunk_batch_norm(model: nn.Module, chunk: int) -> int:
     """Turn every plain batch norm of a model into one over contiguous chunks of the batch, in place.
 

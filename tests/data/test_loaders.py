@@ -1,26 +1,29 @@
-"""The loaders of both stages, of the features and of the evaluation."""
+"""The loaders of both stages and of evaluation; epochs read by the same workers; the host's epochs."""
 
 import gc
 import multiprocessing
+import os
 
+import numpy as np
 import pytest
 import torch
-from tiny_reid import tiny_source
-from torch.utils.data import DataLoader
+from fastreid.data import build_reid_train_loader
+from tiny_reid import tiny_baseline, tiny_source
+from torch.utils.data import DataLoader, Dataset
 
 from fastreid_sskd.data import (
-    Draw,
+    CropCache,
     SourceLoader,
     TargetLoader,
     adaptation_loader,
-    crops,
     extraction_loader,
     training_items,
+    views,
 )
-from fastreid_sskd.data.image import read_image
+from fastreid_sskd.data.loaders import EpochLoader, HostEpochs
 from fastreid_sskd.data.loaders import test_loader as evaluation_loader
-from fastreid_sskd.data.seeding import derive_seed, seeded
-from fastreid_sskd.data.transforms import build_view_transforms
+from fastreid_sskd.data.samplers import derive_seed, seeded
+from fastreid_sskd.data.views import build_view_transforms, read_image
 
 
 def same(one, other):
@@ -131,36 +134,36 @@ def test_adaptation_epoch_can_be_taken_up(cfg):
     assert len(whole) == len(later) + 1
     for a, b in zip(whole[1:], later):
         assert torch.equal(a["images"], b["images"]) and torch.equal(a["targets"], b["targets"])
-    with pytest.raises(ValueError, match="epoch of 3 batches cannot go on after 4"):
+    with pytest.raises(ValueError, match="epoch of 3 batches cannot be resumed after 4"):
         adaptation_loader(cfg, items, labels, seed=1, start=4)
 
 
-# ---- where views are made, what is kept, who loads --------------------------------------------------------------------
+# ---- views, what is kept, who loads --------------------------------------------------------------
 
-WHERE = [("worker", 0, 0), ("worker", 8, 0), ("device", 0, 0), ("device", 8, 0), ("worker", 8, 2), ("device", 8, 2)]
+WHERE = [(0, 0), (8, 0), (0, 2), (8, 2)]  # MB of the cache, workers
 
 
 def plain_views(cfg, items, batch, seeds):
     """The views of a batch as the host's transforms make them, image after image."""
     once, augment = build_view_transforms(cfg)
     for path, seed in zip(batch["img_paths"], seeds):
+        crop = CropCache(once).read(path)
         with seeded(seed):
-            image = once(read_image(path))
-            yield torch.stack([augment(image) for _ in range(cfg.SSKD.NUM_PEERS)])
+            yield torch.stack([augment(crop) for _ in range(cfg.SSKD.NUM_PEERS)])
 
 
 @pytest.fixture
 def options(cfg):
-    def choose(place, megabytes, workers):
-        cfg.SSKD.AUGMENT_ON, cfg.SSKD.CACHE_IMAGES, cfg.DATALOADER.NUM_WORKERS = place, megabytes, workers
+    def choose(megabytes, workers):
+        cfg.SSKD.CACHE_IMAGES, cfg.DATALOADER.NUM_WORKERS = megabytes, workers
         return cfg
 
     return choose
 
 
 @pytest.mark.parametrize("where", WHERE, ids=str)
-def test_views_are_the_hosts_wherever_they_are_made(options, where):
-    """Bit for bit those of the host's transforms under the seeds of their places, in every epoch."""
+def test_views_are_those_of_their_seeds(options, where):
+    """Whether images are kept or not, whoever loads them, in every epoch."""
     cfg = options(*where)
     items, labels = training_items(cfg.DATASETS.NAMES), [k // 8 for k in range(48)]
     loader = TargetLoader(cfg, items)
@@ -172,13 +175,13 @@ def test_views_are_the_hosts_wherever_they_are_made(options, where):
             seeds = [derive_seed(epoch, number, place) for place in range(8)]
             expected = torch.stack(list(plain_views(cfg, items, batch, seeds)))
             assert torch.equal(batch["images"], expected) and batch["images"].is_contiguous()
-    assert (loader.cache is not None) == bool(where[1])
+    assert (loader.cache is not None) == bool(where[0])
 
 
-@pytest.mark.parametrize("where", WHERE[1:4], ids=str)
+@pytest.mark.parametrize("where", WHERE[1:], ids=str)
 def test_source_views_are_the_same_wherever_they_are_made(source_cfg, where):
     usual = [list(SourceLoader(source_cfg, seed=1).epoch(epoch)) for epoch in (0, 1)]
-    source_cfg.SSKD.AUGMENT_ON, source_cfg.SSKD.CACHE_IMAGES, source_cfg.DATALOADER.NUM_WORKERS = where
+    source_cfg.SSKD.CACHE_IMAGES, source_cfg.DATALOADER.NUM_WORKERS = where
     loader = SourceLoader(source_cfg, seed=1)
     for epoch in (0, 1):
         found = list(loader.epoch(epoch))
@@ -186,38 +189,11 @@ def test_source_views_are_the_same_wherever_they_are_made(source_cfg, where):
         assert found[0]["images"].shape == (8, 3, 32, 16)
 
 
-@pytest.mark.parametrize("place", ["worker", "device"])
-def test_pixels_are_8_bit_on_their_way(options, place):
-    """Whole crops for the device, cut views from the workers; float only where something with fractions is filled in."""
-    cfg = options(place, 0, 0)
-    items = training_items(cfg.DATASETS.NAMES)
-    data_set = TargetLoader(cfg, items).epoch([0] * 48, seed=1).dataset
-    (batch,) = DataLoader(data_set, batch_sampler=[[Draw(0, 0, 1), Draw(1, 0, 2)]])
-    shape = (2, 2, 3, 32, 16) if place == "worker" else (2, 3, 32, 16)
-    assert batch["images"].dtype == torch.uint8 and batch["images"].shape == shape
-    assert batch["views"].shape == (2, 2, 7)
-    assert next(iter(adaptation_loader(cfg, items, [0] * 48, seed=1)))["images"].dtype == torch.float32
-    cfg.INPUT.REA.ENABLED = False
-    assert next(iter(adaptation_loader(cfg, items, [0] * 48, seed=1)))["images"].dtype == torch.uint8
-
-
-@pytest.mark.parametrize("place", ["worker", "device"])
-def test_other_transforms_are_done_by_the_workers(options, place):
-    """Colour jitter draws from the same seeds wherever views are wanted."""
-    cfg = options(place, 8, 0)
-    cfg.INPUT.CJ.ENABLED, cfg.INPUT.CJ.PROB = True, 1.0
-    items = training_items(cfg.DATASETS.NAMES)
-    for _ in range(2):  # the second time from the cache
-        batch = next(iter(adaptation_loader(cfg, items, [0] * 48, seed=1)))
-        expected = torch.stack(list(plain_views(cfg, items, batch, [derive_seed(1, 0, place) for place in range(8)])))
-        assert torch.equal(batch["images"], expected)
-
-
 def test_extraction_shares_the_cache(options, monkeypatch):
     """An image that was read for training is not read for its features, and the other way round."""
-    cfg = options("worker", 8, 0)
+    cfg = options(8, 0)
     items, reads = training_items(cfg.DATASETS.NAMES), []
-    monkeypatch.setattr(crops, "read_image", lambda path: reads.append(path) or read_image(path))
+    monkeypatch.setattr(views, "read_image", lambda path: reads.append(path) or read_image(path))
     loader = TargetLoader(cfg, items)
     usual = torch.cat([batch["images"] for batch in extraction_loader(cfg, items)])
     assert len(reads) == 48
@@ -232,7 +208,7 @@ def test_extraction_shares_the_cache(options, monkeypatch):
 
 
 def test_extraction_at_another_size_reads_the_files(options):
-    cfg = options("worker", 8, 0)
+    cfg = options(8, 0)
     cfg.INPUT.SIZE_TEST = [16, 8]
     items = training_items(cfg.DATASETS.NAMES)
     loader = TargetLoader(cfg, items)
@@ -241,7 +217,7 @@ def test_extraction_at_another_size_reads_the_files(options):
 
 
 def test_workers_live_from_epoch_to_epoch_and_fill_one_cache(options):
-    cfg = options("worker", 8, 2)
+    cfg = options(8, 2)
     items = training_items(cfg.DATASETS.NAMES)
     loader = TargetLoader(cfg, items)
     seen, before = set(), None
@@ -257,3 +233,179 @@ def test_workers_live_from_epoch_to_epoch_and_fill_one_cache(options):
     del loader
     gc.collect()
     assert not multiprocessing.active_children()  # they end with their loader
+
+
+# ---- epochs --------------------------------------------------------------------------------------
+
+
+EPOCHS = ([[0, 1], [2]], [[5, 4], [3, 2], [1, 0]], [])
+
+
+class Squares(Dataset):
+    """Index -> (its square, the process); 13 is an error."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        if index == 13:
+            raise OSError("13.jpg cannot be read")
+        return index * index, os.getpid()
+
+
+def squares(batches):
+    return [numbers.tolist() for numbers, _ in batches]
+
+
+def processes(batches):
+    return {process for _, found in batches for process in found.tolist()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_are_those_of_loaders_of_their_own(workers):
+    loader = EpochLoader(Squares(), num_workers=workers)
+    for batches in (*EPOCHS, EPOCHS[0]):
+        epoch = loader.epoch(batches)
+        assert len(epoch) == len(batches) and epoch.dataset is loader.dataset
+        assert squares(epoch) == squares(DataLoader(Squares(), batch_sampler=batches)) == squares(epoch)
+
+
+def test_workers_are_the_same_in_every_epoch():
+    loader = EpochLoader(Squares(), num_workers=2)
+    first, second = (processes(loader.epoch([[k], [k], [k], [k]])) for k in (1, 2))
+    assert first == second and len(first) == 2 and os.getpid() not in first
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_that_was_left_changes_nothing(workers):
+    """With batches on their way, an error among them."""
+    loader = EpochLoader(Squares(), num_workers=workers)
+    left = iter(loader.epoch([[1], [2], [13], [3], [4]]))
+    assert next(left)[0].tolist() == [1]
+    assert squares(loader.epoch(EPOCHS[1])) == squares(DataLoader(Squares(), batch_sampler=EPOCHS[1]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_are_read_one_after_the_other(workers):
+    """Both would get batches of the second."""
+    loader = EpochLoader(Squares(), num_workers=workers)
+    first = iter(loader.epoch(EPOCHS[0]))
+    next(first)
+    second = iter(loader.epoch(EPOCHS[1]))
+    next(second)
+    with pytest.raises(RuntimeError, match="another epoch of this loader has begun"):
+        next(first)
+    assert next(second)[0].tolist() == [9, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_before_its_first_batch_is_over_too(workers):
+    loader = EpochLoader(Squares(), num_workers=workers)
+    first, second = iter(loader.epoch(EPOCHS[0])), iter(loader.epoch(EPOCHS[1]))
+    with pytest.raises(RuntimeError, match="another epoch of this loader has begun"):
+        next(first)
+    assert next(second)[0].tolist() == [25, 16]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_is_raised_and_the_next_epoch_goes_on(workers):
+    loader = EpochLoader(Squares(), num_workers=workers)
+    for _ in range(2):
+        with pytest.raises(OSError, match="13.jpg cannot be read"):
+            list(loader.epoch([[1], [12, 13], [3]]))
+    assert squares(loader.epoch([[2]])) == [[4]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_start_with_iter(workers, monkeypatch):
+    """Not at the first batch, so that they work while the main process does something else."""
+    loader = EpochLoader(Squares(), num_workers=workers)
+    begun = []
+    monkeypatch.setattr(
+        DataLoader, "__iter__", lambda self, usual=DataLoader.__iter__: begun.append(1) or usual(self)
+    )
+    batches = iter(loader.epoch([[1]]))
+    assert begun == [1]
+    assert squares(batches) == [[1]]
+
+
+def test_generators_are_left_alone():
+    before = torch.default_generator.get_state()
+    list(EpochLoader(Squares()).epoch(EPOCHS[0]))
+    list(EpochLoader(Squares(), num_workers=1).epoch(EPOCHS[0]))
+    assert torch.equal(torch.default_generator.get_state(), before)
+
+
+@pytest.mark.parametrize("start, expected", [(0, [[0], [1], [4]]), (2, [[4]]), (3, [])])
+def test_an_epoch_from_a_later_batch_on(start, expected):
+    epoch = EpochLoader(Squares()).epoch([[0], [1], [2]], start)
+    assert len(epoch) == len(expected) and squares(epoch) == squares(epoch) == expected
+
+
+@pytest.mark.parametrize("start", [-1, 4])
+def test_an_epoch_from_beyond_its_end(start):
+    with pytest.raises(ValueError, match="an epoch of 3 batches cannot be resumed after"):
+        EpochLoader(Squares()).epoch([[0], [1], [2]], start)
+
+
+def test_images_of_a_batch_go_to_the_device():
+    (batch,) = EpochLoader([{"images": torch.zeros(2), "targets": 1}], device="meta").epoch([[0]])
+    assert batch["images"].device.type == "meta" and batch["targets"].device.type == "cpu"
+
+
+# ---- the host's training loaders -----------------------------------------------------------------
+
+
+@pytest.fixture(
+    params=["NaiveIdentitySampler", "BalancedIdentitySampler", "TrainingSampler", "ImbalancedDatasetSampler"]
+)
+def host_loader(request, data_sets, tmp_path):
+    cfg = tiny_baseline(
+        tmp_path,
+        "DATALOADER.SAMPLER_TRAIN",
+        request.param,
+        "INPUT.REA.ENABLED",
+        "True",
+        "INPUT.REA.PROB",
+        "1.0",
+    )
+    return build_reid_train_loader(cfg, combineall=False)
+
+
+def content(batches):
+    return [(batch["img_paths"], batch["images"].sum().item()) for batch in batches]
+
+
+def test_an_epoch_is_a_function_of_seed_and_epoch(host_loader):
+    """Whatever random numbers were drawn before, and whichever epochs were read."""
+    whole = content(HostEpochs(host_loader, seed=3, num_batches=6).epoch(1))
+    np.random.rand(7), torch.rand(7)
+    epochs = HostEpochs(host_loader, seed=3, num_batches=6)
+    other = content(epochs.epoch(0))
+    assert content(epochs.epoch(1)) == whole != other
+    assert content(epochs.epoch(1, start=4)) == whole[4:]
+    assert content(HostEpochs(host_loader, seed=4, num_batches=6).epoch(1)) != whole
+
+
+def test_shape_of_an_epoch(host_loader):
+    found = list(HostEpochs(host_loader, seed=3, num_batches=6).epoch(0))
+    assert [batch["images"].shape for batch in found] == [(8, 3, 32, 16)] * 6
+    assert (
+        len({path for batch in found for path in batch["img_paths"]}) > 24
+    )  # of 48: not the same batch again
+
+
+def test_the_hosts_global_generators_are_left_alone(host_loader):
+    """But for the seed that a loader draws for its workers."""
+    np.random.seed(5)
+    state = np.random.get_state()
+    list(HostEpochs(host_loader, seed=3, num_batches=2).epoch(0))
+    assert all(np.array_equal(a, b) for a, b in zip(state, np.random.get_state()))
+
+
+def test_an_image_is_augmented_anew_each_time(host_loader):
+    """Under the seed of its place, not of its index."""
+    dataset = HostEpochs(host_loader, seed=3, num_batches=2).epoch(0).dataset
+    assert len(dataset) == 48
+    assert torch.equal(dataset[(0, 1)]["images"], dataset[(0, 1)]["images"])
+    assert len({dataset[(0, seed)]["images"].sum().item() for seed in range(12)}) > 3

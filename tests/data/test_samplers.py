@@ -1,13 +1,78 @@
-"""Batches of P identities x K images, and the random batches without labels."""
+"""Seeds, batches of P identities x K images, random batches without labels, and how a batch can be split."""
 
+import random
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from fastreid.utils import comm
 
-from fastreid_sskd.data.samplers import IdentityBatches, ShuffledBatches, check_batch
-from fastreid_sskd.data.seeding import derive_seed
+from fastreid_sskd.data.samplers import IdentityBatches, ShuffledBatches, check_batch, derive_seed, seeded
+
+# ---- seeds ---------------------------------------------------------------------------------------
+
+
+def numbers():
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_derive_seed():
+    assert derive_seed(1, 2, 3) == derive_seed(1, 2, 3)
+    assert derive_seed(1, 2, 3) != derive_seed(1, 3, 2)
+    found = {derive_seed(seed, epoch) for seed in range(20) for epoch in range(20)}
+    assert len(found) == 400 and all(0 <= seed < 2**32 for seed in found)
+
+
+def test_derive_seed_takes_numpy_integers():
+    assert derive_seed(np.int64(5), np.uint32(7)) == derive_seed(5, 7)
+
+
+def test_derive_seed_refuses_negative_numbers():
+    with pytest.raises(ValueError):
+        derive_seed(-1)
+
+
+def test_seeded_gives_the_same_numbers():
+    with seeded(5):
+        first = numbers()
+    with seeded(5):
+        assert numbers() == first
+    with seeded(6):
+        other = numbers()
+    assert all(a != b for a, b in zip(first, other))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_seeded_restores_the_generators(fails):
+    for generator in (random.seed, np.random.seed, torch.manual_seed):
+        generator(1)
+    expected = numbers()
+    for generator in (random.seed, np.random.seed, torch.manual_seed):
+        generator(1)
+    try:
+        with seeded(99):
+            numbers()
+            if fails:
+                raise KeyError
+    except KeyError:
+        pass
+    assert numbers() == expected
+
+
+def test_seeded_nests():
+    with seeded(1):
+        first = numbers()
+        second = numbers()
+    with seeded(1):
+        assert numbers() == first
+        with seeded(2):
+            numbers()
+        assert numbers() == second
+
+
+# ---- identities ----------------------------------------------------------------------------------
+
 
 # identity 0: three cameras; 1: two cameras; 2: one camera; 3: a single image; -1: noise
 LABELS = [0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, -1, -1, -1]
@@ -16,7 +81,12 @@ CAMERAS = ["a", "a", "b", "b", "c", "a", "a", "b", "b", "a", "a", "a", "a", "a",
 
 def batches(labels=LABELS, cameras=CAMERAS, *, batch_size=16, num_instances=4, num_batches=50, seed=3):
     return IdentityBatches(
-        labels, cameras, batch_size=batch_size, num_instances=num_instances, num_batches=num_batches, seed=seed
+        labels,
+        cameras,
+        batch_size=batch_size,
+        num_instances=num_instances,
+        num_batches=num_batches,
+        seed=seed,
     )
 
 
@@ -82,7 +152,9 @@ def test_one_camera_with_too_few_images_leaves_the_first_out():
 
 def test_first_image_is_uniform():
     cameras = ["a", "a", "a", "a", "a", "a", "b", "c"]  # uniform over images, not over cameras
-    firsts = Counter(images[0] for _, images in groups(batches([0] * 8, cameras, batch_size=4, num_batches=4000)))
+    firsts = Counter(
+        images[0] for _, images in groups(batches([0] * 8, cameras, batch_size=4, num_batches=4000))
+    )
     expected, deviation = 500, (4000 * 1 / 8 * 7 / 8) ** 0.5
     assert set(firsts) == set(range(8))
     assert all(abs(count - expected) < 4 * deviation for count in firsts.values()), firsts
@@ -100,7 +172,7 @@ def test_others_are_uniform():
 
 
 def test_permutations_and_the_dropped_rest():
-    """5 identities, 2 a batch: two batches of different identities, the fifth is dropped, a new permutation."""
+    """5 identities, 2 a batch: two different batches, the fifth is dropped, a new permutation."""
     labels = np.repeat(np.arange(5), 4)
     found = [
         tuple(dict.fromkeys(draw.label for draw in batch))
@@ -181,7 +253,9 @@ def test_input_is_not_changed():
 
 @pytest.mark.parametrize("batch_size, num_instances", [(10, 4), (2, 4), (0, 4), (8, 0), (8, -1)])
 def test_batch_that_cannot_hold_p_by_k(batch_size, num_instances):
-    message = f"IMS_PER_BATCH = {batch_size} .*NUM_INSTANCE = {num_instances} .*multiple"
+    message = (
+        f"IMS_PER_BATCH = {batch_size} .*NUM_INSTANCE = {num_instances} .*(multiple of 4|1 image or more)"
+    )
     with pytest.raises(ValueError, match=message):
         batches(batch_size=batch_size, num_instances=num_instances)
     with pytest.raises(ValueError, match=message):
@@ -228,3 +302,40 @@ def test_shuffled_batches_by_seed():
 def test_shuffled_batches_of_nothing():
     with pytest.raises(ValueError, match="no images"):
         shuffled(0)
+
+
+# ---- shards --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", [batches(batch_size=8), shuffled(6)], ids=["identities", "shuffled"])
+def test_ranks_have_contiguous_shards_of_the_same_batches(sampler, monkeypatch):
+    whole = list(sampler)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    shards = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        shards.append(list(sampler))
+    assert [first + second for first, second in zip(*shards)] == whole
+    assert all(len(first) == len(second) for first, second in zip(*shards))
+
+
+@pytest.mark.parametrize(
+    "split, message",
+    [
+        (
+            (16, 4, 3),
+            "16 images cannot be shared by 3 processes in whole .*NUM_INSTANCE = 4 .*multiple of 12",
+        ),
+        ((16, 1, 3), "16 images cannot be shared by 3 processes: make it a multiple of 3"),
+        ((16, 4, 2, 7), "8 images in chunks of SSKD.BN_CHUNK = 7 ends with a chunk of one image"),
+        ((1, 1, 1, 0), "1 images in chunks of SSKD.BN_CHUNK = 1 ends with a chunk of one image"),
+    ],
+)
+def test_batch_that_cannot_be_split(split, message):
+    with pytest.raises(ValueError, match=message):
+        check_batch(*split)
+
+
+@pytest.mark.parametrize("split", [(16, 4), (16, 4, 4), (16, 4, 2, 3), (16, 4, 2, 100), (1, 1)])
+def test_batch_that_can_be_split(split):
+    check_batch(*split)

@@ -1,6 +1,7 @@
 """The synthetic domains: determinism, variety, cameras, and data sets that survive crashes and races."""
 
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
@@ -27,15 +28,11 @@ from fastreid_sskd.data.synthetic import (
     person_of,
     render,
 )
-from fastreid_sskd.data.synthetic.cameras import Camera, expose
-from fastreid_sskd.data.synthetic.datasets import DATASET_REGISTRY, DRAWING_VERSION
+from fastreid_sskd.data.synthetic.datasets import DATASET_REGISTRY, DRAWING_VERSION, plan_shots
 from fastreid_sskd.data.synthetic.dice import Dice
-from fastreid_sskd.data.synthetic.figure import View, draw_figure
 from fastreid_sskd.data.synthetic.folder_cache import MANIFEST, ensure_folder, is_complete
-from fastreid_sskd.data.synthetic.layout import plan_shots
-from fastreid_sskd.data.synthetic.patterns import PATTERNS, cloth
-from fastreid_sskd.data.synthetic.scenes import SCENES, paint_scene
-from fastreid_sskd.data.synthetic.wardrobe import PALETTE, Garment
+from fastreid_sskd.data.synthetic.people import PALETTE, PATTERNS, Garment, View, cloth, draw_figure
+from fastreid_sskd.data.synthetic.scenes import SCENES, Camera, expose, paint_scene
 
 TINY = Sizes(
     train_people=3,
@@ -71,15 +68,8 @@ def test_dice_depend_on_the_key_alone():
     alone = Dice(7, "b").unit()
     Dice(7, "a").unit()
     assert Dice(7, "b").unit() == alone
-    assert (
-        len(
-            {
-                Dice(*key).unit()
-                for key in [(7, "b"), (8, "b"), (7, "c"), (7, "b", 0), ("7", "b"), (7, "b", 1)]
-            }
-        )
-        == 6
-    )
+    keys = [(7, "b"), (8, "b"), (7, "c"), (7, "b", 0), ("7", "b"), (7, "b", 1)]
+    assert len({Dice(*key).unit() for key in keys}) == 6
 
 
 def test_dice_are_the_recorded_ones():
@@ -569,7 +559,10 @@ def test_two_processes_at_once_draw_once(twins):
 
 
 def test_without_locks_the_second_copy_is_thrown_away(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastreid_sskd.data.synthetic.folder_cache.fcntl", None)
+    def no_lock(self, timeout=None):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fastreid_sskd.data.synthetic.folder_cache.FileLock.acquire", no_lock)
 
     def fill(folder: Path) -> None:
         (folder / "train").mkdir()

@@ -11,7 +11,7 @@ from PIL import Image
 from same_runs import assert_same_files
 from tiny_reid import MARKET, load_checkpoint, tiny_baseline
 
-from fastreid_sskd.data.multi_view import FinishViews
+from fastreid_sskd.data.loaders import EpochLoader
 from fastreid_sskd.engine import AdaptationTrainer, run
 from fastreid_sskd.engine.checkpoint import last_checkpoint
 from fastreid_sskd.engine.events import MetricsFile
@@ -94,16 +94,15 @@ def test_odd_images_train(adaptation, own_images):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_batch_that_is_not_finite(finished, adaptation, monkeypatch, value):
     """The step, the losses and the peers are named, nothing of it is saved, the checkpoint before it goes on."""
-    cfg, finish = adaptation(*EVERY_STEP), FinishViews.__call__
+    cfg, finish = adaptation(*EVERY_STEP), EpochLoader._on_device
 
     def spoiled(self, batch):
         batch = finish(self, batch)
-        batch["images"] = batch["images"].float()
         batch["images"][:, 1, 0, 0, 0] = value  # the second view
         return batch
 
     with monkeypatch.context() as patch:
-        at_step(patch, 4, lambda trainer: patch.setattr(FinishViews, "__call__", spoiled))
+        at_step(patch, 4, lambda trainer: patch.setattr(EpochLoader, "_on_device", spoiled))
         with pytest.raises(FloatingPointError, match=r"step 4: .*loss_\w+ of peer 1 is nan") as raised:
             run(cfg)
     assert "SOLVER.BASE_LR" in str(raised.value)

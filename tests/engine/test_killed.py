@@ -124,14 +124,14 @@ def test_killed_again_and_again(finished, adaptation):
 
 def kills_its_worker(cfg):
     """A loader's worker is killed, as by the kernel for want of memory."""
-    from fastreid_sskd.data import crops
+    from fastreid_sskd.data import views
 
     def killed(path):
         if torch.utils.data.get_worker_info() is not None:
             kill()
         return read_image(path)
 
-    read_image, crops.read_image = crops.read_image, killed
+    read_image, views.read_image = views.read_image, killed
     try:
         run(cfg)
     except RuntimeError as error:

@@ -5,12 +5,12 @@ import torch
 from same_runs import assert_same_files
 from tiny_reid import load_checkpoint, tiny_source
 
-from fastreid_sskd.data import crops
-from fastreid_sskd.data.image import read_image
+from fastreid_sskd.data import views
+from fastreid_sskd.data.views import read_image
 from fastreid_sskd.engine import AdaptationTrainer, run
 from fastreid_sskd.evaluation import features
 
-FASTEST = ("SSKD.AUGMENT_ON", "device", "SSKD.CACHE_IMAGES", "8", "DATALOADER.NUM_WORKERS", "2")
+FASTEST = ("SSKD.CACHE_IMAGES", "8", "DATALOADER.NUM_WORKERS", "2")
 
 
 class PowerCut(Exception):
@@ -46,7 +46,7 @@ def test_a_run_is_gone_on_with_in_another_way(finished, adaptation, monkeypatch,
 def test_every_image_is_read_once_a_run(adaptation, monkeypatch):
     """For the first refresh; not for training and for the refreshes after it."""
     reads = []
-    monkeypatch.setattr(crops, "read_image", lambda path: reads.append(path) or read_image(path))
+    monkeypatch.setattr(views, "read_image", lambda path: reads.append(path) or read_image(path))
     run(adaptation("SSKD.CACHE_IMAGES", "8", "TEST.EVAL_PERIOD", "0"))
     assert len(reads) == len(set(reads)) == 48
 
@@ -62,7 +62,7 @@ def test_features_of_a_refresh_are_of_float_images(adaptation, monkeypatch):
     """As before there was a cache, whatever a model's own normalisation does with 8 bits."""
     seen, extract = [], features.extract_features
     monkeypatch.setattr(
-        "fastreid_sskd.evaluation.features.extract_features",
+        "fastreid_sskd.engine.hooks.extract_features",
         lambda model, loader: seen.extend(batch["images"].dtype for batch in loader) or extract(model, loader),
     )
     run(adaptation("SSKD.CACHE_IMAGES", "8", "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_EPOCH", "1"))

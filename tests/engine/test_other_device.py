@@ -98,7 +98,7 @@ def go_back(cfg):
 
 @pytest.mark.parametrize(
     "options",
-    [("SSKD.AUGMENT_ON", "device"), ("SSKD.CHANNELS_LAST", "True"), ("SSKD.BN_CHUNK", "4", "SSKD.EVAL_WITH", "ensemble", "SSKD.COMBINE", "distances")],
+    [("SSKD.CHANNELS_LAST", "True"), ("SSKD.BN_CHUNK", "4", "SSKD.EVAL_WITH", "ensemble", "SSKD.COMBINE", "distances")],
     ids=" ".join,
 )
 def test_options_end_as_on_the_cpu(adaptation, build, options, tmp_path):

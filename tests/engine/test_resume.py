@@ -13,8 +13,8 @@ from same_runs import assert_same, assert_same_files, metrics, without_places
 from tiny_reid import load_checkpoint as load
 from tiny_reid import tiny_adaptation, tiny_baseline, tiny_source
 
-from fastreid_sskd.data import crops
-from fastreid_sskd.data.image import read_image
+from fastreid_sskd.data import views
+from fastreid_sskd.data.views import read_image
 from fastreid_sskd.engine import (
     AdaptationTrainer,
     Checkpointer,
@@ -207,7 +207,7 @@ def test_images_of_the_steps_done_are_not_read_again(adaptation, monkeypatch):
         with pytest.raises(PowerCut):
             run(cfg)
     read = []
-    monkeypatch.setattr(crops, "read_image", lambda path: read.append(path) or read_image(path))
+    monkeypatch.setattr(views, "read_image", lambda path: read.append(path) or read_image(path))
     run(cfg, resume=True)
     assert len(read) == cfg.SOLVER.IMS_PER_BATCH  # of the third batch
 

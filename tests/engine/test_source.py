@@ -74,6 +74,5 @@ def test_a_loss_that_needs_what_stage_2_has_is_refused_before_the_run(tmp_path, 
 
 
 def test_batch_that_cannot_hold_p_by_k(tmp_path):
-    made = SourceTrainer(tiny_source(tmp_path, "SOLVER.IMS_PER_BATCH", "6"))
     with pytest.raises(ValueError, match="SOLVER.IMS_PER_BATCH = 6"):
-        made.train()
+        SourceTrainer(tiny_source(tmp_path, "SOLVER.IMS_PER_BATCH", "6"))

@@ -12,7 +12,7 @@ from same_runs import assert_same, assert_same_files
 from tiny_reid import load_checkpoint, tiny_baseline
 from torch.autograd.graph import saved_tensors_hooks
 
-from fastreid_sskd.data.multi_view import FinishViews
+from fastreid_sskd.data.loaders import EpochLoader
 from fastreid_sskd.engine import Trainer, run
 from fastreid_sskd.engine.checkpoint import last_checkpoint
 from fastreid_sskd.engine.train_step import Precision, TrainingStep, build_optimizer
@@ -218,16 +218,15 @@ def test_late_reads_and_a_resume(adaptation, late_reads, tmp_path, trainer):
 
 def test_a_batch_that_is_not_finite_is_named_late_and_not_saved(adaptation, late_reads, monkeypatch, tmp_path):
     """Step 0 is spoiled and would be read with step 1, but a checkpoint is due before: it is read then, and none is written."""
-    finish = FinishViews.__call__
+    finish = EpochLoader._on_device
 
     def spoiled(self, batch):
         batch = finish(self, batch)
-        batch["images"] = batch["images"].float()
         batch["images"][:, 1, 0, 0, 0] = float("nan")
         return batch
 
     cfg = adaptation(*SHORT, "SSKD.CHECKPOINT_ITERS", "1")
-    monkeypatch.setattr(FinishViews, "__call__", spoiled)
+    monkeypatch.setattr(EpochLoader, "_on_device", spoiled)
     with pytest.raises(FloatingPointError, match=r"step 0: .*loss_\w+ of peer 1 is nan"):
         run(cfg)
     assert os.path.basename(last_checkpoint(cfg.OUTPUT_DIR)) == "step_0000000.pth"  # of before the first step

@@ -7,8 +7,9 @@ import torch
 from fastreid.layers.batch_norm import IBN, get_norm
 from torch import nn
 
+from fastreid_sskd.data.samplers import check_batch
 from fastreid_sskd.modeling import build_peer, chunk_batch_norm
-from fastreid_sskd.modeling.bn_chunk import ChunkedBatchNorm1d, ChunkedBatchNorm2d, check_chunks
+from fastreid_sskd.modeling.bn_chunk import ChunkedBatchNorm1d, ChunkedBatchNorm2d
 
 LAYERS = {
     "2d": (lambda: nn.BatchNorm2d(5), (10, 5, 3, 2)),
@@ -193,6 +194,6 @@ def test_four_chunks_through_resnet18_are_four_passes(cfg, with_ibn, chunk, size
 @pytest.mark.parametrize("images, chunk", [(9, 4), (1, 0), (65, 16)])
 def test_a_chunk_of_one_image_is_refused(images, chunk):
     for more in (1, 3):
-        check_chunks(images + more, chunk)
+        check_batch(images + more, bn_chunk=chunk)
     with pytest.raises(ValueError, match=f"a batch of {images} images .*ends with a chunk of one image"):
-        check_chunks(images, chunk)
+        check_batch(images, bn_chunk=chunk)

@@ -1,8 +1,7 @@
 """A synthetic pair of domains: drawn people, to try and test adaptation without a download."""
 
-from .datasets import SyntheticDataset, SyntheticSource, SyntheticTarget
+from .datasets import Sizes, SyntheticDataset, SyntheticSource, SyntheticTarget
 from .domains import DOMAINS, SOURCE, TARGET, Domain, person_of, render
-from .layout import Sizes
 
 __all__ = [
     "DOMAINS",

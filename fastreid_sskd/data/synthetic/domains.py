@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from .cameras import Camera, expose
 from .dice import Dice
-from .figure import View, draw_figure
-from .scenes import paint_scene
-from .wardrobe import Person, Wardrobe, draw_person
+from .people import Person, View, Wardrobe, draw_figure, draw_person
+from .scenes import Camera, expose, paint_scene
 
 
 @dataclass(frozen=True)

@@ -11,39 +11,11 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-try:
-    import fcntl
-except (
-    ImportError
-):  # Windows: processes that start together then draw twice, and the second copy is thrown away
-    fcntl = None
+from filelock import FileLock, Timeout
 
 logger = logging.getLogger("fastreid.sskd.data")
 
 MANIFEST = "manifest.json"
-
-
-def fingerprint(description: dict) -> str:
-    """Twelve hexadecimal digits that stand for a description (anything that JSON can hold)."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def fallback_parents() -> list[Path]:
-    """Where files go when the folder asked for cannot be written: the user's cache or a temporary folder."""
-    user = os.getuid() if hasattr(os, "getuid") else "user"
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return [Path(cache) / "fastreid-sskd", Path(tempfile.gettempdir()) / f"fastreid-sskd-{user}"]
-
-
-def is_complete(folder: Path, description: dict) -> bool:
-    """Whether a folder holds what this says, every file of the recorded size (contents are not read)."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["description"] != json.loads(json.dumps(description)):
-            return False
-        return manifest["files"] == _file_sizes(folder)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def ensure_folder(
@@ -53,7 +25,7 @@ def ensure_folder(
 
     The files are written into a neighbouring folder that takes its name only when all are there, so that a
     crash leaves no half a folder under that name; a folder that lacks files is replaced. One process fills,
-    others wait for it.
+    others wait for it. On a file system without locks several may fill; all but one throw their copy away.
 
     Args:
         name: name of the folder.
@@ -83,6 +55,29 @@ def ensure_folder(
     raise OSError(
         f"no folder for {name} ({'; '.join(reasons)}): set FASTREID_DATASETS to a folder that can be written"
     )
+
+
+def is_complete(folder: Path, description: dict) -> bool:
+    """Whether a folder holds what this says, every file of the recorded size (contents are not read)."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["description"] != json.loads(json.dumps(description)):
+            return False
+        return manifest["files"] == _file_sizes(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def fingerprint(description: dict) -> str:
+    """Twelve hexadecimal digits that stand for a description (anything that JSON can hold)."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def fallback_parents() -> list[Path]:
+    """Where files go when the folder asked for cannot be written: the user's cache or a temporary folder."""
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return [Path(cache) / "fastreid-sskd", Path(tempfile.gettempdir()) / f"fastreid-sskd-{user}"]
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:
@@ -119,19 +114,16 @@ def _build(folder: Path, description: dict, fill: Callable[[Path], None], alone:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Hold a lock that ends with the process; yields False where the file system has none."""
-    with open(path, "a") as file:
-        try:
-            held = fcntl is not None and _acquire(file)
-        except OSError:
-            held = False
-        yield held
-
-
-def _acquire(file) -> bool:
+    """Hold a lock that ends with the process; yield False where the file system has none."""
+    lock = FileLock(path)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        logger.info(f"waiting for the process that holds {file.name}")
-        fcntl.flock(file, fcntl.LOCK_EX)
-    return True
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info(f"waiting for the process that holds {path}")
+        lock.acquire()
+    except (OSError, NotImplementedError):  # the second is an older filelock's
+        pass
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()

@@ -1,7 +1,8 @@
-"""Folders of crops: what their paths say, and what is refused."""
+"""What is trained on: images below a folder, folders of crops, registered data sets in a fixed order."""
 
 import logging
 import os
+import random
 import shutil
 
 import pytest
@@ -19,11 +20,261 @@ from tiny_reid import (
 )
 
 from fastreid_sskd.data import CropFolder, SourceLoader, training_items
-from fastreid_sskd.data.crop_folder import folder_class
-from fastreid_sskd.data.image import image_paths
-from fastreid_sskd.data.items import test_items as query_and_gallery
+from fastreid_sskd.data.datasets import find_images, folder_class, image_paths, matched_queries
+from fastreid_sskd.data.datasets import test_items as query_and_gallery
 from fastreid_sskd.engine import AdaptationTrainer, load_config, run, source_config
 from fastreid_sskd.evaluation.evaluator import evaluate_peers
+
+# ---- images below a folder -----------------------------------------------------------------------
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def found(folder):
+    return [os.path.relpath(path, folder) for path in find_images(str(folder))]
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    touch(tmp_path, "disk/a/1.jpg", "disk/b/2.jpg", "crops/own/3.jpg")
+    (tmp_path / "crops" / "cam2").symlink_to(tmp_path / "disk" / "a")
+    (tmp_path / "crops" / "own" / "deep").symlink_to("../../disk/b")
+    (tmp_path / "link").symlink_to("crops")
+    for root in ("crops", "link"):
+        assert found(tmp_path / root) == ["cam2/1.jpg", "own/3.jpg", "own/deep/2.jpg"]
+
+
+def test_loops_end_and_a_folder_is_listed_once(tmp_path, caplog):
+    """Real folders keep their own path, whatever the names of links to them."""
+    touch(tmp_path, "crops/z/1.jpg", "elsewhere/2.jpg", "disk/3.jpg")
+    for link, at in (("z/up", "../.."), ("z/self", "."), ("a", "z"), ("y", "../disk"), ("x", "../disk")):
+        (tmp_path / "crops" / link).symlink_to(at)
+    (tmp_path / "disk" / "back").symlink_to("../crops")
+    assert found(tmp_path / "crops") == ["x/3.jpg", "z/1.jpg"]
+    assert "5 links to folders that are listed already are left out" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["cam2", "1.jpg"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path, name):
+    touch(tmp_path, "0.jpg")
+    (tmp_path / name).symlink_to("/not mounted/here")
+    with pytest.raises(FileNotFoundError, match=f"link '.*{name}' leads to '/not mounted/here'"):
+        find_images(str(tmp_path))
+
+
+def test_what_is_left_out_is_counted(tmp_path, caplog):
+    caplog.set_level("INFO", logger="fastreid.sskd")
+    touch(tmp_path, "a.JPG", "b.gif", "c.gif", "d.txt", "e", ".hidden.gif", "Thumbs.db", "desktop.ini")
+    assert found(tmp_path) == ["a.JPG"]
+    assert "4 files without an image's ending are left out (2 .gif, 1" in caplog.text
+
+
+def test_names_are_taken_literally(tmp_path):
+    touch(tmp_path, "data[1] *?/\u00e9 b/\u4eba \u00fc.Png")
+    assert found(tmp_path / "data[1] *?") == ["\u00e9 b/\u4eba \u00fc.Png"]
+
+
+def test_no_folder_a_file_and_no_image(tmp_path):
+    touch(tmp_path, "one.jpg", "empty/notes.txt")
+    with pytest.raises(FileNotFoundError, match="'.*none' not found"):
+        find_images(str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match="'.*one.jpg' is a file, not a folder"):
+        find_images(str(tmp_path / "one.jpg"))
+    assert found(tmp_path / "empty") == []
+    with pytest.raises(ValueError, match="no image below"):
+        image_paths(str(tmp_path / "empty"))
+
+
+# ---- registered data sets ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Registers a data set for one test: name, and lists of (path, identity, camera)."""
+
+    def add(name, train=(), query=(), gallery=()):
+        class Listed:
+            def __init__(self, root):
+                self.train, self.query, self.gallery = list(train), list(query), list(gallery)
+
+        monkeypatch.setitem(DATASET_REGISTRY._obj_map, name, Listed)
+
+    return add
+
+
+def test_training_images_of_the_hosts_classes(data_sets):
+    items = training_items(["Market1501"])
+    assert len(items) == 48
+    path, identity, camera = items[0]
+    assert path.endswith(f"{MARKET}/bounding_box_train/0001_c1s1_000000_00.jpg")
+    assert identity == "market1501_1" and camera == "market1501_0"
+
+
+def test_order_does_not_depend_on_the_disk(register):
+    images = [(f"{k:02d}.jpg", k % 3, k % 2) for k in range(20)]
+    mixed = images[:]
+    random.Random(0).shuffle(mixed)
+    register("Mixed", mixed, mixed[:5], mixed[5:])
+    assert training_items(["Mixed"]) == images
+    query, gallery = query_and_gallery("Mixed")
+    assert query == sorted(mixed[:5]) and gallery == sorted(mixed[5:])
+
+
+def test_identities_that_cannot_be_compared(register):
+    register("Odd", [("b", "x", 0), ("a", 1, "y"), ("a", "x", 2)])
+    assert [item[0] for item in training_items(["Odd"])] == ["a", "a", "b"]
+
+
+def test_several_data_sets_in_the_order_named(register):
+    register("First", [("z", 0, 0)])
+    register("Second", [("a", 0, 0)])
+    assert [item[0] for item in training_items(["First", "Second"])] == ["z", "a"]
+
+
+def test_people_and_cameras_of_several_data_sets_are_kept_apart(register):
+    register("First", [("z", 0, 0), ("y", None, 1)])
+    register("Second", [("a", 0, 0)])
+    assert training_items(["First", "Second"]) == [
+        ("y", None, "First:1"), ("z", "First:0", "First:0"), ("a", "Second:0", "Second:0"),
+    ]  # fmt: skip
+
+
+def test_named_twice(register):
+    register("First", [("z", 0, 0)])
+    with pytest.raises(ValueError, match="names a data set twice: First, First"):
+        training_items(["First", "First"])
+
+
+def test_items_are_tuples_of_their_own(register):
+    register("Lists", [["a", 0, 0]])
+    assert training_items(["Lists"]) == [("a", 0, 0)]
+
+
+def test_query_and_gallery(data_sets):
+    query, gallery = query_and_gallery("Market1501")
+    assert len(query) == 6 and len(gallery) == 24
+    assert query == sorted(query) and gallery == sorted(gallery)
+
+
+@pytest.mark.parametrize(
+    "name, folder",
+    [("Market1501", "Market-1501-v15.09.15/"), ("DukeMTMC", "DukeMTMC-reID/"), ("MSMT17", "MSMT17_V1/")],
+)
+@pytest.mark.filterwarnings("ignore:The current data structure is deprecated")
+def test_missing_folder(name, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "nothing here"))
+    for read in (lambda: training_items([name]), lambda: query_and_gallery(name)):
+        with pytest.raises(FileNotFoundError) as raised:
+            read()
+        message = str(raised.value)
+        assert (
+            name in message and str(tmp_path / "nothing here") in message and "FASTREID_DATASETS" in message
+        )
+        assert folder in message
+
+
+def test_missing_list_of_images(tmp_path, monkeypatch):
+    for folder in ("train", "test"):
+        (tmp_path / "MSMT17_V1" / folder).mkdir(parents=True)
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="data set MSMT17: .*list_train.txt"):
+        training_items(["MSMT17"])
+
+
+def test_images_of_a_list_that_are_not_on_disk(tmp_path, monkeypatch):
+    """Of the parts that are asked for, in folders that are there and not."""
+    base = tmp_path / "MSMT17_V1"
+    for folder in ("train/0000", "test/0000"):
+        (base / folder).mkdir(parents=True)
+    names = [f"0000/0000_000_{camera:02d}_a_{camera}.jpg" for camera in (1, 2)]
+    for part in ("train", "val", "query", "gallery"):
+        (base / f"list_{part}.txt").write_text("".join(f"{name} 0\n" for name in names))
+    for name in names:
+        (base / "test" / name).touch()
+    (base / "train" / names[0]).touch()
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    assert [len(part) for part in query_and_gallery("MSMT17")] == [2, 2]
+    with pytest.raises(
+        FileNotFoundError,
+        match=f"MSMT17: 1 of 2 images .* not on disk .first: '{base}/train/{names[1]}'.: unpack",
+    ):
+        training_items(["MSMT17"])
+    (base / "train" / names[1]).symlink_to(tmp_path / "gone")
+    (base / "list_train.txt").write_text(f"{names[1]} 0\n0001/0001_000_01_a_1.jpg 1\n")
+    with pytest.raises(FileNotFoundError, match="2 of 2 images"):
+        training_items(["MSMT17"])
+
+
+def test_no_training_images(data_sets, tmp_path, monkeypatch):
+    for split in ("bounding_box_train", "query", "bounding_box_test"):
+        (tmp_path / MARKET / split).mkdir(parents=True)
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    with pytest.raises(ValueError, match="Market1501 .*has no training images"):
+        training_items(["Market1501"])
+    with pytest.raises(ValueError, match="0 query and 0 gallery images.*TEST.EVAL_PERIOD to 0"):
+        query_and_gallery("Market1501")
+
+
+def test_queries_without_a_match_are_counted(register, caplog):
+    gallery = [("g0", 0, 1), ("g1", 1, 0), ("g2", 9, 1)]
+    register("Some", query=[("q0", 0, 0), ("q1", 1, 0), ("q2", 2, 0)], gallery=gallery)
+    query_and_gallery("Some")
+    assert [record.getMessage() for record in caplog.records] == [
+        ("Some: 2 of 3 queries have no match in the gallery under another camera and are left out: mAP and "
+         "ranks are over 1 queries")
+    ]  # fmt: skip
+    caplog.clear()
+    register("All", query=[("q0", 0, 0), ("q1", 1, 1)], gallery=gallery)
+    query_and_gallery("All")
+    assert not caplog.records
+
+
+def test_no_query_counts(register):
+    register("None", query=[("q0", 0, 0), ("q1", 1, 0)], gallery=[("g0", 0, 0), ("g1", 2, 1)])
+    with pytest.raises(
+        ValueError, match="none of the 2 queries of None .*2 gallery images under another camera.*EVAL_PERIOD"
+    ):
+        query_and_gallery("None")
+
+
+def test_matched_queries():
+    gallery = [(1, 0), (1, 1), (2, 0)]
+    assert [matched_queries([one], gallery) for one in ((1, 0), (1, 1), (2, 0), (2, 1), (3, 0))] == [
+        1,
+        1,
+        0,
+        1,
+        0,
+    ]
+    assert matched_queries([], gallery) == matched_queries(gallery, []) == 0
+
+
+def test_a_file_where_a_folder_should_be(tmp_path, monkeypatch):
+    for split in ("query", "bounding_box_test"):
+        (tmp_path / MARKET / split).mkdir(parents=True)
+    (tmp_path / MARKET / "bounding_box_train").touch()
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    with pytest.raises(
+        FileNotFoundError, match="data set Market1501: .*bounding_box_train' is a file.*FASTREID_DATASETS"
+    ):
+        training_items(["Market1501"])
+
+
+def test_nothing_named():
+    with pytest.raises(ValueError, match="DATASETS.NAMES is empty"):
+        training_items([])
+
+
+def test_unknown_data_set(data_sets):
+    with pytest.raises(KeyError, match="NoSuchSet.*DukeMTMC, .*Market1501, .*Mine.*SSKD.FOLDERS"):
+        training_items(["NoSuchSet"], {"Mine": {}})
+
+
+# ---- folders of crops ----------------------------------------------------------------------------
+
 
 FIRST_FOLDER = "^([^/]+)/"
 
@@ -46,13 +297,24 @@ def open_folder(root, **settings):
     return folder_class("site", settings)(root=root)
 
 
-# ---- training images ---------------------------------------------------------------------------------------------
+# ---- training images -----------------------------------------------------------------------------
 
 
 def test_any_tree_without_identities_and_cameras(tree):
-    root = tree("crops/b/x.jpg", "crops/a.PNG", "crops/b/deep/y.webp", "crops/notes.txt", "crops/.hidden.jpg", "crops/.t/z.jpg")
+    root = tree(
+        "crops/b/x.jpg",
+        "crops/a.PNG",
+        "crops/b/deep/y.webp",
+        "crops/notes.txt",
+        "crops/.hidden.jpg",
+        "crops/.t/z.jpg",
+    )
     train = open_folder(root, TRAIN="crops").train
-    assert [os.path.relpath(item[0], root) for item in train] == ["crops/a.PNG", "crops/b/deep/y.webp", "crops/b/x.jpg"]
+    assert [os.path.relpath(item[0], root) for item in train] == [
+        "crops/a.PNG",
+        "crops/b/deep/y.webp",
+        "crops/b/x.jpg",
+    ]
     assert {item[1] for item in train} == {None} and len({item[2] for item in train}) == 1
 
 
@@ -91,7 +353,9 @@ def test_absolute_folder(tree, tmp_path):
 
 
 def test_the_group_that_takes_part(tree):
-    train = open_folder(tree("crops/cam2/x.jpg", "crops/x_c1.jpg"), TRAIN="crops", CAMERA=r"cam(\d)|_c(\d)").train
+    train = open_folder(
+        tree("crops/cam2/x.jpg", "crops/x_c1.jpg"), TRAIN="crops", CAMERA=r"cam(\d)|_c(\d)"
+    ).train
     assert [item[2] for item in train] == ["site_2", "site_1"]
 
 
@@ -127,7 +391,7 @@ def test_unknown_settings():
         folder_class("site", "crops")
 
 
-# ---- query and gallery -------------------------------------------------------------------------------------------
+# ---- query and gallery ---------------------------------------------------------------------------
 
 LABELLED = {"QUERY": "q", "GALLERY": "g", "IDENTITY": r"^([a-z]+)\d"}
 
@@ -152,7 +416,9 @@ def test_without_cameras_a_query_must_not_find_itself(tree, tmp_path):
     os.symlink(tmp_path / "q" / "bo1.jpg", tmp_path / "g" / "bo1.jpg")
     with pytest.raises(ValueError, match="1 images are in query and gallery both.*bo1.jpg"):
         open_folder(root, **LABELLED)
-    assert len(open_folder(root, **LABELLED, CAMERA="o|n").gallery) == 2  # with cameras the protocol leaves it out
+    assert (
+        len(open_folder(root, **LABELLED, CAMERA="o|n").gallery) == 2
+    )  # with cameras the protocol leaves it out
 
 
 @pytest.mark.parametrize("missing", ["QUERY", "GALLERY", "IDENTITY"])
@@ -179,7 +445,11 @@ def test_junk_takes_no_place_and_distractors_do(tree, identity, caplog):
     root = tree("q/0002_c1s1.jpg", "q/-1_c1s1.jpg", *names)
     data = open_folder(root, **{**MARKET_NAMES, "IDENTITY": identity})
     assert [os.path.basename(item[0]) for item in data.query] == ["0002_c1s1.jpg"]
-    assert [os.path.basename(item[0]) for item in data.gallery] == ["-10_c1s1.jpg", "0000_c2s1.jpg", "0002_c2s1.jpg"]
+    assert [os.path.basename(item[0]) for item in data.gallery] == [
+        "-10_c1s1.jpg",
+        "0000_c2s1.jpg",
+        "0002_c2s1.jpg",
+    ]
     assert "1 query and 2 gallery images are junk by SSKD.FOLDERS.site.JUNK" in caplog.text
     assert "1 query and 3 gallery images, 2 of these of people whom no query shows" in caplog.text
 
@@ -203,7 +473,7 @@ def test_junk_has_no_identity_in_training(tree):
     assert [item[1] for item in train] == [None, "site_0002"]
 
 
-# ---- through the config ------------------------------------------------------------------------------------------
+# ---- through the config --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -222,10 +492,17 @@ def crops(world, tmp_path, monkeypatch):
     return root
 
 
-FOLDER = ("DATASETS.NAMES", "('CropFolder',)", "DATASETS.TESTS", "()", "SSKD.FOLDERS.CropFolder.TRAIN", "crops")
+FOLDER = (
+    "DATASETS.NAMES",
+    "('CropFolder',)",
+    "DATASETS.TESTS",
+    "()",
+    "SSKD.FOLDERS.CropFolder.TRAIN",
+    "crops",
+)
 TEST = (
-    "DATASETS.TESTS", "('CropFolder',)", "SSKD.FOLDERS.CropFolder.QUERY", "q", "SSKD.FOLDERS.CropFolder.GALLERY", "g",
-    "SSKD.FOLDERS.CropFolder.IDENTITY", r"^(\d+)_",
+    "DATASETS.TESTS", "('CropFolder',)", "SSKD.FOLDERS.CropFolder.QUERY", "q",
+    "SSKD.FOLDERS.CropFolder.GALLERY", "g", "SSKD.FOLDERS.CropFolder.IDENTITY", r"^(\d+)_",
 )  # fmt: skip
 
 
@@ -298,11 +575,13 @@ def test_one_registered_in_five_lines(crops, monkeypatch):
 
 
 def test_adapts_without_cameras_labels_and_test_set(crops, tmp_path, caplog):
-    """Both stages by the config that ships, then again from the source models: no evaluation, no diagnostics."""
+    """Both stages by the config that ships, then again from the source models: no evaluation."""
     caplog.set_level(logging.INFO, logger="fastreid.sskd")
-    source = [*TINY_SOURCE[len(TINY):], "SOLVER.MAX_EPOCH", "1"]
+    source = [*TINY_SOURCE[len(TINY) :], "SOLVER.MAX_EPOCH", "1"]
     opts = [*TINY_TARGET, "SSKD.SOURCE.OPTS", str(source), "TEST.EVAL_PERIOD", "1"]
-    assert run(load_config(str(CONFIGS / "sskd_crops.yml"), [*opts, "OUTPUT_DIR", str(tmp_path / "both")])) == {}
+    assert (
+        run(load_config(str(CONFIGS / "sskd_crops.yml"), [*opts, "OUTPUT_DIR", str(tmp_path / "both")])) == {}
+    )
     weights = [str(tmp_path / "both" / "source" / f"peer{k}" / "model_best.pth") for k in range(2)]
     again = [*opts, "SSKD.SOURCE.WEIGHTS", str(weights), "OUTPUT_DIR", str(tmp_path / "second")]
     assert run(load_config(str(CONFIGS / "sskd_crops.yml"), again)) == {}
@@ -312,13 +591,17 @@ def test_adapts_without_cameras_labels_and_test_set(crops, tmp_path, caplog):
         metrics = (output / "metrics.json").read_text()
         assert "refresh/clusters" in metrics and "diagnostics" not in metrics
     assert "nothing is evaluated" in caplog.text
-    first, second = (load_checkpoint(at / "model_final.pth")["model"] for at in (tmp_path / "both", tmp_path / "second"))
+    first, second = (
+        load_checkpoint(at / "model_final.pth")["model"] for at in (tmp_path / "both", tmp_path / "second")
+    )
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_evaluates_on_its_own_query_and_gallery(crops, tmp_path):
     """The same images as Market-1501's give the same figures, and training does not see the identities."""
-    cfg = tiny_adaptation(tmp_path / "out", *FOLDER, *TEST, "SSKD.FOLDERS.CropFolder.CAMERA", r"_c(\d)|cam(\d)")
+    cfg = tiny_adaptation(
+        tmp_path / "out", *FOLDER, *TEST, "SSKD.FOLDERS.CropFolder.CAMERA", r"_c(\d)|cam(\d)"
+    )
     model = AdaptationTrainer.build_model(cfg)
     mine = evaluate_peers(cfg, model)["CropFolder"]
     theirs = evaluate_peers(tiny_adaptation(tmp_path / "out"), model)["Market1501"]

@@ -1,0 +1,476 @@
+"""What a run trains on and is tested on: registered data sets and folders of images, in a fixed order."""
+
+import logging
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar
+
+from fastreid.config import CfgNode
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
+
+from ..compat import dataset_root
+from ..refusals import UnknownNameError, nearest
+
+__all__ = [
+    "IMAGE_ENDINGS", "CropFolder", "Item", "check_identities", "find_images", "folder_class", "image_paths",
+    "matched_queries", "source_items", "test_items", "training_items",
+]  # fmt: skip
+
+logger = logging.getLogger("fastreid.sskd.data")
+
+IMAGE_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_OF_THE_SYSTEM = ("desktop.ini", "thumbs.db")  # written by Windows into folders of images
+_SETTINGS = {
+    "TRAIN": "train_folder", "QUERY": "query_folder", "GALLERY": "gallery_folder", "CAMERA": "camera",
+    "IDENTITY": "identity", "JUNK": "junk",
+}  # fmt: skip
+_NOBODY = -1  # a person of the gallery whom no query shows
+Item = tuple[str, object, object]  # path, identity (None: unknown), camera
+_SPLITS = "with bounding_box_train/, query/ and bounding_box_test/, images named like 0002_c1s1_000451_03.jpg"
+_LAYOUTS = {
+    "Market1501": f"Market-1501-v15.09.15/ {_SPLITS}",
+    "DukeMTMC": f"DukeMTMC-reID/ {_SPLITS}",
+    "MSMT17": "MSMT17_V1/ with train/, test/ and list_train.txt, list_val.txt, list_query.txt, "
+    "list_gallery.txt (or MSMT17_V2/ with mask_train_v2/, mask_test_v2/ and the same lists)",
+}
+
+
+def training_items(
+    names: Sequence[str], folders: Mapping = MappingProxyType({}), combine_all: bool = False
+) -> list[Item]:
+    """List the training images of data sets, sorted by path within each.
+
+    Identities and cameras of several data sets are kept apart: with more than one, they are prefixed with its
+    name.
+
+    Args:
+        names: ``DATASETS.NAMES``: of registered data sets or of ``folders``.
+        folders: ``SSKD.FOLDERS``, see :func:`folder_class`.
+        combine_all: ``DATASETS.COMBINEALL``: the query and gallery images too, as people of their own.
+
+    Raises:
+        UnknownNameError: if a name is not registered.
+        FileNotFoundError: if the images are not where they should be, naming the folder and the variable that
+            sets it.
+        ValueError: if there are no images, or a data set is named twice.
+    """
+    if not names:
+        raise ValueError("no data set is named to train on: DATASETS.NAMES is empty")
+    if len(set(names)) < len(names):
+        raise ValueError(f"DATASETS.NAMES names a data set twice: {', '.join(names)}")
+    items: list[Item] = []
+    for name in names:
+        (train,) = _read(name, folders, "train", combine_all=combine_all)
+        if not train:
+            raise ValueError(
+                f"data set {name} below {os.path.abspath(dataset_root())!r} has no training images"
+                + (f": set SSKD.FOLDERS.{name}.TRAIN to their folder" if name in folders else "")
+            )
+        if len(names) > 1:
+            train = [
+                (path, who if who is None else f"{name}:{who}", f"{name}:{camera}")
+                for path, who, camera in train
+            ]
+        items.extend(train)
+    return items
+
+
+def test_items(name: str, folders: Mapping = MappingProxyType({})) -> tuple[list[Item], list[Item]]:
+    """List the query and gallery images of a data set, each sorted by path.
+
+    A warning counts the queries that no evaluation looks at; if there is no other, that is an error.
+    Arguments and errors are those of :func:`training_items`.
+    """
+    query, gallery = _read(name, folders, "query", "gallery")
+    if not query or not gallery:
+        raise ValueError(
+            f"data set {name} has {len(query)} query and {len(gallery)} gallery images, so nothing can be "
+            "ranked: name another set in DATASETS.TESTS, or set TEST.EVAL_PERIOD to 0"
+        )
+    counted = matched_queries(*([item[1:] for item in part] for part in (query, gallery)))
+    if not counted:
+        raise ValueError(
+            f"none of the {len(query)} queries of {name} has its identity among the {len(gallery)} gallery "
+            "images under another camera, so nothing can be ranked: check identities and cameras, or set "
+            "TEST.EVAL_PERIOD to 0"
+        )
+    if counted < len(query):
+        logger.warning(
+            "%s: %d of %d queries have no match in the gallery under another camera and are left out: mAP "
+            "and ranks are over %d queries", name, len(query) - counted, len(query), counted,
+        )  # fmt: skip
+    return query, gallery
+
+
+test_items.__test__ = False  # not a test, whatever pytest thinks of its name
+
+
+def source_items(cfg: CfgNode) -> tuple[list[Item], list[int]]:
+    """List the labelled images of a source, and the number 0..C-1 of each one's identity.
+
+    Args:
+        cfg: a stage 1 config; ``DATASETS.COMBINEALL`` adds query and gallery.
+
+    Raises:
+        ValueError: if an image has no identity, there are fewer than two, or each has one image; or as for
+            :func:`training_items`.
+    """
+    items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS, cfg.DATASETS.COMBINEALL)
+    nobody = next((item[0] for item in items if item[1] is None), None)
+    if nobody is not None:
+        raise ValueError(
+            f"a source needs identities, and {nobody!r} has none: set the IDENTITY of its node in "
+            "SSKD.FOLDERS, move such images away, or train on this data set as a target"
+        )
+    number = {name: i for i, name in enumerate(sorted({item[1] for item in items}))}
+    check_identities(len(number), cfg.DATASETS.NAMES)
+    if len(number) == len(items):
+        raise ValueError(
+            f"each of the {len(items)} identities of {', '.join(cfg.DATASETS.NAMES)} has one image, so "
+            "nothing shows what two images of a person share: train on a source with several images of each"
+        )
+    return items, [number[item[1]] for item in items]
+
+
+def check_identities(num_classes: int, names: Sequence[str]) -> None:
+    """Check that a classifier has something to tell apart.
+
+    Raises:
+        ValueError: if there are fewer than two identities.
+    """
+    if num_classes < 2:
+        raise ValueError(
+            f"a classifier needs two identities or more, and {', '.join(names)} has {num_classes}: train on "
+            "another data set, or correct what the identities are read from"
+        )
+
+
+def matched_queries(query: Iterable[Sequence], gallery: Iterable[Sequence]) -> int:
+    """The number of queries that count: their identity is in the gallery under another camera.
+
+    Args:
+        query, gallery: (identity, camera) of each image.
+    """
+    seen_by = defaultdict(set)
+    for identity, camera in gallery:
+        seen_by[identity].add(camera)
+    return sum(bool(seen_by.get(identity, set()) - {camera}) for identity, camera in query)
+
+
+def _read(name: str, folders: Mapping, *parts: str, combine_all: bool = False) -> list[list[Item]]:
+    """Read parts of a data set ("train", "query", "gallery"), each sorted by path."""
+    root = dataset_root()
+    if name in folders:
+        return _parts(folder_class(name, folders[name])(root=root), parts, combine_all)
+    if name not in DATASET_REGISTRY._obj_map:  # the host's registry has no other way to ask
+        known = sorted({*DATASET_REGISTRY._obj_map, *folders})
+        raise UnknownNameError(
+            f"no data set is named {name!r}{nearest(name, known)}. There are {', '.join(known)}; folders of "
+            "your own images get a name by SSKD.FOLDERS, classes of your own by fast-reid's DATASET_REGISTRY"
+        )
+    data_set = DATASET_REGISTRY.get(name)
+    try:
+        found = _parts(data_set(root=root), parts, combine_all)
+        if data_set.__module__.startswith("fastreid."):
+            _check_on_disk([item for part in found for item in part])
+        return found
+    # the host's Dataset.check_before_run, its MSMT17's assertion, a folder or list that is not there
+    except (RuntimeError, AssertionError, FileNotFoundError) as error:
+        layout = _LAYOUTS.get(name, "as its class in fast-reid expects")
+        raise FileNotFoundError(
+            f"data set {name}: {error}; data sets are looked for below {os.path.abspath(root)!r}: set "
+            f"FASTREID_DATASETS to the folder that holds them, laid out as {layout}"
+        ) from error
+
+
+def _parts(data: ImageDataset, parts: Sequence[str], combine_all: bool) -> list[list[Item]]:
+    if combine_all:
+        data.combine_all()
+    # the host's Market1501 looks into its folders only now
+    return [_sorted(getattr(data, part)) for part in parts]
+
+
+def _check_on_disk(items: Sequence[Item]) -> None:
+    """Check that all images are there: some of the host's classes believe a list."""
+    files: dict[str, set[str]] = {}
+    missing = []
+    for path, _, _ in items:
+        folder, file = os.path.split(path)
+        if folder not in files:
+            here = os.scandir(folder) if os.path.isdir(folder) else ()
+            files[folder] = {entry.name for entry in here if entry.is_file()}
+        if file not in files[folder]:
+            missing.append(path)
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(items)} images that its lists name are not on disk (first: "
+            f"{missing[0]!r}): unpack or copy it again, or take these lines out of the lists"
+        )
+
+
+def _sorted(items: Sequence[Sequence]) -> list[Item]:
+    return sorted((tuple(item) for item in items), key=lambda item: item[0])
+
+
+class CropFolder(ImageDataset):
+    r"""Images below a folder and its sub-folders: enough to be a target.
+
+    ``camera`` and ``identity`` are regular expressions, searched for in an image's path below its folder
+    (with ``/`` between folders, ending included). The first group that takes part is the name, without groups
+    the whole match is: ``^([^/]+)/`` is the first sub-folder, ``_c(\d+)`` the number in
+    ``0002_c1s1_000451_03.jpg``. Empty, there are no cameras, or no identities.
+
+    A data set of one's own takes five lines::
+
+        @DATASET_REGISTRY.register()
+        class MySite(CropFolder):
+            train_folder, query_folder, gallery_folder = "my_site/train", "my_site/query", "my_site/gallery"
+            identity, camera = r"^(\d+)_", r"_c(\d+)"
+            dataset_name = "my_site"
+
+    Images that the expression ``junk`` matches are left out of query and gallery, and have no identity in
+    training. By default these are files and sub-folders whose name begins with -1, the false detections of
+    Market-1501.
+
+    The config's ``SSKD.FOLDERS`` does it without code. Training images carry identities (None where
+    ``identity`` finds none) and cameras as text prefixed with ``dataset_name``. Query and gallery carry them
+    as numbers; they need ``identity``. A gallery image that it does not match shows somebody whom no query
+    shows. Without cameras the queries are of one camera and the gallery of another, so that nothing is left
+    out of the ranking.
+
+    Args:
+        root: folder of data sets (FASTREID_DATASETS), which relative folders are below.
+        **kwargs: for :class:`fastreid.data.datasets.bases.ImageDataset`.
+
+    Raises:
+        FileNotFoundError: if a folder that is named is not there.
+        ValueError: if it holds no image, a path has no camera or no identity where it should, or only one of
+            query and gallery is named.
+    """
+
+    train_folder: str = ""
+    query_folder: str = ""
+    gallery_folder: str = ""
+    camera: str = ""
+    identity: str = ""
+    junk: str = r"(?:^|/)-1(?!\d)"
+    dataset_name: str = "crops"
+    _junk_pids: ClassVar[list[int]] = [_NOBODY]
+
+    def __init__(self, root: str = "datasets", **kwargs):
+        self.root = os.path.expanduser(root)
+        if bool(self.query_folder) != bool(self.gallery_folder):
+            raise ValueError(
+                f"{self._key('QUERY')} and {self._key('GALLERY')} go together: got {self.query_folder!r} and "
+                f"{self.gallery_folder!r}; name both, or neither to train without evaluation"
+            )
+        query, gallery = self._test() if self.query_folder else ([], [])
+        super().__init__(self._train() if self.train_folder else [], query, gallery, **kwargs)
+
+    def _key(self, setting: str) -> str:
+        return f"SSKD.FOLDERS.{self.dataset_name}.{setting}"
+
+    def _train(self) -> list[tuple]:
+        paths = self._paths("TRAIN", self.train_folder)
+        cameras = self._names("CAMERA", paths) or [""] * len(paths)
+        identities = self._names("IDENTITY", paths, needed=False) or [None] * len(paths)
+        prefix = f"{self.dataset_name}_"
+        people = [
+            None if name is None or junk else prefix + name
+            for name, junk in zip(identities, self._found("JUNK", paths))
+        ]
+        logger.info(
+            "%s: %d training images, %s, %d of them with one of %d identities",
+            self.dataset_name,
+            len(paths),
+            f"{len(set(cameras))} cameras" if self.camera else "no cameras",
+            len(people) - people.count(None),
+            len(set(people) - {None}),
+        )
+        return list(zip(paths.values(), people, (prefix + camera for camera in cameras)))
+
+    def _test(self) -> tuple[list[tuple], list[tuple]]:
+        if not self.identity:
+            raise ValueError(
+                f"{self.dataset_name} has a query folder, but {self._key('IDENTITY')} is empty: ranking "
+                r"needs the identities of query and gallery, as a regular expression such as '^(\d+)_'"
+            )
+        paths = [self._paths("QUERY", self.query_folder), self._paths("GALLERY", self.gallery_folder)]
+        junk = [[below for below, found in zip(part, self._found("JUNK", part)) if found] for part in paths]
+        for part, names in zip(paths, junk):
+            for below in names:
+                del part[below]
+        if any(junk):
+            logger.info(
+                "%s: %d query and %d gallery images are junk by %s and left out (first: %r)",
+                self.dataset_name, *map(len, junk), self._key("JUNK"), (junk[0] + junk[1])[0],
+            )  # fmt: skip
+        people = [self._names("IDENTITY", paths[0]), self._names("IDENTITY", paths[1], needed=False)]
+        if set(people[1]) == {None}:
+            raise ValueError(self._nothing_found("IDENTITY", paths[1], people[1]))
+        if self.camera:
+            cameras = [self._names("CAMERA", part) for part in paths]
+        else:
+            cameras = [[str(which)] * len(part) for which, part in enumerate(paths)]
+            both = sorted(
+                set(map(os.path.realpath, paths[0].values())) & set(map(os.path.realpath, paths[1].values()))
+            )
+            if both:
+                raise ValueError(
+                    f"{self.dataset_name} has no cameras, and {len(both)} images are in query and gallery "
+                    f"both (first: {both[0]}), so that a query would find itself: keep the folders apart, or "
+                    f"set {self._key('CAMERA')}"
+                )
+        person, camera = _numbers(people[0] + people[1]), _numbers(cameras[0] + cameras[1])
+        shown = set(people[0])
+        query, gallery = (
+            [(path, person[name], camera[at]) for path, name, at in zip(part.values(), names, places)]
+            for part, names, places in zip(paths, people, cameras)
+        )
+        logger.info(
+            "%s: %d query and %d gallery images, %d of these of people whom no query shows",
+            self.dataset_name,
+            len(query),
+            len(gallery),
+            sum(name not in shown for name in people[1]),
+        )
+        return query, gallery
+
+    def _paths(self, setting: str, folder: str) -> dict[str, str]:
+        """{path below the folder, with "/": path} in sorted order."""
+        at = os.path.join(self.root, os.path.expanduser(folder))
+        if not os.path.isdir(at):
+            raise FileNotFoundError(
+                f"{self._key(setting)}: there is no folder {os.path.abspath(at)!r}; give an absolute path, "
+                "or one below FASTREID_DATASETS"
+            )
+        return {os.path.relpath(path, at).replace(os.sep, "/"): path for path in image_paths(at)}
+
+    def _found(self, setting: str, paths: Mapping[str, str]) -> list[re.Match | None]:
+        """The match of a setting's expression in every path; None everywhere if it is empty."""
+        rule = getattr(self, _SETTINGS[setting])
+        try:
+            return [re.search(rule, path) if rule else None for path in paths]
+        except re.error as error:
+            raise ValueError(f"{self._key(setting)} {rule!r} is no regular expression: {error}") from error
+
+    def _names(self, setting: str, paths: Mapping[str, str], needed: bool = True) -> list[str | None]:
+        """What a setting's expression finds in every path, None for nothing; [] if it is empty."""
+        if not getattr(self, _SETTINGS[setting]):
+            return []
+        matches = self._found(setting, paths)
+        groups = [match.groups() or (match[0],) if match else () for match in matches]
+        names = [next((name for name in found if name), None) for found in groups]
+        if needed and None in names:
+            raise ValueError(self._nothing_found(setting, paths, names))
+        return names
+
+    def _nothing_found(self, setting: str, paths: Mapping[str, str], names: Sequence) -> str:
+        first = next(path for path, name in zip(paths, names) if name is None)
+        return (
+            f"{self._key(setting)} {getattr(self, _SETTINGS[setting])!r} finds nothing in "
+            f"{names.count(None)} of {len(names)} paths (first: {first!r}): correct the regular expression, "
+            "or move these images away"
+        )
+
+
+def folder_class(name: str, settings: Mapping[str, str]) -> type[CropFolder]:
+    """The data set that a node of ``SSKD.FOLDERS`` describes.
+
+    Args:
+        name: of the node, and so of the data set.
+        settings: TRAIN, QUERY, GALLERY (folders), CAMERA, IDENTITY and JUNK (regular expressions); what is
+            missing or empty is as in :class:`CropFolder`.
+
+    Raises:
+        TypeError: if it is no node.
+        ValueError: if a setting is unknown or no text.
+    """
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"SSKD.FOLDERS.{name} must be a node with {', '.join(_SETTINGS)}; got {settings!r}")
+    wrong = [key for key, value in settings.items() if key not in _SETTINGS or not isinstance(value, str)]
+    if wrong:
+        raise ValueError(
+            f"SSKD.FOLDERS.{name}.{wrong[0]} = {settings[wrong[0]]!r}: a folder takes "
+            f"{', '.join(_SETTINGS)}, each a text"
+        )
+    attributes = {_SETTINGS[key]: value for key, value in settings.items() if value}
+    return type(name, (CropFolder,), {**attributes, "dataset_name": name})
+
+
+def _numbers(names: Sequence) -> dict:
+    """{name: 0, 1, ... in sorted order}; None is :data:`_NOBODY`."""
+    return {**{name: number for number, name in enumerate(sorted(set(names) - {None}))}, None: _NOBODY}
+
+
+def find_images(folder: str) -> list[str]:
+    """List all images below a folder, by their endings in any letter case, sorted; may be empty.
+
+    Links to folders are followed. Each folder is listed once, under its own path if it lies below ``folder``
+    itself. Links to it, and links to a folder that holds them, are left out with a warning. Hidden files and
+    folders (``.name``) are left out too; files of other endings are, with their count in the log.
+
+    Args:
+        folder: where to look; its name is taken literally.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or a link below it leads nowhere.
+    """
+    if not os.path.isdir(folder):
+        what = "is a file, not a folder" if os.path.exists(folder) else "not found"
+        raise FileNotFoundError(f"folder {folder!r} {what}")
+    paths, others, again = [], Counter(), []
+    seen, pending, links = set(), [folder], []
+    while pending or links:
+        links.sort(reverse=True)
+        at = pending.pop() if pending else links.pop()
+        real = os.path.realpath(at)
+        if real in seen:
+            again.append(at)
+            continue
+        seen.add(real)
+        with os.scandir(at) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    loop = entry.is_symlink() and Path(real).is_relative_to(os.path.realpath(entry.path))
+                    (again if loop else links if entry.is_symlink() else pending).append(entry.path)
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    raise FileNotFoundError(
+                        f"link {entry.path!r} leads to {os.readlink(entry.path)!r}, which is not there: mend "
+                        "or remove it"
+                    )
+                elif entry.name.lower().endswith(IMAGE_ENDINGS):
+                    paths.append(entry.path)
+                elif entry.name.lower() not in _OF_THE_SYSTEM:
+                    others[os.path.splitext(entry.name)[1] or entry.name] += 1
+    if again:
+        logger.warning(
+            "%s: %d links to folders that are listed already are left out (first: %s)",
+            folder,
+            len(again),
+            min(again),
+        )
+    if others:
+        count = ", ".join(f"{number} {ending}" for ending, number in others.most_common(5))
+        logger.info("%s: %d files without an image's ending are left out (%s)", folder, others.total(), count)
+    return sorted(paths)
+
+
+def image_paths(folder: str) -> list[str]:
+    """List the images of :func:`find_images`; a folder without any is an error.
+
+    Raises:
+        FileNotFoundError: as there.
+        ValueError: if it holds no image.
+    """
+    paths = find_images(folder)
+    if not paths:
+        raise ValueError(f"no image below {folder!r}: looked for {', '.join(IMAGE_ENDINGS)}")
+    return paths
