@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure an evaluation, compared with a product and an argsort of all distances, and with the host's ranking in Python.
 
-    benchmarks/evaluation.py --threads 2
+benchmarks/evaluation.py --threads 2
 """
 
 import argparse
@@ -69,7 +69,11 @@ def crowd(num_query: int, num_gallery: int, num_ids: int, dim: int, seed: int = 
 
     people, places = parts(num_ids + len(others), IDENTITY), parts(CAMERAS, CAMERA)
     features = torch.from_numpy((people[identities] + places[cameras] + parts(count, IMAGE)) @ layer)
-    split = [values[part] for values in (identities, cameras) for part in (slice(num_query), slice(num_query, None))]
+    split = [
+        values[part]
+        for values in (identities, cameras)
+        for part in (slice(num_query), slice(num_query, None))
+    ]
     return Crowd(features[:num_query], features[num_query:], tuple(split))
 
 
@@ -116,7 +120,12 @@ def _time(sizes: tuple[int, int, int], repeats: int) -> Row:
         target=f"{middle['ours'] / floor:.2f} of product + argsort (at most {TARGET:g})",
         note=f"float32, {torch.get_num_threads()} threads; plain: the host's Python ranking; AP and INP within "
         f"{difference:.1e} of it but for {ties} queries with a tie at a match",
-        details={**seconds, "host_ranking": ranked, "largest_difference": difference, "queries_with_ties": ties},
+        details={
+            **seconds,
+            "host_ranking": ranked,
+            "largest_difference": difference,
+            "queries_with_ties": ties,
+        },
     )
 
 
@@ -140,7 +149,9 @@ def _compare(distances: np.ndarray, labels: tuple, host: tuple) -> tuple[float, 
     curve = np.abs(ours[0][: len(host[0])] - host[0]).max()
     # the host's curve is a float32; a tie moves a query's first match by a place at most as often as there are ties
     if max(values) > 1e-12 or curve > 1e-6 + tied.sum() / len(tied):
-        raise RuntimeError(f"AP, INP and CMC differ from the host's by {values} and {curve:.2g}: the ranking is wrong")
+        raise RuntimeError(
+            f"AP, INP and CMC differ from the host's by {values} and {curve:.2g}: the ranking is wrong"
+        )
     return float(max(values)), int(tied.sum())
 
 

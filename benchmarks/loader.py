@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure how many views a core makes in a second, compared with all of the host's transforms for every view.
 
-    benchmarks/loader.py --repeats 5
+benchmarks/loader.py --repeats 5
 """
 
 import argparse
@@ -45,7 +45,9 @@ def rows(args: argparse.Namespace) -> list[Row]:
 
 def _measure(args: argparse.Namespace, folder: Path) -> list[Row]:
     def config(**keys) -> CfgNode:
-        cfg = benchmark_config(_NETWORK, args.device, batch=args.batch, size=args.size, peers=args.peers, steps=_BATCHES)
+        cfg = benchmark_config(
+            _NETWORK, args.device, batch=args.batch, size=args.size, peers=args.peers, steps=_BATCHES
+        )
         cfg.SSKD.merge_from_list([str(part) for pair in keys.items() for part in pair])
         return cfg
 

@@ -64,7 +64,13 @@ def parser(doc: str, repeats: int = 5) -> argparse.ArgumentParser:
 def add_batch_options(given: argparse.ArgumentParser) -> None:
     """The options of scripts that make batches."""
     given.add_argument("--batch", type=int, help="images of a batch [default: the network's own]")
-    given.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of an image [default: the network's own]")
+    given.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of an image [default: the network's own]",
+    )
     given.add_argument("--peers", type=int, default=3, help="K")
 
 
@@ -80,13 +86,17 @@ def main(given: argparse.ArgumentParser, rows: Callable[[argparse.Namespace], li
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = torch.cuda.get_device_name(args.device) if torch.device(args.device).type == "cuda" else args.device
+    device = (
+        torch.cuda.get_device_name(args.device) if torch.device(args.device).type == "cuda" else args.device
+    )
     about = {**machine(), "device": device}
     measured = rows(args)
     if args.json:
         arguments = {name: str(value) for name, value in vars(args).items()}
         results = {"machine": about, "arguments": arguments, "rows": [asdict(row) for row in measured]}
-        write_atomically(str(args.json), lambda file: file.write(f"{json.dumps(results, indent=1)}\n".encode()))
+        write_atomically(
+            str(args.json), lambda file: file.write(f"{json.dumps(results, indent=1)}\n".encode())
+        )
     text = f"{described(about)}\n\n{table(measured)}"
     if args.markdown:
         write_atomically(str(args.markdown), lambda file: file.write(f"{text}\n".encode()))
@@ -121,7 +131,9 @@ def machine() -> dict:
     model = platform.processor()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
+            model = next(
+                (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model
+            )
     versions = {"python": platform.python_version()}
     for name in ("fastreid-sskd", "torch", "numpy", "scipy", "scikit-learn", "numba", "faiss-cpu"):
         try:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compute the memory of a training step from the tensors that its graphs save for the backward pass.
 
-    benchmarks/memory.py --peers 3 --classes 500
+benchmarks/memory.py --peers 3 --classes 500
 """
 
 import argparse
@@ -45,11 +45,17 @@ def saved_sizes(forward: Callable[[], object], but: Iterable[torch.Tensor] = ())
 
 def state_bytes(model: SSKD) -> dict[str, int]:
     """Bytes of what stays from step to step: both kinds of networks, the gradients, Adam's two moments."""
+
     def size(module: torch.nn.Module) -> int:
         return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
     learned = sum(p.nbytes for p in model.students.parameters() if p.requires_grad)
-    return {"students": size(model.students), "teachers": size(model.teachers), "gradients": learned, "moments": 2 * learned}
+    return {
+        "students": size(model.students),
+        "teachers": size(model.teachers),
+        "gradients": learned,
+        "moments": 2 * learned,
+    }
 
 
 def step_bytes(cfg: CfgNode, classes: int) -> dict[str, int]:

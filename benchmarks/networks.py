@@ -29,8 +29,16 @@ def _workers(device: str) -> int:
 
 
 def benchmark_config(
-    name: str, device: str, *, batch: int | None = None, size: tuple[int, int] | None = None, peers: int = 3, steps: int = 1,
-    dtype: str = "float32", channels_last: bool = False, compiled: bool = False,
+    name: str,
+    device: str,
+    *,
+    batch: int | None = None,
+    size: tuple[int, int] | None = None,
+    peers: int = 3,
+    steps: int = 1,
+    dtype: str = "float32",
+    channels_last: bool = False,
+    compiled: bool = False,
 ) -> CfgNode:
     """The method's config for one of :data:`NETWORKS`, random weights, an epoch of ``steps`` steps.
 
@@ -61,7 +69,9 @@ def benchmark_config(
     return load_config("", [str(part) for option in options.items() for part in option])
 
 
-def write_crops(folder: Path, count: int, size: tuple[int, int] = (128, 64), seed: int = 0) -> list[tuple[str, int, int]]:
+def write_crops(
+    folder: Path, count: int, size: tuple[int, int] = (128, 64), seed: int = 0
+) -> list[tuple[str, int, int]]:
     """Write ``count`` images of (height, width) ``size``; (path, identity, camera) of each, four images an identity."""
     folder.mkdir(parents=True, exist_ok=True)
     random, (height, width) = np.random.default_rng(seed), size
@@ -74,7 +84,9 @@ def write_crops(folder: Path, count: int, size: tuple[int, int] = (128, 64), see
     return items
 
 
-def plain_batches(cfg: CfgNode, items: Sequence[tuple], draws: Sequence[Sequence[tuple[int, int]]]) -> Iterator[dict]:
+def plain_batches(
+    cfg: CfgNode, items: Sequence[tuple], draws: Sequence[Sequence[tuple[int, int]]]
+) -> Iterator[dict]:
     """Batches of the host's images: each decoded, then K times through all of the host's transforms.
 
     Args:

@@ -52,8 +52,15 @@ def measure_step(name: str, args: argparse.Namespace) -> Row:
     """
     rounds = _UNMEASURED + args.repeats
     cfg = benchmark_config(
-        name, args.device, batch=args.batch, size=args.size, peers=args.peers, steps=rounds, dtype=args.precision,
-        channels_last=args.channels_last, compiled=args.compile,
+        name,
+        args.device,
+        batch=args.batch,
+        size=args.size,
+        peers=args.peers,
+        steps=rounds,
+        dtype=args.precision,
+        channels_last=args.channels_last,
+        compiled=args.compile,
     )
     use_device(args.device)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
@@ -65,8 +72,11 @@ def measure_step(name: str, args: argparse.Namespace) -> Row:
     if args.compile:
         compile_backbones(model)
     step = TrainingStep(
-        model, build_optimizer(cfg, list(model.students)), Precision(cfg),
-        read_every=1 if torch.device(args.device).type == "cpu" else rounds, epoch_length=rounds,
+        model,
+        build_optimizer(cfg, list(model.students)),
+        Precision(cfg),
+        read_every=1 if torch.device(args.device).type == "cpu" else rounds,
+        epoch_length=rounds,
     )
     for networks in (model, plain.model):
         generator = torch.Generator().manual_seed(args.seed)
@@ -77,7 +87,10 @@ def measure_step(name: str, args: argparse.Namespace) -> Row:
         items = write_crops(Path(folder), max(2 * batch, 64), seed=args.seed)
         labels = [identity % classes for _, identity, _ in items]
         step.set_data_loader(adaptation_loader(cfg, items, labels, args.seed))
-        draws = [[(j, labels[j]) for j in range(i * batch % len(items), i * batch % len(items) + batch)] for i in range(rounds)]
+        draws = [
+            [(j, labels[j]) for j in range(i * batch % len(items), i * batch % len(items) + batch)]
+            for i in range(rounds)
+        ]
         batches = plain_batches(cfg, items, draws)
         given = next(plain_batches(cfg, items, draws[:1]))
         views = [model.pixels(given["images"][:, k]) for k in range(model.num_peers)]
@@ -111,7 +124,7 @@ def _in_turn(
     cpu: dict[str, list[float]] = {kind: [] for kind in kinds}
     names = list(kinds)
     for number in range(rounds):
-        for name in names[number % len(names):] + names[:number % len(names)]:
+        for name in names[number % len(names) :] + names[: number % len(names)]:
             _synchronise(device_type)
             start, start_cpu = time.perf_counter(), time.process_time()
             kinds[name](number)
@@ -158,7 +171,9 @@ class BareStep:
         precision: of the forward passes.
     """
 
-    def __init__(self, model: SSKD, views: Sequence[torch.Tensor], labels: torch.Tensor, precision: Precision):
+    def __init__(
+        self, model: SSKD, views: Sequence[torch.Tensor], labels: torch.Tensor, precision: Precision
+    ):
         self.model = model
         self.views = views
         self.labels = labels
@@ -166,7 +181,9 @@ class BareStep:
         self._gradients: list[tuple[torch.Tensor, ...]] = []
         for student in model.students:
             shapes = (len(labels), student.feature_size), (len(labels), student.num_classes)
-            self._gradients.append(tuple(torch.randn(shape, device=model.device) / len(labels) for shape in shapes))
+            self._gradients.append(
+                tuple(torch.randn(shape, device=model.device) / len(labels) for shape in shapes)
+            )
 
     def __call__(self) -> None:
         for student in self.model.students:
@@ -195,7 +212,9 @@ class PlainStep:
         self.cfg = cfg
         self.model = copy.deepcopy(model)
         parameters = [p for student in self.model.students for p in student.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+        self.optimizer = torch.optim.Adam(
+            parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+        )
 
     def __call__(self, batch: dict, decay: float) -> list[float]:
         """One step; the losses as numbers, each waited for."""
@@ -203,7 +222,9 @@ class PlainStep:
         images, labels = batch["images"].to(model.device), batch["targets"].to(model.device)
         views = [model.pixels(images[:, k]) for k in range(model.num_peers)]
         with torch.no_grad():
-            taught = [teacher(view, labels)["pred_class_logits"] for teacher, view in zip(model.teachers, views)]
+            taught = [
+                teacher(view, labels)["pred_class_logits"] for teacher, view in zip(model.teachers, views)
+            ]
         losses: list[torch.Tensor] = []
         for k, (student, view) in enumerate(zip(model.students, views)):
             out = student(view, labels)
@@ -221,8 +242,13 @@ class PlainStep:
 
 
 def looped_multi_similarity(
-    features: torch.Tensor, labels: torch.Tensor, alpha: float = 2.0, beta: float = 40.0, base: float = 0.5,
-    margin: float = 0.1, itself: float = 1e-5,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    alpha: float = 2.0,
+    beta: float = 40.0,
+    base: float = 0.5,
+    margin: float = 0.1,
+    itself: float = 1e-5,
 ) -> torch.Tensor:
     """Multi-similarity with mining, anchor by anchor; arguments as in :func:`fastreid_sskd.losses.multi_similarity`."""
     normalised = F.normalize(features, dim=1)
@@ -266,9 +292,15 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_batch_options(parser)
     parser.add_argument("--models", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--classes", type=int, default=500, help="C, clusters")
-    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16", "auto"), default="float32",
-                        help="of our step and the floor; the plain step is float32")
-    parser.add_argument("--channels-last", action="store_true", help="SSKD.CHANNELS_LAST for our step and the floor")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16", "auto"),
+        default="float32",
+        help="of our step and the floor; the plain step is float32",
+    )
+    parser.add_argument(
+        "--channels-last", action="store_true", help="SSKD.CHANNELS_LAST for our step and the floor"
+    )
     parser.add_argument("--compile", action="store_true", help="SSKD.COMPILE for our step and the floor")
     return parser
 

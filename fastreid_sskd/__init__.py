@@ -3,6 +3,7 @@
 Importing the package makes fast-reid 1.4.0 work on a current stack (``fastreid_sskd.compat``) and registers the
 meta-architectures ``SSKD`` and ``SSKDSource``, the losses and the synthetic data sets in its registries.
 """
+
 __version__ = "0.1.0"
 
 from . import compat

@@ -3,6 +3,7 @@
 ``add_sskd_config`` adds the keys to a fast-reid config in the manner of detectron2's projects. The checks before a run, the rule of
 what a checkpoint may be resumed with, stage 1's config and ``docs/config.md`` are made from the same table.
 """
+
 import copy
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,18 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-__all__ = ["KEYS", "Key", "OneOf", "Rule", "add_sskd_config", "is_below", "names_with", "reference", "value_of"]
+__all__ = [
+    "KEYS",
+    "REMOVED",
+    "Key",
+    "OneOf",
+    "Rule",
+    "add_sskd_config",
+    "is_below",
+    "names_with",
+    "reference",
+    "value_of",
+]
 
 #: in place of a default: the key is fast-reid's, and so is its default
 HOST = object()
@@ -60,7 +72,10 @@ class Key:
 
 
 def _at_least(least: float, what: str, zero: str = "") -> Rule:
-    return Rule(lambda value: least <= value < float("inf"), f"{what} >= {least:g}" + (f", 0 for {zero}" if zero else ""))
+    return Rule(
+        lambda value: least <= value < float("inf"),
+        f"{what} >= {least:g}" + (f", 0 for {zero}" if zero else ""),
+    )
 
 
 _AUTOMATIC = Rule(lambda value: value >= 0, "a number >= 1, or 0 to choose it automatically")
@@ -288,6 +303,12 @@ KEYS: tuple[Key, ...] = (
     *(Key(f"TEST.RERANK.{name}", HOST, rule=_at_least(1, "a number of neighbors")) for name in ("K1", "K2")),
     Key("TEST.RERANK.LAMBDA", HOST, rule=_SHARE),
 )  # fmt: skip
+
+
+#: keys of earlier versions, and what to do in their place; they are ignored with a warning, as a run's ``config.yaml`` may hold them
+REMOVED = {
+    "SSKD.AUGMENT_ON": "views are always made by the loader's workers, with the same pixels: leave it out",
+}
 
 
 def add_sskd_config(cfg: CfgNode) -> None:

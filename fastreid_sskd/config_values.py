@@ -1,6 +1,8 @@
 """Values of a config, from files and from overrides: what is written becomes what the key's default is."""
+
 import ast
 import functools
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,10 +12,12 @@ import yaml
 from fastreid.config import get_cfg
 from yacs.config import CfgNode
 
-from .config import add_sskd_config
+from .config import REMOVED, add_sskd_config
 from .refusals import UnknownNameError, nearest, said_of
 
 __all__ = ["merge_file", "merge_overrides"]
+
+logger = logging.getLogger("fastreid.sskd.config")
 
 #: files that are relative to the file that names them
 _BESIDE = ("SSKD.SOURCE.CONFIG", "SSKD.PEERS")
@@ -32,7 +36,9 @@ class _AsWritten(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
-                    raise yaml.composer.ComposerError(problem=f"the key {key.value} is there twice", problem_mark=key.start_mark)
+                    raise yaml.composer.ComposerError(
+                        problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
+                    )
                 seen.add(key.value)
         return node
 
@@ -54,7 +60,9 @@ def merge_file(cfg: CfgNode, path: str, loaded_by: Sequence[str] = ()) -> None:
     base = given.pop("_BASE_", None)
     if base is not None:
         if base in _NOTHING or not isinstance(base, str):
-            raise ValueError(f"config file {path!r}: _BASE_ takes the path of one file; got {base!r}: name it, or leave _BASE_ out")
+            raise ValueError(
+                f"config file {path!r}: _BASE_ takes the path of one file; got {base!r}: name it, or leave _BASE_ out"
+            )
         here = [*loaded_by, os.path.realpath(path)]
         base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
         if os.path.realpath(base) in here:
@@ -67,17 +75,25 @@ def merge_file(cfg: CfgNode, path: str, loaded_by: Sequence[str] = ()) -> None:
 def _read(path: str, loaded_by: Sequence[str]) -> dict[str, Any]:
     if not os.path.isfile(path):
         what = "is a folder: name a file in it" if os.path.isdir(path) else "not found"
-        raise FileNotFoundError(f"config file {path!r} {what}" + (f" (the _BASE_ of {loaded_by[-1]!r})" if loaded_by else ""))
+        raise FileNotFoundError(
+            f"config file {path!r} {what}" + (f" (the _BASE_ of {loaded_by[-1]!r})" if loaded_by else "")
+        )
     try:
         with open(path, encoding="utf-8-sig") as file:
             given = yaml.load(file, _AsWritten)
     except (UnicodeDecodeError, yaml.reader.ReaderError):
-        raise ValueError(f"config file {path!r} is no text: a config is YAML, and weights are given by MODEL.WEIGHTS FILE") from None
+        raise ValueError(
+            f"config file {path!r} is no text: a config is YAML, and weights are given by MODEL.WEIGHTS FILE"
+        ) from None
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark.line + 1
-        raise ValueError(f"config file {path!r} is no YAML, line {at}: {error.problem}; correct that line or the one before") from None
+        raise ValueError(
+            f"config file {path!r} is no YAML, line {at}: {error.problem}; correct that line or the one before"
+        ) from None
     if given in _NOTHING:
-        raise ValueError(f"config file {path!r} is empty: write the keys that differ from the defaults, or at least a _BASE_")
+        raise ValueError(
+            f"config file {path!r} is empty: write the keys that differ from the defaults, or at least a _BASE_"
+        )
     if not isinstance(given, dict):
         raise ValueError(f"config file {path!r} has no keys: write SECTION: {{KEY: value}}, as in configs/")  # noqa: TRY004
     return given
@@ -107,26 +123,36 @@ def merge_overrides(cfg: CfgNode, opts: Sequence) -> None:
                 "OUTPUT_DIR; weights are given by MODEL.WEIGHTS FILE"
             )
     if len(opts) % 2:
-        raise ValueError(f"overrides are pairs, KEY value, and these are of odd length: {' '.join(map(str, opts))}")
+        raise ValueError(
+            f"overrides are pairs, KEY value, and these are of odd length: {' '.join(map(str, opts))}"
+        )
     for key, value in zip(opts[::2], opts[1::2]):
         _merge(cfg, {str(key): value}, "")
 
 
-def _merge(cfg: CfgNode, given: Mapping[str, Any], folder: str, node: CfgNode | None = None, above: str = "") -> None:
+def _merge(
+    cfg: CfgNode, given: Mapping[str, Any], folder: str, node: CfgNode | None = None, above: str = ""
+) -> None:
     """Change ``node``, a section of ``cfg`` that is called ``above``; at first all of it."""
     node = cfg if node is None else node
     for name, value in given.items():
         name, _, below = name.partition(".")
         key, value = above + name, {below: value} if below else value
         is_section = isinstance(value, Mapping)
-        if node.is_new_allowed() and is_section:  # SSKD.FOLDERS: a user's section has the keys of the one that is always there
+        if (
+            node.is_new_allowed() and is_section
+        ):  # SSKD.FOLDERS: a user's section has the keys of the one that is always there
             before, own = node.get(name, {}), next(iter(node.values())).clone()
             own.update(before)
             _merge(cfg, value, folder, own, f"{key}.")
             node[name] = type(node)({kept: own[kept] for kept in own if kept in before or kept in value})
+        elif key in REMOVED:
+            logger.warning("%s has no effect any more: %s", key, REMOVED[key])
         elif name not in node:
             meant = f"{key}.{below}" if below else key
-            raise UnknownNameError(f"there is no key {meant}{nearest(meant, [*dict(_keys(cfg)), *(above + other for other in node)])}")
+            raise UnknownNameError(
+                f"there is no key {meant}{nearest(meant, [*dict(_keys(cfg)), *(above + other for other in node)])}"
+            )
         elif not isinstance(node[name], CfgNode):
             if is_section:
                 raise ValueError(f"{key} is a value, not a section: there is nothing below it")

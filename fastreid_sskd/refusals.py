@@ -1,4 +1,5 @@
 """What is refused and what has failed: an error with an exit status is told in one message, any other with its traceback."""
+
 import contextlib
 import difflib
 import functools

@@ -52,7 +52,9 @@ if not os.environ.get("CI"):  # .ci/run brings them; Python, pip and make are al
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`make test` passes it: every extra is installed there, so that a skip would hide a test."""
     parser.addoption(
-        "--only-listed-skips", action="store_true", help="a skip for a reason not in tests/conftest.py is a failure"
+        "--only-listed-skips",
+        action="store_true",
+        help="a skip for a reason not in tests/conftest.py is a failure",
     )
 
 
@@ -62,9 +64,7 @@ def _refuse_unlisted(config: pytest.Config, report: pytest.TestReport | pytest.C
     file, line, reason = report.longrepr
     if not reason.removeprefix("Skipped: ").startswith(tuple(LISTED_SKIPS)):
         report.outcome = "failed"
-        report.longrepr = (
-            f"{file}:{line}: this skip is not allowed ({reason}): bring what is missing, or list it in tests/conftest.py"
-        )
+        report.longrepr = f"{file}:{line}: this skip is not allowed ({reason}): bring what is missing, or list it in tests/conftest.py"
 
 
 @pytest.hookimpl(hookwrapper=True)

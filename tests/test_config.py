@@ -79,7 +79,9 @@ def keys_read(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             yield dotted(node)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("SSKD."):
+        elif (
+            isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("SSKD.")
+        ):
             yield node.value
 
 
@@ -91,16 +93,23 @@ def test_every_key_is_read():
     by_name = ("LOSSES.", "FOLDERS.")  # read as the parameters of what they name, see below and test_datasets
     wanted = ["SEED", *(f"SSKD.{key}" for key in leaves(cfg.SSKD) if not key.startswith(by_name))]
     # options of the clustering are read as the fields of the dataclass that is made from them
-    fields = {f"SSKD.CLUSTER.{field.name.upper()}": f"options.{field.name}" for field in dataclasses.fields(ClusterOptions)}
+    fields = {
+        f"SSKD.CLUSTER.{field.name.upper()}": f"options.{field.name}"
+        for field in dataclasses.fields(ClusterOptions)
+    }
     names = {key: fields.get(key, key) for key in wanted}
-    unread = [key for key, own in names.items() if not any(name.endswith(f".{own}") or name == own for name in read)]
+    unread = [
+        key for key, own in names.items() if not any(name.endswith(f".{own}") or name == own for name in read)
+    ]
     assert not unread, f"nothing reads {unread}"
 
 
 def test_reading_is_found_where_it_is(tmp_path):
     """The search itself: a chain, an alias, and neither an assignment nor another node's key of the same name."""
     path = tmp_path / "code.py"
-    path.write_text("cfg.SSKD.WRITTEN = 1\nnode = self.cfg.SSKD.CLUSTER\nnode.K1 + cfg.SSKD.PLAIN + cfg.OTHER.K2\n")
+    path.write_text(
+        "cfg.SSKD.WRITTEN = 1\nnode = self.cfg.SSKD.CLUSTER\nnode.K1 + cfg.SSKD.PLAIN + cfg.OTHER.K2\n"
+    )
     found = set(keys_read(path))
     assert {"self.cfg.SSKD.CLUSTER.K1", "cfg.SSKD.PLAIN", "cfg.OTHER.K2"} <= found
     assert not any(name.endswith(("WRITTEN", "CLUSTER.K2")) for name in found)
@@ -126,7 +135,9 @@ def test_every_loss_weight_is_used():
 def test_a_loss_on_features_after_the_neck_needs_them():
     cfg = new_config()
     cfg.SSKD.LOSSES.ClusterContrast.WEIGHT = 1.0
-    with pytest.raises(ValueError, match="ClusterContrast takes features from behind .*NECK_FEAT is 'before'"):
+    with pytest.raises(
+        ValueError, match="ClusterContrast takes features from behind .*NECK_FEAT is 'before'"
+    ):
         build_losses(cfg)
 
 
@@ -134,11 +145,17 @@ def test_a_classifier_is_trained_or_moved_not_both():
     cfg = new_config()
     cfg.MODEL.HEADS.NECK_FEAT = "after"
     cfg.SSKD.LOSSES.ClusterContrast.WEIGHT = 1.0
-    with pytest.raises(ValueError, match="ClusterContrast moves the classifier, which LabelSmoothCE, SoftCE, NuclearNorm would train"):
+    with pytest.raises(
+        ValueError,
+        match="ClusterContrast moves the classifier, which LabelSmoothCE, SoftCE, NuclearNorm would train",
+    ):
         build_losses(cfg)
     for name in ("LabelSmoothCE", "SoftCE", "NuclearNorm"):
         cfg.SSKD.LOSSES[name].WEIGHT = 0.0
-    assert [type(loss).__name__ for _, loss in build_losses(cfg).active] == ["MultiSimilarity", "ClusterContrast"]
+    assert [type(loss).__name__ for _, loss in build_losses(cfg).active] == [
+        "MultiSimilarity",
+        "ClusterContrast",
+    ]
 
 
 def test_defaults_are_the_methods():
@@ -212,15 +229,19 @@ def test_host_keys_are_left_alone():
     assert ours == host
 
 
-@pytest.mark.parametrize("key", ["SSKD.PEER", "SSKD.CLUSTER.RHOO", "SSKD.LOSSES.Nothing.WEIGHT", "SOLVER.SPEED"])
+@pytest.mark.parametrize(
+    "key", ["SSKD.PEER", "SSKD.CLUSTER.RHOO", "SSKD.LOSSES.Nothing.WEIGHT", "SOLVER.SPEED"]
+)
 def test_unknown_keys(key, tmp_path):
     near = r"there is: SSKD\.CLUSTER\.RHO" if key.endswith("RHOO") else ""
-    with pytest.raises(KeyError, match=f'{key.split(".")[1]}.*{near}'):
+    with pytest.raises(KeyError, match=f"{key.split('.')[1]}.*{near}"):
         load_config("", [key, "1"])
     path = tmp_path / "wrong.yml"
     *nodes, leaf = key.split(".")
-    path.write_text("".join(f"{'  ' * i}{node}:\n" for i, node in enumerate(nodes)) + f"{'  ' * len(nodes)}{leaf}: 1\n")
-    with pytest.raises(KeyError, match=f'{key.split(".")[1]}.*{near}'):
+    path.write_text(
+        "".join(f"{'  ' * i}{node}:\n" for i, node in enumerate(nodes)) + f"{'  ' * len(nodes)}{leaf}: 1\n"
+    )
+    with pytest.raises(KeyError, match=f"{key.split('.')[1]}.*{near}"):
         load_config(str(path))
 
 

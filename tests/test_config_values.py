@@ -138,7 +138,11 @@ def test_a_truth_value_of_python_is_no_number():
         ("- SEED\n", ValueError, "has no keys"),
         ("SEED\n", ValueError, "has no keys"),
         ("SEED: 1\nMODEL: {\n", ValueError, "is no YAML, line 3"),
-        ("SOLVER: {MAX_EPOCH: 1}\nSOLVER: {BASE_LR: 1}\n", ValueError, "line 2: the key SOLVER is there twice"),
+        (
+            "SOLVER: {MAX_EPOCH: 1}\nSOLVER: {BASE_LR: 1}\n",
+            ValueError,
+            "line 2: the key SOLVER is there twice",
+        ),
         ("_BASE_: own.yml\n", ValueError, "leads back to it"),
         ("_BASE_:\nSEED: 1\n", ValueError, "own.yml': _BASE_ takes the path of one file; got ''"),
         ("_BASE_: [a.yml, b.yml]\n", ValueError, "own.yml': _BASE_ takes the path of one file"),
@@ -146,8 +150,16 @@ def test_a_truth_value_of_python_is_no_number():
         ("MODEL: 3\n", ValueError, "own.yml': MODEL is a section, not a value: it has DEVICE, "),
         ("SEED: {A: 3}\n", ValueError, "own.yml': SEED is a value, not a section"),
         ("solver: {max_epohc: 3}\n", UnknownNameError, "own.yml': there is no key solver"),
-        ("SOLVER: {MAX_EPOHC: 3}\n", UnknownNameError, "no key SOLVER.MAX_EPOHC; the nearest that there is: SOLVER.MAX_EPOCH"),
-        ("SSKD: {FOLDERS: {Mine: {TRIAN: a}}}\n", UnknownNameError, "nearest that there is: SSKD.FOLDERS.Mine.TRAIN"),
+        (
+            "SOLVER: {MAX_EPOHC: 3}\n",
+            UnknownNameError,
+            "no key SOLVER.MAX_EPOHC; the nearest that there is: SOLVER.MAX_EPOCH",
+        ),
+        (
+            "SSKD: {FOLDERS: {Mine: {TRIAN: a}}}\n",
+            UnknownNameError,
+            "nearest that there is: SSKD.FOLDERS.Mine.TRAIN",
+        ),
     ],
 )
 def test_files_that_are_no_config(tmp_path, text, error, said):
@@ -160,7 +172,9 @@ def test_files_that_are_no_config(tmp_path, text, error, said):
 
 def test_a_checkpoint_or_a_folder_as_a_config(tmp_path):
     (tmp_path / "model.pth").write_bytes(b"PK\x03\x04\x00\x00\x08\x08\x80\xff")
-    with pytest.raises(ValueError, match=r"model\.pth' is no text: a config is YAML, and weights are given by MODEL\.WEIGHTS"):
+    with pytest.raises(
+        ValueError, match=r"model\.pth' is no text: a config is YAML, and weights are given by MODEL\.WEIGHTS"
+    ):
         load_config(str(tmp_path / "model.pth"))
     (tmp_path / "control.yml").write_bytes(b"SEED: \x00\x01\n")  # text in every byte, and no YAML
     with pytest.raises(ValueError, match="is no text"):
@@ -170,14 +184,31 @@ def test_a_checkpoint_or_a_folder_as_a_config(tmp_path):
 
 
 def test_sections_without_keys_and_byte_order_marks(tmp_path):
-    (tmp_path / "own.yml").write_bytes(b"\xef\xbb\xbfMODEL:\nSOLVER:\n  MAX_EPOCH: 7\nSSKD: {CLUSTER: null}\n")
+    (tmp_path / "own.yml").write_bytes(
+        b"\xef\xbb\xbfMODEL:\nSOLVER:\n  MAX_EPOCH: 7\nSSKD: {CLUSTER: null}\n"
+    )
     assert load_config(str(tmp_path / "own.yml")).SOLVER.MAX_EPOCH == 7
+
+
+def test_a_key_of_an_earlier_version_is_named_and_changes_nothing(tmp_path, caplog):
+    path = tmp_path / "config.yaml"
+    path.write_text("SSKD:\n  AUGMENT_ON: device\n  NUM_PEERS: 5\n")
+    cfg = load_config(str(path), ["SSKD.AUGMENT_ON", "worker"])
+    assert cfg.SSKD.NUM_PEERS == 5 and "AUGMENT_ON" not in cfg.SSKD
+    assert (
+        caplog.text.count(
+            "SSKD.AUGMENT_ON has no effect any more: views are always made by the loader's workers"
+        )
+        == 2
+    )
 
 
 def test_a_base_in_another_folder(tmp_path):
     """A file's own values go first; what a base names is beside the base."""
     (tmp_path / "deep").mkdir()
-    (tmp_path / "base.yml").write_text("SSKD: {SOURCE: {CONFIG: source.yml}, PEERS: [a.yml, b.yml]}\nSOLVER: {STEPS: [1, 2], MAX_EPOCH: 5}\n")
+    (tmp_path / "base.yml").write_text(
+        "SSKD: {SOURCE: {CONFIG: source.yml}, PEERS: [a.yml, b.yml]}\nSOLVER: {STEPS: [1, 2], MAX_EPOCH: 5}\n"
+    )
     (tmp_path / "deep" / "own.yml").write_text("_BASE_: ../base.yml\nSOLVER: {STEPS: [9]}\n")
     cfg = load_config(str(tmp_path / "deep" / "own.yml"))
     assert cfg.SOLVER.STEPS == [9] and cfg.SOLVER.MAX_EPOCH == 5
@@ -191,12 +222,16 @@ def test_a_list_that_a_base_has_emptied_keeps_the_type_of_its_elements(tmp_path)
     opts = ["SOLVER.STEPS", "[1]", "MODEL.PIXEL_MEAN", "[1, 2, 3]", "DATASETS.NAMES", "2024"]
     cfg = load_config(str(tmp_path / "own.yml"), ["SOLVER.STEPS", "[]", *opts])
     assert (cfg.SOLVER.STEPS, cfg.MODEL.PIXEL_MEAN, cfg.DATASETS.NAMES) == ([1], [1.0, 2.0, 3.0], ("2024",))
-    with pytest.raises(ValueError, match=r"SOLVER.STEPS takes a list, each a whole number, and its default is \[30, 55\]"):
+    with pytest.raises(
+        ValueError, match=r"SOLVER.STEPS takes a list, each a whole number, and its default is \[30, 55\]"
+    ):
         load_config(str(tmp_path / "own.yml"), ["SOLVER.STEPS", "[soon]"])
 
 
 def test_anchors_and_dotted_keys(tmp_path):
-    (tmp_path / "own.yml").write_text("SOLVER: &rates {BASE_LR: 0.5}\nSSKD.CLUSTER.EPS: 0.25\nINPUT.FLIP: {PROB: 1}\n")
+    (tmp_path / "own.yml").write_text(
+        "SOLVER: &rates {BASE_LR: 0.5}\nSSKD.CLUSTER.EPS: 0.25\nINPUT.FLIP: {PROB: 1}\n"
+    )
     cfg = load_config(str(tmp_path / "own.yml"))
     assert (cfg.SOLVER.BASE_LR, cfg.SSKD.CLUSTER.EPS, cfg.INPUT.FLIP.PROB) == (0.5, 0.25, 1.0)
 
@@ -204,7 +239,9 @@ def test_anchors_and_dotted_keys(tmp_path):
 def test_a_users_folder_of_crops(tmp_path):
     """By a file, then by overrides: what is not given stays absent, as in the configs of earlier checkpoints."""
     (tmp_path / "own.yml").write_text("SSKD: {FOLDERS: {Mine: {TRAIN: 2024_05}}}\n")
-    cfg = load_config(str(tmp_path / "own.yml"), ["SSKD.FOLDERS.Mine.IDENTITY", r"(\d+)", "SSKD.FOLDERS.Other.TRAIN", "7"])
+    cfg = load_config(
+        str(tmp_path / "own.yml"), ["SSKD.FOLDERS.Mine.IDENTITY", r"(\d+)", "SSKD.FOLDERS.Other.TRAIN", "7"]
+    )
     assert dict(cfg.SSKD.FOLDERS.Mine) == {"TRAIN": "2024_05", "IDENTITY": r"(\d+)"}
     assert dict(cfg.SSKD.FOLDERS.Other) == {"TRAIN": "7"}
     assert set(cfg.SSKD.FOLDERS.CropFolder.values()) == {""}
@@ -212,12 +249,16 @@ def test_a_users_folder_of_crops(tmp_path):
 
 @pytest.mark.parametrize("opts", [["runs/a/model_final.pth"], ["runs/a/model_final.pth", "SEED", "1"]])
 def test_a_file_behind_resume(opts):
-    with pytest.raises(ValueError, match="'runs/a/model_final.pth' stands where a key .* --resume takes no file"):
+    with pytest.raises(
+        ValueError, match="'runs/a/model_final.pth' stands where a key .* --resume takes no file"
+    ):
         load_config("", opts)
 
 
 def test_overrides_of_stage_1_are_read_alike():
-    cfg = load_config("", ["SSKD.SOURCE.OPTS", "['SOLVER.STEPS', [30, 55], 'DATASETS.TESTS', (), 'SOLVER.BASE_LR', 1e-3]"])
+    cfg = load_config(
+        "", ["SSKD.SOURCE.OPTS", "['SOLVER.STEPS', [30, 55], 'DATASETS.TESTS', (), 'SOLVER.BASE_LR', 1e-3]"]
+    )
     source = load_config("", cfg.SSKD.SOURCE.OPTS)
     assert (source.SOLVER.STEPS, source.DATASETS.TESTS, source.SOLVER.BASE_LR) == ([30, 55], (), 1e-3)
 
@@ -230,5 +271,7 @@ def test_shipped_files_say_what_the_hosts_reader_takes_them_to_say(name):
     theirs.merge_from_file(str(CONFIGS / name))
     theirs, ours = (yaml.safe_load(cfg.dump()) for cfg in (theirs, ours))
     for cfg in (theirs, ours):
-        cfg["SSKD"]["SOURCE"]["CONFIG"] = cfg["SSKD"]["PEERS"] = cfg["TEST"]["EVAL_PERIOD"] = cfg["SSKD"]["NUM_PEERS"] = None
+        cfg["SSKD"]["SOURCE"]["CONFIG"] = cfg["SSKD"]["PEERS"] = cfg["TEST"]["EVAL_PERIOD"] = cfg["SSKD"][
+            "NUM_PEERS"
+        ] = None
     assert ours == theirs

@@ -20,7 +20,9 @@ def status_of(error, *, checked):
     return main()
 
 
-@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, PermissionError, ImportError, UnknownNameError])
+@pytest.mark.parametrize(
+    "kind", [ValueError, FileNotFoundError, PermissionError, ImportError, UnknownNameError]
+)
 def test_what_is_raised_while_checking_is_refused(capsys, kind):
     assert status_of(kind("a sentence"), checked=True) == 2
     assert capsys.readouterr().err == "a sentence\n"
@@ -39,7 +41,9 @@ def test_what_is_no_input_is_a_failure_while_checking_too(kind):
         status_of(kind("a mistake of ours"), checked=True)
 
 
-@pytest.mark.parametrize("error, status", [(OtherConfigError("x"), 2), (FolderInUseError("x"), 2), (PseudoLabelError("x"), 3)])
+@pytest.mark.parametrize(
+    "error, status", [(OtherConfigError("x"), 2), (FolderInUseError("x"), 2), (PseudoLabelError("x"), 3)]
+)
 @pytest.mark.parametrize("checked", [True, False])
 def test_errors_with_a_status_of_their_own(error, status, checked):
     assert status_of(error, checked=checked) == status

@@ -93,7 +93,7 @@ TINY_SOURCE = [
 
 def tiny_adaptation(output: Path, *opts: str) -> CfgNode:
     """The config of DukeMTMC-reID -> Market-1501 with the tiny network, frozen; `opts` override it."""
-    source = [*TINY_SOURCE[len(TINY):]]
+    source = [*TINY_SOURCE[len(TINY) :]]
     overrides = [*TINY_TARGET, "SSKD.SOURCE.OPTS", str(source), "OUTPUT_DIR", str(output), *opts]
     cfg = load_config(str(CONFIGS / "sskd_d2m.yml"), overrides)
     cfg.freeze()

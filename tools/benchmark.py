@@ -38,7 +38,9 @@ def check_table_file(path: str, reads=()) -> None:
     """Refuse, before anything is trained or evaluated, a file that no table may be written to."""
     ending = check_output(path, (".csv", ".json", ".md", ".tex", ".txt"), reads)
     if os.path.exists(path) and (ending == ".json" or os.path.basename(path) == "log.txt"):
-        raise ValueError(f"{path!r} is there and may hold a run's results: give the table another name, or remove that file")
+        raise ValueError(
+            f"{path!r} is there and may hold a run's results: give the table another name, or remove that file"
+        )
 
 
 def results_of(given: str, args) -> list:
@@ -60,7 +62,9 @@ def check_published(pairs: list) -> None:
     known = {pair for entry in benchmark.load_published(PUBLISHED) for pair in entry["results"]}
     for pair in pairs:
         if pair not in known:
-            raise ValueError(f"--published {pair!r} is none of {', '.join(sorted(known))}{nearest(pair, known)}")
+            raise ValueError(
+                f"--published {pair!r} is none of {', '.join(sorted(known))}{nearest(pair, known)}"
+            )
 
 
 def show(results: list, args) -> None:
@@ -93,7 +97,10 @@ def main() -> int:
     shown.add_argument("--output-file", help="write the table there too")
     shown.add_argument("--all-columns", action="store_true", help="also those in which all rows agree")
     shown.add_argument(
-        "--against", default="", metavar="METHOD", help="a column of every row's gain in mAP over this one, seed by seed"
+        "--against",
+        default="",
+        metavar="METHOD",
+        help="a column of every row's gain in mAP over this one, seed by seed",
     )
     shown.add_argument(
         "--published",
@@ -123,7 +130,9 @@ def main() -> int:
         "--only", action="append", default=[], metavar="NAME", help="a cell; may be given again"
     )
     grid.add_argument("--config-file", help="in place of the grid's config")
-    grid.add_argument("--seeds", type=benchmark.parse_seeds, default=(), help="in place of the grid's, comma-separated")
+    grid.add_argument(
+        "--seeds", type=benchmark.parse_seeds, default=(), help="in place of the grid's, comma-separated"
+    )
     for training in (repeated, grid):
         training.add_argument("--output", required=True, help="folder of the runs")
         training.add_argument("--opts", nargs="+", default=[], help="overrides of the config: KEY value ...")
@@ -141,7 +150,9 @@ def main() -> int:
     if args.command in ("run", "grid"):
         given_elsewhere = {"SEED", "OUTPUT_DIR"} & set(args.opts[::2])
         if given_elsewhere:
-            parser.error(f"--opts {' and '.join(sorted(given_elsewhere))}: give --runs or --seeds, and --output, instead")
+            parser.error(
+                f"--opts {' and '.join(sorted(given_elsewhere))}: give --runs or --seeds, and --output, instead"
+            )
     if args.output_file:
         try:
             check_table_file(args.output_file, [args.notes] if args.command == "zoo" else [])

@@ -32,12 +32,16 @@ from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.files import check_output, write_atomically
 from fastreid_sskd.refusals import checking, exit_status
 
-GRID = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "comparison", "grid.yml")
+GRID = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "comparison", "grid.yml"
+)
 
 
 @exit_status
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config-file", required=True, help="an SSKD config")
     parser.add_argument("--output", required=True, help="folder of all runs of the comparison")
     parser.add_argument("--seeds", type=benchmark.parse_seeds, default=(1,), help="comma-separated")
@@ -56,9 +60,11 @@ def main() -> int:
     outcome = benchmark.run_grid(grid, args.output, opts=args.opts)
     minutes, cfg = (time.time() - start) / 60, resolve(load_config(args.config_file, args.opts))
     table = "\n\n".join([benchmark.write_table(outcome.results, "markdown"), *outcome.notes()])
-    print(f"\n{table}\n\nTest set {cfg.DATASETS.TESTS[0]}, seeds {', '.join(map(str, args.seeds))}, {cfg.SSKD.NUM_PEERS} peers, "
-          f"{cfg.SOLVER.MAX_EPOCH * cfg.SSKD.ITERS_PER_EPOCH} steps of {cfg.SOLVER.IMS_PER_BATCH} images, "
-          f"last epoch (nothing chosen on the test set), {torch.get_num_threads()} threads, {minutes:.1f} min.")
+    print(
+        f"\n{table}\n\nTest set {cfg.DATASETS.TESTS[0]}, seeds {', '.join(map(str, args.seeds))}, {cfg.SSKD.NUM_PEERS} peers, "
+        f"{cfg.SOLVER.MAX_EPOCH * cfg.SSKD.ITERS_PER_EPOCH} steps of {cfg.SOLVER.IMS_PER_BATCH} images, "
+        f"last epoch (nothing chosen on the test set), {torch.get_num_threads()} threads, {minutes:.1f} min."
+    )
     write_atomically(table_file, lambda file: file.write(f"{table}\n".encode()))
     return 3 if outcome.stopped else 0
 

@@ -5,6 +5,7 @@
 
 Query and gallery are linked whole. Use it with FASTREID_DATASETS=SUBSET.
 """
+
 import argparse
 import os
 import sys
@@ -26,7 +27,9 @@ def identity(name: str) -> str:
 
 @exit_status
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", required=True, help="folder with " + ", ".join(SPLITS))
     parser.add_argument("--output", required=True, help="folder to make; must not exist")
     parser.add_argument("--identities", type=int, required=True, help="training identities to keep, in order")
@@ -36,14 +39,16 @@ def main() -> int:
             parser.error(f"--source needs the folders {', '.join(SPLITS)}; {args.source!r} has no {split}")
     source, output = (os.path.realpath(folder) for folder in (args.source, args.output))
     if os.path.commonpath([source, output]) == source:
-        parser.error(f"--output {args.output!r} is inside --source, whose images it would add to: give a folder elsewhere")
+        parser.error(
+            f"--output {args.output!r} is inside --source, whose images it would add to: give a folder elsewhere"
+        )
     if os.path.exists(args.output):
         parser.error(f"{args.output!r} is there already: give another --output, or remove it")
     names = {split: images_of(os.path.join(args.source, split)) for split in SPLITS}
     identities = sorted({identity(name) for name in names["bounding_box_train"]} - {"-1"})
     if not 1 <= args.identities <= len(identities):
         parser.error(f"--identities must be 1 to {len(identities)}, got {args.identities}")
-    kept = set(identities[:args.identities])
+    kept = set(identities[: args.identities])
     names["bounding_box_train"] = [name for name in names["bounding_box_train"] if identity(name) in kept]
     for split in SPLITS:
         folder = os.path.join(args.output, split)

@@ -76,7 +76,9 @@ def evaluate_pair(
             write_results(results, path)
     if not name:
         return results
-    return [replace(r, method=name + r.method.removeprefix(describe(config, r.target)["method"])) for r in results]
+    return [
+        replace(r, method=name + r.method.removeprefix(describe(config, r.target)["method"])) for r in results
+    ]
 
 
 def evaluate_folder(folder: str, tests: Sequence[str], **kwargs) -> list[Result]:
@@ -85,7 +87,9 @@ def evaluate_folder(folder: str, tests: Sequence[str], **kwargs) -> list[Result]
     Raises:
         FileNotFoundError: if there is no such file there.
     """
-    files = [[os.path.join(run, name) for name in ("config.yaml", "model_final.pth")] for run in find_runs(folder)]
+    files = [
+        [os.path.join(run, name) for name in ("config.yaml", "model_final.pth")] for run in find_runs(folder)
+    ]
     pairs = [pair for pair in files if all(map(os.path.isfile, pair))]
     if not pairs:
         raise FileNotFoundError(f"no run with config.yaml and model_final.pth in {folder!r}")

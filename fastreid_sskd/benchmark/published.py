@@ -33,13 +33,17 @@ def load_published(path: str) -> list[dict[str, Any]]:
     for number, entry in enumerate(entries, start=1):
         problem = _problem(entry)
         if problem:
-            raise ValueError(f"entry {number} of {path!r} ({entry.get('method', 'without a method')}): {problem}")
+            raise ValueError(
+                f"entry {number} of {path!r} ({entry.get('method', 'without a method')}): {problem}"
+            )
     return entries
 
 
 def _problem(entry: dict) -> str:
     if not _NEEDED <= set(entry) <= _FIELDS:
-        return f"needs method, where, verified and results, and knows besides only {', '.join(sorted(_FIELDS))}"
+        return (
+            f"needs method, where, verified and results, and knows besides only {', '.join(sorted(_FIELDS))}"
+        )
     if not isinstance(entry["verified"], bool):
         return "verified is true (somebody read the figures at that place) or false"
     if entry["verified"] and not entry["where"]:
@@ -49,7 +53,11 @@ def _problem(entry: dict) -> str:
     for pair, figures in entry["results"].items():
         if not _PAIR.fullmatch(str(pair)):
             return f"{pair!r} is no 'Source -> Target'"
-        if not isinstance(figures, list) or len(figures) != len(_METRICS) or not all(map(_is_figure, figures)):
+        if (
+            not isinstance(figures, list)
+            or len(figures) != len(_METRICS)
+            or not all(map(_is_figure, figures))
+        ):
             return f"{pair} needs [{', '.join(_METRICS)}] in percent, null for what is not given"
     return ""
 

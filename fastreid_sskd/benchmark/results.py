@@ -70,9 +70,15 @@ class Result:
 
     def __post_init__(self):
         metrics = {name: self.metrics[name] for name in METRICS if name in self.metrics}
-        wrong = {name: value for name, value in metrics.items() if not (isinstance(value, Real) and 0 <= value <= 100)}
+        wrong = {
+            name: value
+            for name, value in metrics.items()
+            if not (isinstance(value, Real) and 0 <= value <= 100)
+        }
         if wrong:
-            raise ValueError(f"metrics of {self.method!r} must be percentages, 0 to 100, got {wrong} in {self.run!r}")
+            raise ValueError(
+                f"metrics of {self.method!r} must be percentages, 0 to 100, got {wrong} in {self.run!r}"
+            )
         object.__setattr__(self, "metrics", {name: round(float(value), 4) for name, value in metrics.items()})
 
 
@@ -92,7 +98,9 @@ def read_results(path: str) -> list[Result]:
     """
     rows, known = _read_json(path), {f.name for f in fields(Result)}
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) <= known for row in rows):
-        raise ValueError(f"{path!r} is no list of results: each is an object with some of {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{path!r} is no list of results: each is an object with some of {', '.join(sorted(known))}"
+        )
     return [Result(**row) for row in rows]
 
 
@@ -124,7 +132,9 @@ def collect(folder: str, selections: Collection[str] = ("last",), name: str = ""
     """
     unknown = sorted(set(selections) - set(SELECTIONS))
     if unknown or not selections:
-        raise ValueError(f"selections are some of {', '.join(SELECTIONS)}, got {', '.join(unknown) or 'none'}")
+        raise ValueError(
+            f"selections are some of {', '.join(SELECTIONS)}, got {', '.join(unknown) or 'none'}"
+        )
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"run folder {folder!r} not found")
     results = [result for run in find_runs(folder) for result in read_run(run, selections)]
@@ -162,7 +172,9 @@ def find_runs(folder: str) -> Iterator[str]:
 
 def _holds_source_models(folder: str) -> bool:
     """Whether a folder is the ``source`` of a run or grid: source/peer0, ..."""
-    return os.path.basename(folder) == "source" and any(re.fullmatch(r"peer\d+", name) for name in os.listdir(folder))
+    return os.path.basename(folder) == "source" and any(
+        re.fullmatch(r"peer\d+", name) for name in os.listdir(folder)
+    )
 
 
 def is_recorded(folder: str) -> bool:
@@ -191,8 +203,12 @@ def read_run(folder: str, selections: Collection[str] = ("last",), *, named: boo
 def _read_rows(folder: str) -> Rows:
     path = os.path.join(folder, _ROWS)
     rows = _read_json(path) if os.path.isfile(path) else {}
-    if not isinstance(rows, dict) or not all(isinstance(found, dict) and "mAP" in found for found in rows.values()):
-        raise ValueError(f"{path!r} does not hold the rows of a table, {{row: {{metric: percent}}}}: remove it to make them again")
+    if not isinstance(rows, dict) or not all(
+        isinstance(found, dict) and "mAP" in found for found in rows.values()
+    ):
+        raise ValueError(
+            f"{path!r} does not hold the rows of a table, {{row: {{metric: percent}}}}: remove it to make them again"
+        )
     return rows
 
 
@@ -235,7 +251,11 @@ def _result(common: Mapping[str, Any], method: str = "", suffix: str = "", **giv
 
 
 _UNTRAINED = {"epochs": 0, "images_per_bn": None, "hours": None, "selection": "nothing trained", "labels": {}}
-_LABELS = {"precision": "diagnostics/BCubed precision", "recall": "diagnostics/BCubed recall", "noise": "refresh/noise_share"}
+_LABELS = {
+    "precision": "diagnostics/BCubed precision",
+    "recall": "diagnostics/BCubed recall",
+    "noise": "refresh/noise_share",
+}
 
 
 def _label_quality(scalars: Mapping[str, Series]) -> dict[str, float]:
@@ -251,7 +271,9 @@ def _near(folder: str, name: str) -> str:
         path = os.path.join(place, name)
         if os.path.isfile(path):
             return path
-    raise ValueError(f"{folder!r} holds results but no {name}, and neither does the folder above: is it a whole run folder?")
+    raise ValueError(
+        f"{folder!r} holds results but no {name}, and neither does the folder above: is it a whole run folder?"
+    )
 
 
 def _last_rows(record: dict, config: Mapping, make: Callable[..., Result]) -> list[Result]:
@@ -265,7 +287,10 @@ def _last_rows(record: dict, config: Mapping, make: Callable[..., Result]) -> li
                 row = list(rows)[-1]  # the ensemble, or the only network
                 results.append(make(**_UNTRAINED, method="direct transfer", target=test, metrics=rows[row]))
             else:
-                results += [make(suffix=row_suffix(row, len(rows)), target=test, metrics=found) for row, found in rows.items()]
+                results += [
+                    make(suffix=row_suffix(row, len(rows)), target=test, metrics=found)
+                    for row, found in rows.items()
+                ]
     return results
 
 
@@ -276,12 +301,17 @@ def row_suffix(row: str, of: int) -> str:
 
 def _best_rows(record: dict, make: Callable[..., Result]) -> list[Result]:
     """The row that results.json calls the best, and what it was chosen on; [] where there was nothing to choose."""
-    best, adapted = record["best"], [evaluation for evaluation in record["evaluations"] if evaluation["epoch"]]
+    best, adapted = (
+        record["best"],
+        [evaluation for evaluation in record["evaluations"] if evaluation["epoch"]],
+    )
     if best is None:  # selection without labels has chosen none
         return []
     if sum(len(evaluation["results"][record["tests"][0]]) for evaluation in adapted) < 2:
         return []
-    chosen = next((e["results"] for e in record["evaluations"] if e["epoch"] == best["epoch"]), {})  # {}: not evaluated
+    chosen = next(
+        (e["results"] for e in record["evaluations"] if e["epoch"] == best["epoch"]), {}
+    )  # {}: not evaluated
     return [
         make(suffix=f", best {'teacher' if len(rows) > 1 else 'epoch'}", target=test, metrics=rows[best["row"]],
              selection=f"best on {best['chosen_on']}")
@@ -289,7 +319,9 @@ def _best_rows(record: dict, make: Callable[..., Result]) -> list[Result]:
     ]  # fmt: skip
 
 
-def _host_rows(config: Mapping, scalars: Mapping[str, Series], make: Callable[..., Result], best: bool = False) -> list[Result]:
+def _host_rows(
+    config: Mapping, scalars: Mapping[str, Series], make: Callable[..., Result], best: bool = False
+) -> list[Result]:
     """An evaluation in metrics.json, of stage 1 and of plain fast-reid models: the last epoch's, or the best one.
 
     Nothing of a run whose last epoch has no evaluation yet.
@@ -304,7 +336,9 @@ def _host_rows(config: Mapping, scalars: Mapping[str, Series], make: Callable[..
     at, selection = last, "last epoch"
     if best:
         at = max(quality, key=lambda point: point[1])[0]
-        selection = f"best on {tests[0]} test split, by {'mAP' if chosen_by == 'mAP' else '(mAP + Rank-1) / 2'}"
+        selection = (
+            f"best on {tests[0]} test split, by {'mAP' if chosen_by == 'mAP' else '(mAP + Rank-1) / 2'}"
+        )
     results = []
     for test, prefix in prefixes.items():
         metrics = {name: dict(scalars.get(prefix + name, {})).get(at) for name in METRICS}
@@ -355,7 +389,9 @@ def read_scalars(folder: str) -> dict[str, Series]:
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             if number == len(lines):
                 break
-            raise ValueError(f"line {number} of {path!r} is not what a run writes, a JSON object with an iteration: {error}") from error
+            raise ValueError(
+                f"line {number} of {path!r} is not what a run writes, a JSON object with an iteration: {error}"
+            ) from error
         for name, value in scalars.items():
             found.setdefault(name, {})[iteration] = value
     return {name: sorted(values.items()) for name, values in found.items()}
@@ -389,7 +425,11 @@ def read_config(path: str) -> dict[str, Any]:
             config = yaml.safe_load(file)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path!r} is no YAML: {error}") from error
-    missing = [key for key in ("MODEL", "DATASETS", "SOLVER") if key not in (config if isinstance(config, dict) else {})]
+    missing = [
+        key
+        for key in ("MODEL", "DATASETS", "SOLVER")
+        if key not in (config if isinstance(config, dict) else {})
+    ]
     if missing:
         raise ValueError(f"{path!r} is no config of a run: it has no {' and no '.join(missing)}")
     return config
@@ -454,4 +494,8 @@ def _trained_on(path: str, source: Mapping[str, Any]) -> list[str]:
 
 def _stage_1(source: Mapping[str, Any]) -> list[str]:
     config = source.get("CONFIG")
-    return list(load_config(config, source.get("OPTS", [])).DATASETS.NAMES) if config and os.path.isfile(config) else []
+    return (
+        list(load_config(config, source.get("OPTS", [])).DATASETS.NAMES)
+        if config and os.path.isfile(config)
+        else []
+    )

@@ -97,7 +97,10 @@ class Outcome:
         reasons: dict[tuple[str, str], list[str]] = {}
         for (cell, seed), reason in (self.unavailable | self.stopped).items():
             reasons.setdefault((cell, reason), []).append(str(seed))
-        return [f"No row of {cell}, seed {', '.join(seeds)}: {reason}" for (cell, reason), seeds in reasons.items()]
+        return [
+            f"No row of {cell}, seed {', '.join(seeds)}: {reason}"
+            for (cell, reason), seeds in reasons.items()
+        ]
 
 
 def load_grid(path: str) -> Grid:
@@ -113,24 +116,37 @@ def load_grid(path: str) -> Grid:
         raise ValueError(f"grid {path!r} is no YAML: {' '.join(str(error).split())}") from None
     known = {"config", "cells", "seeds", "share_source"}
     if not isinstance(data, dict) or not {"config", "cells"} <= set(data) <= known:
-        raise ValueError(f"{path!r} is no grid: it needs config and cells, and knows besides only seeds and share_source")
+        raise ValueError(
+            f"{path!r} is no grid: it needs config and cells, and knows besides only seeds and share_source"
+        )
     cells = [_cell(entry, path) for entry in data["cells"]]
     folders = [_slug(cell.name) for cell in cells]
     twice = sorted({name for name in folders if folders.count(name) > 1})
     if twice or not cells:
-        raise ValueError(f"cells of {path!r} need names that differ in letters and digits: {', '.join(twice) or 'there is none'}")
+        raise ValueError(
+            f"cells of {path!r} need names that differ in letters and digits: {', '.join(twice) or 'there is none'}"
+        )
     share = data.get("share_source", "")
     share = "all" if share is True else share or ""
     if share not in ("", "all", "seed"):
         raise ValueError(f"share_source of {path!r} is all, seed, or left out; got {share!r}")
-    return Grid(os.path.join(os.path.dirname(path), data["config"]), tuple(cells), tuple(data.get("seeds", (1, 2, 3))), share)
+    return Grid(
+        os.path.join(os.path.dirname(path), data["config"]),
+        tuple(cells),
+        tuple(data.get("seeds", (1, 2, 3))),
+        share,
+    )
 
 
 def _cell(entry: Any, path: str) -> Cell:
     known = {"name", "opts", "run", "steps", "teachers"}
     if not isinstance(entry, dict) or "name" not in entry or not set(entry) <= known:
-        raise ValueError(f"a cell of {path!r} has a name and may have opts, {{KEY: value}}, run, steps and teachers; got {entry!r}")
-    cell = Cell(**{**entry, "opts": tuple(part for pair in (entry.get("opts") or {}).items() for part in pair)})
+        raise ValueError(
+            f"a cell of {path!r} has a name and may have opts, {{KEY: value}}, run, steps and teachers; got {entry!r}"
+        )
+    cell = Cell(
+        **{**entry, "opts": tuple(part for pair in (entry.get("opts") or {}).items() for part in pair)}
+    )
     if cell.run not in _RUNS:
         raise ValueError(f"run of {cell.name!r} in {path!r} is one of {', '.join(_RUNS)}; got {cell.run!r}")
     if not isinstance(cell.steps, int) or cell.steps < 1:
@@ -146,7 +162,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"seeds are whole numbers from 0 on, joined by commas, as in 1,2,3; got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"seeds are whole numbers from 0 on, joined by commas, as in 1,2,3; got {text!r}"
+        )
     found = tuple(map(int, parts))
     if len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"a seed given twice is no second run: got {text!r}")
@@ -245,7 +263,9 @@ def _plan(grid: Grid, output: str, only: Sequence[str], opts: Sequence) -> tuple
     """All jobs of the grid that are asked for or finished, and those that are asked for."""
     unknown = sorted(set(only) - {cell.name for cell in grid.cells})
     if unknown:
-        raise ValueError(f"no cell {', '.join(unknown)}: there are {'; '.join(cell.name for cell in grid.cells)}")
+        raise ValueError(
+            f"no cell {', '.join(unknown)}: there are {'; '.join(cell.name for cell in grid.cells)}"
+        )
     earlier = glob.glob(os.path.join(glob.escape(output), "seed*", "sskd"))
     if earlier:
         raise OtherConfigError(
@@ -257,7 +277,11 @@ def _plan(grid: Grid, output: str, only: Sequence[str], opts: Sequence) -> tuple
         for cell in grid.cells
         for seed in sorted({*grid.seeds, *_seeds(os.path.join(output, _slug(cell.name)))})
     ]
-    asked = [job for job in jobs if job.cell.name in (only or [cell.name for cell in grid.cells]) and job.cfg.SEED in grid.seeds]
+    asked = [
+        job
+        for job in jobs
+        if job.cell.name in (only or [cell.name for cell in grid.cells]) and job.cfg.SEED in grid.seeds
+    ]
     for job in jobs:
         if job in asked or is_recorded(job.folder):  # the finished ones get into the record too
             _check_same_settings(job)
@@ -306,12 +330,16 @@ def _check_evaluated(cfg: CfgNode) -> None:
     if not cfg.DATASETS.TESTS:
         raise ValueError("DATASETS.TESTS is empty, so the table would have no figures: name a test set")
     if cfg.TEST.EVAL_PERIOD < 1:
-        raise ValueError(f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}, so the last epoch would not be evaluated: set it to 1 or more")
+        raise ValueError(
+            f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}, so the last epoch would not be evaluated: set it to 1 or more"
+        )
 
 
 def _check_baseline(cell: Cell, cfg: CfgNode) -> None:
     if cfg.MODEL.META_ARCHITECTURE != "SSKD":
-        raise ValueError(f"{cell.name!r} is a baseline of an SSKD config, and MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}")
+        raise ValueError(
+            f"{cell.name!r} is a baseline of an SSKD config, and MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}"
+        )
     if starts_from_backbone(cfg) or cfg.MODEL.WEIGHTS and not cfg.SSKD.SOURCE.WEIGHTS:
         raise ValueError(
             f"{cell.name!r} starts from source models: leave MODEL.WEIGHTS empty and SSKD.SOURCE.SKIP False, and give "
@@ -321,7 +349,11 @@ def _check_baseline(cell: Cell, cfg: CfgNode) -> None:
 
 def _starts_from_source(cfg: CfgNode) -> bool:
     """Whether a cell starts from source models: an adaptation, or one network that is given the target's identities."""
-    return cfg.MODEL.META_ARCHITECTURE == "SSKD" or cfg.MODEL.META_ARCHITECTURE == "SSKDSource" and not cfg.MODEL.WEIGHTS
+    return (
+        cfg.MODEL.META_ARCHITECTURE == "SSKD"
+        or cfg.MODEL.META_ARCHITECTURE == "SSKDSource"
+        and not cfg.MODEL.WEIGHTS
+    )
 
 
 def _shared_source(grid: Grid, seed: int, output: str, opts: Sequence) -> CfgNode:
@@ -345,19 +377,30 @@ def _check_same_settings(job: _Job) -> None:
     """
     if not is_recorded(job.folder) and not os.path.isfile(os.path.join(job.folder, "last_checkpoint")):
         return
-    path, instead = os.path.join(job.folder, "config.yaml"), "choose another output folder, or remove that one"
+    path, instead = (
+        os.path.join(job.folder, "config.yaml"),
+        "choose another output folder, or remove that one",
+    )
     if not os.path.isfile(path):
-        raise OtherConfigError(f"{job.folder!r} holds results, but no config.yaml to say what settings they are of: {instead}")
+        raise OtherConfigError(
+            f"{job.folder!r} holds results, but no config.yaml to say what settings they are of: {instead}"
+        )
     try:
         there, wanted = plain_config(load_config(path)), plain_config(job.cfg)
     except UnknownNameError as error:
-        raise OtherConfigError(f"{path!r} is of another version of this package ({error}): {instead}") from None
+        raise OtherConfigError(
+            f"{path!r} is of another version of this package ({error}): {instead}"
+        ) from None
     given = []  # with the weights of job.source
     if job.source and not job.cfg.SSKD.SOURCE.WEIGHTS:
         given.append("SSKD.SOURCE.WEIGHTS")
     if job.bound:
         given += ["MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN"]
-    differ = [key for key in wanted if key not in (*_HARMLESS, *given) and not same_value(there.get(key), wanted[key])]
+    differ = [
+        key
+        for key in wanted
+        if key not in (*_HARMLESS, *given) and not same_value(there.get(key), wanted[key])
+    ]
     if differ:
         shown = ", ".join(f"{key} {there.get(key)!r}, now {wanted[key]!r}" for key in differ[:3])
         raise OtherConfigError(
@@ -382,7 +425,9 @@ def _check_jobs(jobs: Sequence[_Job]) -> None:
             logger.warning("%s, seed %d will have no row: %s", job.cell.name, job.cfg.SEED, error)
     sources = {(job.source.OUTPUT_DIR, job.needs_source): job.source for job in jobs if job.source}
     for (_, needed), source in sources.items():
-        with contextlib.nullcontext() if needed else contextlib.suppress(FileNotFoundError):  # else those still there
+        with (
+            contextlib.nullcontext() if needed else contextlib.suppress(FileNotFoundError)
+        ):  # else those still there
             check_source(source)
 
 
@@ -403,7 +448,13 @@ def _run_jobs(jobs: Sequence[_Job]) -> None:
                     rows = _rows(job, weights.get(job.source.OUTPUT_DIR, []) if job.source else [])
                 except (PseudoLabelError, FloatingPointError) as error:
                     job.stopped = str(error)
-                    logger.warning("%s, seed %d stopped in %s and has no row: %s", job.cell.name, job.cfg.SEED, job.folder, error)
+                    logger.warning(
+                        "%s, seed %d stopped in %s and has no row: %s",
+                        job.cell.name,
+                        job.cfg.SEED,
+                        job.folder,
+                        error,
+                    )
                     continue
                 write_results(run_results(job.folder, SELECTIONS, rows), os.path.join(job.folder, RECORD))
 
@@ -411,15 +462,22 @@ def _run_jobs(jobs: Sequence[_Job]) -> None:
 def _rows(job: _Job, weights: Sequence[str]) -> Rows:
     """Train or evaluate; {name in the table: metrics on the first test set}."""
     if job.cell.run in _NOTHING_TRAINED:
-        write_atomically(os.path.join(job.folder, "config.yaml"), lambda file: file.write(job.cfg.dump().encode()))
+        write_atomically(
+            os.path.join(job.folder, "config.yaml"), lambda file: file.write(job.cfg.dump().encode())
+        )
         found = evaluate_start(job.cfg, weights, batch_norm=job.cell.run == "batch_norm")
     else:
         found = run(_with_weights(job, weights), resume=True)
-    found = found.get(job.cfg.DATASETS.TESTS[0], found)  # {"peer0": metrics, ..., "ensemble": metrics}, or metrics
+    found = found.get(
+        job.cfg.DATASETS.TESTS[0], found
+    )  # {"peer0": metrics, ..., "ensemble": metrics}, or metrics
     if "mAP" in found:
         return {job.cell.name: _metrics(found)}
     if job.cell.teachers:
-        return {f"{job.cell.name}, {row.replace('peer', 'teacher ')}": _metrics(metrics) for row, metrics in found.items()}
+        return {
+            f"{job.cell.name}, {row.replace('peer', 'teacher ')}": _metrics(metrics)
+            for row, metrics in found.items()
+        }
     return {job.cell.name: _metrics(list(found.values())[-1])}  # the ensemble's, or the only network's
 
 
@@ -444,7 +502,9 @@ def _with_weights(job: _Job, weights: Sequence[str]) -> CfgNode:
 def _log_file(folder: str) -> Iterator[None]:
     """Write the log of one run into its folder too."""
     handler = logging.FileHandler(os.path.join(folder, "log.txt"), encoding="utf-8")
-    handler.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"))
+    handler.setFormatter(
+        logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
+    )
     host = logging.getLogger("fastreid")
     host.addHandler(handler)
     level = host.level

@@ -51,14 +51,22 @@ class Summary:
         """Means of the results' ``labels``; {} where one has none."""
         if not all(result.labels for result in self.results):
             return {}
-        return {what: statistics.mean(r.labels[what] for r in self.results) for what in self.results[0].labels}
+        return {
+            what: statistics.mean(r.labels[what] for r in self.results) for what in self.results[0].labels
+        }
 
     def gains(self, other: "Summary", metric: str = "mAP") -> list[float]:
         """Differences to another row on the same test set, seed by seed; [] without seeds in common."""
         if self is other or self.target != other.target:
             return []
-        values = {r.seed: r.metrics[metric] for r in other.results if r.seed is not None and metric in r.metrics}
-        return [r.metrics[metric] - values[r.seed] for r in self.results if r.seed in values and metric in r.metrics]
+        values = {
+            r.seed: r.metrics[metric] for r in other.results if r.seed is not None and metric in r.metrics
+        }
+        return [
+            r.metrics[metric] - values[r.seed]
+            for r in self.results
+            if r.seed in values and metric in r.metrics
+        ]
 
     @property
     def seeds(self) -> int | None:
@@ -89,7 +97,11 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
     for result in results:
         row = rows.setdefault(tuple(getattr(result, name) for name in _KEY), Summary())
         place = os.path.realpath(result.run)  # however the folder is spelled
-        if any(replace(r, run=place) == replace(result, run=place) for r in row.results if os.path.realpath(r.run) == place):
+        if any(
+            replace(r, run=place) == replace(result, run=place)
+            for r in row.results
+            if os.path.realpath(r.run) == place
+        ):
             continue
         for twin in row.results:
             if twin.seed == result.seed is not None and os.path.realpath(twin.run) != place:
@@ -100,7 +112,9 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
     return list(rows.values())
 
 
-def write_table(results: Sequence[Result], fmt: str = "terminal", *, all_columns: bool = False, against: str = "") -> str:
+def write_table(
+    results: Sequence[Result], fmt: str = "terminal", *, all_columns: bool = False, against: str = ""
+) -> str:
     """The table of all results.
 
     Args:
@@ -117,18 +131,26 @@ def write_table(results: Sequence[Result], fmt: str = "terminal", *, all_columns
         raise ValueError(f"the format is one of {', '.join(FORMATS)}, got {fmt!r}")
     rows = summarise(results)
     if against and against not in {row.method for row in rows}:
-        raise ValueError(f"no row is of {against!r}: there are {'; '.join(dict.fromkeys(row.method for row in rows))}")
+        raise ValueError(
+            f"no row is of {against!r}: there are {'; '.join(dict.fromkeys(row.method for row in rows))}"
+        )
     if fmt == "json":
         return json.dumps([_record(row) for row in rows], indent=1)
     if fmt == "csv":
         return _csv(rows)
-    columns = {name: cells for name, cells in _columns(rows, against).items() if all_columns or set(cells) - {"-"}}
+    columns = {
+        name: cells for name, cells in _columns(rows, against).items() if all_columns or set(cells) - {"-"}
+    }
     shared: dict[str, str] = {}
     if not all_columns and len(rows) > 1:
         foldable = columns.keys() - {"method", *METRICS}
-        shared = {name: cells[0] for name, cells in columns.items() if name in foldable and len(set(cells)) == 1}
+        shared = {
+            name: cells[0] for name, cells in columns.items() if name in foldable and len(set(cells)) == 1
+        }
     shown = {name: cells for name, cells in columns.items() if name not in shared}
-    table = tabulate(list(zip(*shown.values())), headers=list(shown), tablefmt=_LAYOUTS[fmt], disable_numparse=True)
+    table = tabulate(
+        list(zip(*shown.values())), headers=list(shown), tablefmt=_LAYOUTS[fmt], disable_numparse=True
+    )
     notes = _notes(rows, shared, against)
     if fmt == "latex":
         return table.replace("±", "$\\pm$") + "".join(f"\n% {line}" for line in notes) + "\n" * bool(notes)
@@ -145,9 +167,13 @@ def _columns(rows: Sequence[Summary], against: str) -> dict[str, list[str]]:
         columns[metric] = [_cell(row.mean(metric), row.deviation(metric)) for row in rows]
     if against:
         others = [row for row in rows if row.method == against]
-        columns[_gain_column(against)] = [_gain([gain for other in others for gain in row.gains(other)]) for row in rows]
+        columns[_gain_column(against)] = [
+            _gain([gain for other in others for gain in row.gains(other)]) for row in rows
+        ]
     columns |= {
-        "labels: precision, recall, noise": [", ".join(f"{v:.2f}" for v in row.mean_labels.values()) or "-" for row in rows],
+        "labels: precision, recall, noise": [
+            ", ".join(f"{v:.2f}" for v in row.mean_labels.values()) or "-" for row in rows
+        ],
         "seeds": [_plain(row.seeds) for row in rows],
         "selection": [row.selection or "not said" for row in rows],
         "images per BN": [_plain(row.images_per_bn) for row in rows],
@@ -222,9 +248,21 @@ def _csv(rows: Sequence[Summary]) -> str:
     spread = [f"{metric}{end}" for metric in METRICS for end in ("", " sd")]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*names, *spread, *(f"label {what}" for what in _LABELS), "seeds", "hours", "device", "as published in"])
+    writer.writerow(
+        [
+            *names,
+            *spread,
+            *(f"label {what}" for what in _LABELS),
+            "seeds",
+            "hours",
+            "device",
+            "as published in",
+        ]
+    )
     for row in rows:
-        figures = [rounded(value) for metric in METRICS for value in (row.mean(metric), row.deviation(metric))]
+        figures = [
+            rounded(value) for metric in METRICS for value in (row.mean(metric), row.deviation(metric))
+        ]
         labels = [row.mean_labels.get(what) for what in _LABELS]
         cells = [*(getattr(row, name) for name in names), *figures, *labels]
         writer.writerow([*cells, row.seeds, rounded(row.mean_hours), row.devices, row.published])

@@ -48,11 +48,16 @@ class SteadyLoader(DataLoader):
     they are born with the signals blocked, so that one that comes while they start is left alone too.
     """
 
-    def __init__(self, *args: Any, worker_init_fn: Callable[[int], None] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, worker_init_fn: Callable[[int], None] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, worker_init_fn=functools.partial(_begin_worker, worker_init_fn), **kwargs)
 
     def __iter__(self) -> Iterator:
-        if self.num_workers and (self.multiprocessing_context or multiprocessing).get_start_method() != "fork":
+        if (
+            self.num_workers
+            and (self.multiprocessing_context or multiprocessing).get_start_method() != "fork"
+        ):
             resource_tracker.ensure_running()  # which unblocks the signals when it starts
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)
         try:
@@ -62,7 +67,9 @@ class SteadyLoader(DataLoader):
 
 
 def _begin_worker(own: Callable[[int], None] | None, worker: int) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)  # of a fork server that was there before, they are not yet
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, _FOR_THE_RUN
+    )  # of a fork server that was there before, they are not yet
     threading.Thread(target=_end_for, args=(multiprocessing.parent_process().pid,), daemon=True).start()
     if own is not None:
         own(worker)

@@ -56,14 +56,24 @@ NAMES = {
     "PeS3D": Names("1/1_1.bmp", _FOLDER_A_PERSON, ("[^/]+",), camera="cam0"),
     "PKU": Names("001_01_1.png", _ID_CAMERA),
     "PRAI": Names("00000001_0001_00000001.jpg", _ID_CAMERA),
-    "PRID": Names("person_0001/a_0001.png", r"(^|/)[^/_]*_(?P<who>[^/_]+)[^/]*/(?P<camera>[^/_]+)[^/]*$", (".*",)),
-    "SAIVT": Names(
-        "cropped_images/0001/0001-1-c3-0010.jpeg", "/(?P<who>[^/]+)/[^/-]*-[^/-]*-(?P<camera>[^/-]+)", ("cropped_images/[^/]+",)
+    "PRID": Names(
+        "person_0001/a_0001.png", r"(^|/)[^/_]*_(?P<who>[^/_]+)[^/]*/(?P<camera>[^/_]+)[^/]*$", (".*",)
     ),
-    "SenseReID": Names("test_prob/00001_0.jpg", "/(?P<who>[^_]+)_(?P<camera>[^_.]+)", ("test_gallery", "test_prob")),
-    "Shinpuhkan": Names("1/001_02_03_04.jpg", "(^|/)(?P<who>[^/_]+)_[^/_]*_(?P<camera>[^/_]+)[^/]*$", (".*",)),
+    "SAIVT": Names(
+        "cropped_images/0001/0001-1-c3-0010.jpeg",
+        "/(?P<who>[^/]+)/[^/-]*-[^/-]*-(?P<camera>[^/-]+)",
+        ("cropped_images/[^/]+",),
+    ),
+    "SenseReID": Names(
+        "test_prob/00001_0.jpg", "/(?P<who>[^_]+)_(?P<camera>[^_.]+)", ("test_gallery", "test_prob")
+    ),
+    "Shinpuhkan": Names(
+        "1/001_02_03_04.jpg", "(^|/)(?P<who>[^/_]+)_[^/_]*_(?P<camera>[^/_]+)[^/]*$", (".*",)
+    ),
     "SYSU_mm": Names(
-        "cam1/0001/0001.jpg", "^(?P<camera>[^/]+)/(?P<who>[^/]+)/", tuple(f"cam{k}/[^/]+" for k in (1, 2, 4, 5))
+        "cam1/0001/0001.jpg",
+        "^(?P<camera>[^/]+)/(?P<who>[^/]+)/",
+        tuple(f"cam{k}/[^/]+" for k in (1, 2, 4, 5)),
     ),
     "Thermalworld": Names("1/0001.jpg", _FOLDER_A_PERSON, ("[^/]+",), camera="cam0"),
     "VIPeR": Names("cam_a/000_45.bmp", "^(?P<camera>[^/]+)/(?P<who>[^_]+)", ("cam_a", "cam_b")),
@@ -109,9 +119,13 @@ def list_folder(names: Names) -> Callable[..., list[tuple]]:
             )
         missing = [part for part, found in parts.items() if not found]
         if missing and count:
-            raise FileNotFoundError(f"{name}: {folder!r} has images, but none in {missing[0]!r}: add this part, {_WAY_OUT}")
+            raise FileNotFoundError(
+                f"{name}: {folder!r} has images, but none in {missing[0]!r}: add this part, {_WAY_OUT}"
+            )
         if count < len(paths):
-            logger.warning("%s: %d images in other folders of %s are left out", name, len(paths) - count, folder)
+            logger.warning(
+                "%s: %d images in other folders of %s are left out", name, len(paths) - count, folder
+            )
         return items
 
     return process
@@ -125,12 +139,16 @@ def read_list(path: str, rule: str, example: str, first: int = 0) -> list[re.Mat
         ValueError: if a line is not as the rule says; names file, line and rule.
     """
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-        lines = [(number, line.strip()) for number, line in enumerate(file, 1) if number > first and line.strip()]
+        lines = [
+            (number, line.strip()) for number, line in enumerate(file, 1) if number > first and line.strip()
+        ]
     matches = []
     for number, line in lines:
         match = re.fullmatch(rule, line)
         if not match:
-            raise ValueError(f"{path!r}, line {number}: {line!r} is not like {example!r} ({rule!r}): correct or remove it")
+            raise ValueError(
+                f"{path!r}, line {number}: {line!r} is not like {example!r} ({rule!r}): correct or remove it"
+            )
         matches.append(match)
     return matches
 
@@ -144,7 +162,10 @@ def _item(data_set: Any, path: str, identity: Any, camera: Any, is_train: bool) 
 def _msmt17(self: Any, folder: str, path: str, is_train: bool = True) -> list[tuple]:
     rule = r"(?P<path>(.*[/\\])?[^/\\_]*_[^/\\_]*_(?P<camera>\d+)[^/\\]*?)\s+(?P<who>\d+)"
     lines = read_list(path, rule, "0000/0000_000_01_0303morning_0008_0.jpg 0")
-    return [_item(self, _below(folder, line["path"]), int(line["who"]), int(line["camera"]) - 1, is_train) for line in lines]
+    return [
+        _item(self, _below(folder, line["path"]), int(line["who"]), int(line["camera"]) - 1, is_train)
+        for line in lines
+    ]
 
 
 def _airport(self: Any, folder: str, path: str) -> list[tuple]:
@@ -157,7 +178,13 @@ def _airport(self: Any, folder: str, path: str) -> list[tuple]:
 def _vehicle_id(self: Any, path: str, is_train: bool = True) -> Any:
     """Every image counts as a camera of its own; one image a vehicle is the gallery, always the same."""
     items = [
-        _item(self, os.path.join(self.image_dir, f"{line['image']}.jpg"), int(line["who"]), int(line["image"]), is_train)
+        _item(
+            self,
+            os.path.join(self.image_dir, f"{line['image']}.jpg"),
+            int(line["who"]),
+            int(line["image"]),
+            is_train,
+        )
         for line in read_list(path, r"(?P<image>\d+)\s+(?P<who>\d+)", "0012345 678")
     ]
     if is_train:
@@ -171,7 +198,10 @@ def _vehicle_id(self: Any, path: str, is_train: bool = True) -> Any:
 def _veri_wild_cameras(self: Any, path: str) -> tuple[dict, dict, dict]:
     """Vehicle, camera and path of each image by its number, from a list with a line of headings."""
     rule = r"(?P<who>\d+)/(?P<image>[^/;.]+)[^/;]*;\s*(?P<camera>\d+).*"
-    lines = {line["image"]: line for line in read_list(path, rule, "00001/000001;1;2018-03-11;Audi;SUV;black", first=1)}
+    lines = {
+        line["image"]: line
+        for line in read_list(path, rule, "00001/000001;1;2018-03-11;Audi;SUV;black", first=1)
+    }
     return (
         {image: line["who"] for image, line in lines.items()},
         {image: line["camera"] for image, line in lines.items()},
@@ -183,7 +213,9 @@ def _veri_wild(self: Any, path: str, is_train: bool = True) -> list[tuple]:
     lines = read_list(path, r"(?P<who>\d+)/(?P<image>[^/.]+).*", "00001/000001.jpg")
     unknown = [line[0] for line in lines if line["image"] not in self.imgid2camid]
     if unknown:
-        raise ValueError(f"{path!r}: {unknown[0]!r} is not in {self.vehicle_info!r}: complete that list, or remove the line")
+        raise ValueError(
+            f"{path!r}: {unknown[0]!r} is not in {self.vehicle_info!r}: complete that list, or remove the line"
+        )
     return [
         _item(self, self.imgid2imgpath[image], int(line["who"]), int(self.imgid2camid[image]), is_train)
         for line in lines
@@ -215,7 +247,11 @@ def _replace(path: str, method: Callable) -> None:
 
 def _patch_names() -> None:
     for name, names in NAMES.items():
-        lists = "process_dir" if hasattr(target("fastreid.data.datasets", name), "process_dir") else "process_train"
+        lists = (
+            "process_dir"
+            if hasattr(target("fastreid.data.datasets", name), "process_dir")
+            else "process_train"
+        )
         _replace(f"{name}.{lists}", list_folder(names))
 
 

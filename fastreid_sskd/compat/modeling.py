@@ -100,7 +100,10 @@ def _whole_backbone(host_build: Callable[[Any], nn.Module]) -> Callable[[Any], n
     def build_backbone(cfg: Any) -> nn.Module:
         from ..modeling.weights import load_backbone
 
-        options, registry = cfg.MODEL.BACKBONE, target("fastreid.modeling.backbones.build", "BACKBONE_REGISTRY")
+        options, registry = (
+            cfg.MODEL.BACKBONE,
+            target("fastreid.modeling.backbones.build", "BACKBONE_REGISTRY"),
+        )
         if not options.PRETRAIN or not registry.get(options.NAME).__module__.startswith("fastreid."):
             return host_build(cfg)
         if options.PRETRAIN_PATH:
@@ -112,7 +115,10 @@ def _whole_backbone(host_build: Callable[[Any], nn.Module]) -> Callable[[Any], n
             return backbone
         try:
             return host_build(cfg)  # downloads
-        except (ModuleNotFoundError, OSError) as error:  # without gdown, without a network, or without an address
+        except (
+            ModuleNotFoundError,
+            OSError,
+        ) as error:  # without gdown, without a network, or without an address
             if isinstance(error, ModuleNotFoundError) and error.name != "gdown":
                 raise
             raise FileNotFoundError(

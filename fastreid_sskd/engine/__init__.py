@@ -1,4 +1,5 @@
 """Trainers, hooks and the pipeline of both stages."""
+
 from fastreid.engine import default_argument_parser
 
 from .checkpoint import Checkpointer

@@ -2,6 +2,7 @@
 
 Of every config, plain ones and those of both stages, by :func:`.pipeline.check_run`; what a run does not read is not checked.
 """
+
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Collection
@@ -71,7 +72,11 @@ def _is_read(cfg: CfgNode, key: Key) -> bool:
         return False
     method = CLUSTERING_METHODS.get(cfg.SSKD.CLUSTER.METHOD)
     uses = method.uses if method else "radius"
-    return key.read_by not in ("radius", "neighbors") or uses == "radius" or (uses, key.read_by) == ("distances", "neighbors")
+    return (
+        key.read_by not in ("radius", "neighbors")
+        or uses == "radius"
+        or (uses, key.read_by) == ("distances", "neighbors")
+    )
 
 
 def check_settings(cfg: CfgNode, sections: str | tuple[str, ...] = "") -> None:
@@ -119,12 +124,16 @@ def _check_losses(cfg: CfgNode) -> None:
 def _check_value(name: str, value: Any, rule: Rule | OneOf) -> None:
     if isinstance(rule, Rule):
         if not rule.allows(value):
-            raise ValueError(f"{name} must be {rule.text}; got {value}: change it in the config or on the command line")
+            raise ValueError(
+                f"{name} must be {rule.text}; got {value}: change it in the config or on the command line"
+            )
         return
     for given in [value] if isinstance(value, str) else value:
         if given not in rule.names:
             known = ", ".join(rule.names)
-            raise ValueError(f"{name} must be one of {known}; got {given!r}{nearest(given, rule.names) or ': choose one of them'}")
+            raise ValueError(
+                f"{name} must be one of {known}; got {given!r}{nearest(given, rule.names) or ': choose one of them'}"
+            )
 
 
 def build_network(cfg: CfgNode) -> nn.Module:
@@ -149,7 +158,9 @@ def build_network(cfg: CfgNode) -> nn.Module:
     # RuntimeError: also what is not implemented, and MGN's fixed sizes
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
         said = next(iter(str(error).splitlines()), "")
-        raise ValueError(f"the network that MODEL describes cannot be built, {type(error).__name__}: {said}") from error
+        raise ValueError(
+            f"the network that MODEL describes cannot be built, {type(error).__name__}: {said}"
+        ) from error
 
 
 def _networks(cfg: CfgNode) -> list[CfgNode]:
@@ -183,7 +194,9 @@ def check_network(cfg: CfgNode, num_classes: int) -> None:
     for network, its in zip(students or [model], _networks(small)):
         for size in {tuple(cfg.INPUT.SIZE_TRAIN), tuple(cfg.INPUT.SIZE_TEST)}:
             images = torch.zeros(1, 3, *size)
-            _check_forward(network, its, images if students else {"images": images, "targets": torch.zeros(1).long()})
+            _check_forward(
+                network, its, images if students else {"images": images, "targets": torch.zeros(1).long()}
+            )
 
 
 def _check_forward(network: nn.Module, cfg: CfgNode, batch: torch.Tensor | dict) -> None:
@@ -196,7 +209,12 @@ def _check_forward(network: nn.Module, cfg: CfgNode, batch: torch.Tensor | dict)
             network(batch)
     except Exception as error:  # noqa: BLE001 - whatever a network of anybody's raises
         failure = error
-    if isinstance(head, EmbeddingHead) and maps and torch.is_tensor(maps[-1]) and cfg.MODEL.HEADS.POOL_LAYER not in ("Flatten", "Identity"):
+    if (
+        isinstance(head, EmbeddingHead)
+        and maps
+        and torch.is_tensor(maps[-1])
+        and cfg.MODEL.HEADS.POOL_LAYER not in ("Flatten", "Identity")
+    ):
         channels, given = maps[-1].shape[1], cfg.MODEL.BACKBONE.FEAT_DIM
         if channels != given:
             raise ValueError(

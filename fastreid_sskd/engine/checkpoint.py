@@ -1,4 +1,5 @@
 """Checkpoints that are whole or not there, hold plain tensors only, and are resumed from exactly."""
+
 import logging
 import os
 import random
@@ -20,7 +21,20 @@ from ..refusals import REFUSED
 from .defaults import load_config
 from .files import write_atomically
 
-__all__ = ["Checkpointer", "OtherConfigError", "check_same_images", "check_same_run", "damage", "image_names", "last_checkpoint", "plain_config", "random_state", "read_stamp", "restore_random_state", "same_value"]
+__all__ = [
+    "Checkpointer",
+    "OtherConfigError",
+    "check_same_images",
+    "check_same_run",
+    "damage",
+    "image_names",
+    "last_checkpoint",
+    "plain_config",
+    "random_state",
+    "read_stamp",
+    "restore_random_state",
+    "same_value",
+]
 
 logger = logging.getLogger("fastreid.sskd.checkpoint")
 
@@ -42,8 +56,11 @@ def damage(path: str) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             # an entry that is compressed or a folder is none of torch's, which would read something else from it
-            odd = [info.filename for info in archive.infolist()
-                   if info.file_size != info.compress_size or info.external_attr & 0x10]
+            odd = [
+                info.filename
+                for info in archive.infolist()
+                if info.file_size != info.compress_size or info.external_attr & 0x10
+            ]
             broken = archive.testzip() or (odd[0] if odd else None)
     except Exception as error:  # noqa: BLE001 - a damaged archive raises UnicodeDecodeError, struct.error, ... as well
         return str(error) or type(error).__name__
@@ -55,7 +72,11 @@ def read_stamp(path: str) -> dict[str, Any]:
     if not zipfile.is_zipfile(path):
         return {}
     saved = read_file(path, mmap=True)
-    return {key: value for key, value in saved.items() if isinstance(value, int)} if isinstance(saved, dict) else {}
+    return (
+        {key: value for key, value in saved.items() if isinstance(value, int)}
+        if isinstance(saved, dict)
+        else {}
+    )
 
 
 def last_checkpoint(folder: str) -> str:
@@ -142,7 +163,7 @@ class Checkpointer(HostCheckpointer):
         names = sorted(name for name in os.listdir(self.save_dir) if re.fullmatch(rf"{kind}_\d+\.pth", name))
         paths = [os.path.join(self.save_dir, name) for name in names]
         paths.sort(key=lambda path: os.stat(path).st_mtime_ns)
-        gone = paths[:max(0, len(paths) - keep)]
+        gone = paths[: max(0, len(paths) - keep)]
         for path in gone:
             os.remove(path)
         return gone
@@ -213,11 +234,14 @@ def _differing(saved: dict[str, Any], given: dict[str, Any], but: tuple[str, ...
     return [
         key
         for key in sorted(set(given) | (set(saved) & set(defaults)))
-        if not is_below(key, but) and not same_value(saved.get(key, defaults.get(key, _ABSENT)), given.get(key, _ABSENT))
+        if not is_below(key, but)
+        and not same_value(saved.get(key, defaults.get(key, _ABSENT)), given.get(key, _ABSENT))
     ]
 
 
-def check_same_run(checkpoint: dict[str, Any], given: dict[str, Any], what: str, *, anew: bool = False) -> None:
+def check_same_run(
+    checkpoint: dict[str, Any], given: dict[str, Any], what: str, *, anew: bool = False
+) -> None:
     """Check that a checkpoint was written under a config that means the same run.
 
     The table :data:`..config.KEYS` says which keys may differ, and so does ``SSKD.MAY_DIFFER``. ``SOLVER.MAX_EPOCH`` may if neither the
@@ -234,19 +258,26 @@ def check_same_run(checkpoint: dict[str, Any], given: dict[str, Any], what: str,
     """
     saved = checkpoint.get("config")
     if saved is None:
-        logger.warning("%s does not say what config it was trained with (an earlier version wrote it): taken as it is", what)
+        logger.warning(
+            "%s does not say what config it was trained with (an earlier version wrote it): taken as it is",
+            what,
+        )
         return
     differing = _differing(saved, given, (*names_with("any", "continue"), *given["SSKD.MAY_DIFFER"]))
     at_start = [] if anew else [key for key in differing if is_below(key, names_with("start"))]
     others = [key for key in differing if key not in at_start]
     epochs, done = "SOLVER.MAX_EPOCH", checkpoint.get("epoch", -1) + 1
-    if (given["SOLVER.SCHED"] == "CosineAnnealingLR" or given["SSKD.EMA.WINDOW"]) and saved.get(epochs) != given[epochs]:
+    if (given["SOLVER.SCHED"] == "CosineAnnealingLR" or given["SSKD.EMA.WINDOW"]) and saved.get(
+        epochs
+    ) != given[epochs]:
         others.append(epochs)  # the rate anneals over all epochs, the window is a share of them
     elif given[epochs] < done:
         raise OtherConfigError(f"{what}: it has {done} epochs, which is more than {epochs} = {given[epochs]}")
 
     def values(keys: list[str]) -> str:
-        return "; ".join(f"{key}: {saved.get(key, _ABSENT)!r} there, {given.get(key, _ABSENT)!r} here" for key in keys)
+        return "; ".join(
+            f"{key}: {saved.get(key, _ABSENT)!r} there, {given.get(key, _ABSENT)!r} here" for key in keys
+        )
 
     if others:
         raise OtherConfigError(
@@ -261,10 +292,15 @@ def image_names(paths: Sequence[str]) -> torch.Tensor:
     """(N,) int64, CRC-32 of each path below the folder that all N have in common, so that the folder may be moved."""
     paths = [os.path.abspath(path) for path in paths]
     common = os.path.commonpath({os.path.dirname(path) for path in paths}) if paths else ""
-    return torch.tensor([zlib.crc32(path[len(common):].lstrip(os.sep).encode(errors="replace")) for path in paths], dtype=torch.int64)
+    return torch.tensor(
+        [zlib.crc32(path[len(common) :].lstrip(os.sep).encode(errors="replace")) for path in paths],
+        dtype=torch.int64,
+    )
 
 
-def check_same_images(checkpoint: dict[str, Any], images: Mapping[str, Sequence[str]], what: str, may_differ: Sequence[str] = ()) -> None:
+def check_same_images(
+    checkpoint: dict[str, Any], images: Mapping[str, Sequence[str]], what: str, may_differ: Sequence[str] = ()
+) -> None:
     """Check that a checkpoint is of the images that are there now, by their names and order; what they show is not looked at.
 
     Args:
@@ -277,7 +313,10 @@ def check_same_images(checkpoint: dict[str, Any], images: Mapping[str, Sequence[
         OtherConfigError: if they are others, with their numbers and the first that differs.
     """
     if "images" not in checkpoint:
-        logger.warning("%s does not say which images it was trained on (an earlier version wrote it): taken as it is", what)
+        logger.warning(
+            "%s does not say which images it was trained on (an earlier version wrote it): taken as it is",
+            what,
+        )
         return
     for key, paths in images.items():
         saved, now = checkpoint["images"].get(key, torch.empty(0, dtype=torch.int64)), image_names(paths)
@@ -286,7 +325,15 @@ def check_same_images(checkpoint: dict[str, Any], images: Mapping[str, Sequence[
         new, gone = ~torch.isin(now, saved), int((~torch.isin(saved, now)).sum())
         both = min(len(saved), len(now))
         moved = torch.cat([saved[:both] != now[:both], torch.ones(len(now) - both, dtype=torch.bool)])
-        first = next((f", first {path}" for at in (new, moved) for path, differs in zip(paths, at.tolist()) if differs), "")
+        first = next(
+            (
+                f", first {path}"
+                for at in (new, moved)
+                for path, differs in zip(paths, at.tolist())
+                if differs
+            ),
+            "",
+        )
         raise OtherConfigError(
             f"{what}: it was trained on other images of {key}: {len(saved)} then, {len(now)} now, {int(new.sum())} of them new, {gone} "
             f"gone{first}. Go on with the images that the run began with, or give another "

@@ -1,4 +1,5 @@
 """From the command line to a frozen config, a log, and seeded generators."""
+
 import argparse
 import logging
 import os
@@ -20,8 +21,19 @@ from ..refusals import checking
 from .files import make_folder, write_atomically
 
 __all__ = [
-    "EARLIER", "begin", "check_device", "keep_config", "load_config", "make_deterministic", "read_config", "resolve", "seed_everything", "setup",
-    "start_run", "use_device", "without_pretraining",
+    "EARLIER",
+    "begin",
+    "check_device",
+    "keep_config",
+    "load_config",
+    "make_deterministic",
+    "read_config",
+    "resolve",
+    "seed_everything",
+    "setup",
+    "start_run",
+    "use_device",
+    "without_pretraining",
 ]
 
 logger = logging.getLogger("fastreid.sskd.defaults")
@@ -61,8 +73,10 @@ def resolve(cfg: CfgNode) -> CfgNode:
     """
     check_device(cfg.MODEL.DEVICE)
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
-        logger.warning("MODEL.DEVICE is %s, and torch finds no CUDA device: the CPU is used (set it to cpu to have no warning)",
-                       cfg.MODEL.DEVICE)
+        logger.warning(
+            "MODEL.DEVICE is %s, and torch finds no CUDA device: the CPU is used (set it to cpu to have no warning)",
+            cfg.MODEL.DEVICE,
+        )
         cfg.MODEL.DEVICE = "cpu"
     if cfg.SEED < 0:
         cfg.SEED = on_main(lambda: int(np.random.SeedSequence().generate_state(1)[0] >> 1))
@@ -79,7 +93,9 @@ def check_device(device: str) -> None:
     try:
         torch.device(device)
     except RuntimeError:
-        raise ValueError(f"MODEL.DEVICE must be a device of torch, such as cpu, cuda or cuda:1; got {device!r}") from None
+        raise ValueError(
+            f"MODEL.DEVICE must be a device of torch, such as cpu, cuda or cuda:1; got {device!r}"
+        ) from None
 
 
 def use_device(device: str) -> None:
@@ -113,7 +129,9 @@ def seed_everything(seed: int) -> None:
 
 def make_deterministic() -> None:
     """``SSKD.DETERMINISTIC``: deterministic kernels only, for this process from now on."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS has none; read with its first use
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # without it cuBLAS has none; read with its first use
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -216,7 +234,10 @@ def _move_earlier_run(cfg: CfgNode) -> None:
 
 def _start_weights(cfg: CfgNode) -> list[str]:
     models = [cfg.MODEL, *(peer_config(cfg, k).MODEL for k in range(len(cfg.SSKD.PEERS)))]
-    paths = [*cfg.SSKD.SOURCE.WEIGHTS, *(path for model in models for path in (model.WEIGHTS, model.BACKBONE.PRETRAIN_PATH))]
+    paths = [
+        *cfg.SSKD.SOURCE.WEIGHTS,
+        *(path for model in models for path in (model.WEIGHTS, model.BACKBONE.PRETRAIN_PATH)),
+    ]
     return [path for path in paths if path]
 
 

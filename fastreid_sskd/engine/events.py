@@ -1,4 +1,5 @@
 """What the evaluations of an adaptation have given so far: the last, the best, and what the best was chosen on."""
+
 import datetime
 import json
 import logging
@@ -18,7 +19,17 @@ from fastreid.utils.events import (
 from ..evaluation.evaluator import results_table
 from .files import write_atomically
 
-__all__ = ["LABEL_FREE", "MetricsFile", "ProgressPrinter", "Record", "TensorBoard", "build_writers", "read_record", "restore_storage", "storage_state"]
+__all__ = [
+    "LABEL_FREE",
+    "MetricsFile",
+    "ProgressPrinter",
+    "Record",
+    "TensorBoard",
+    "build_writers",
+    "read_record",
+    "restore_storage",
+    "storage_state",
+]
 
 logger = logging.getLogger("fastreid.sskd.events")
 
@@ -77,8 +88,10 @@ class Record:
             name: {row: {k: float(v) for k, v in metrics.items()} for row, metrics in rows.items()}
             for name, rows in results.items()
         }
-        self.evaluations = [e for e in self.evaluations if e["epoch"] < epoch] + [{"epoch": epoch, "results": plain}]
-        return int((self.best[1] or "peer0")[len("peer"):])
+        self.evaluations = [e for e in self.evaluations if e["epoch"] < epoch] + [
+            {"epoch": epoch, "results": plain}
+        ]
+        return int((self.best[1] or "peer0")[len("peer") :])
 
     @property
     def last(self) -> dict:
@@ -99,7 +112,9 @@ class Record:
         if self.label_free:
             if self.selected["score"] is None:
                 return None, None
-            at = (evaluation for evaluation in self.evaluations if evaluation["epoch"] == self.selected["epoch"])
+            at = (
+                evaluation for evaluation in self.evaluations if evaluation["epoch"] == self.selected["epoch"]
+            )
             return next(at, None), f"peer{self.selected['peer']}"
         candidates = [
             (metrics["mAP"], evaluation, row)
@@ -126,16 +141,24 @@ class Record:
         for test in self.tests:
             for evaluation in self._shown():
                 what = "direct transfer" if evaluation["epoch"] == 0 else f"last, epoch {evaluation['epoch']}"
-                lines += [((test, what, row), metrics) for row, metrics in evaluation["results"][test].items()]
+                lines += [
+                    ((test, what, row), metrics) for row, metrics in evaluation["results"][test].items()
+                ]
             evaluation, row = self.best
             if evaluation:
-                lines.append(((test, f"best, epoch {evaluation['epoch']}", row), evaluation["results"][test][row]))
+                lines.append(
+                    ((test, f"best, epoch {evaluation['epoch']}", row), evaluation["results"][test][row])
+                )
         note = (
             f"The best teacher is chosen by mAP on the test split (query and gallery) of {self.tests[0]}, "
             "as in the released code; the last epoch's rows need no choice."
         )
         if self.label_free:
-            chosen = "The best epoch and teacher are" if self.selected["score"] is not None else "No epoch has been"
+            chosen = (
+                "The best epoch and teacher are"
+                if self.selected["score"] is not None
+                else "No epoch has been"
+            )
             note = f"{chosen} chosen by {self.select_by}, without labels."
         return results_table(lines, ("test set", "when", "teacher"), tablefmt) + "\n\n" + note
 
@@ -149,7 +172,9 @@ class Record:
         best = row and {
             "epoch": self.selected["epoch"] if self.label_free else evaluation["epoch"],
             "row": row,
-            "chosen_on": f"{self.select_by}, without labels" if self.label_free else f"{self.tests[0]} test split, by mAP",
+            "chosen_on": f"{self.select_by}, without labels"
+            if self.label_free
+            else f"{self.tests[0]} test split, by mAP",
         }
         data = {"tests": self.tests, "evaluations": self.evaluations, "best": best}
         write_atomically(path, lambda file: file.write(json.dumps(data, indent=1).encode()))
@@ -169,12 +194,18 @@ def read_record(path: str) -> dict | None:
         except ValueError as error:
             raise ValueError(f"{path!r} is not JSON: {error}") from error
     try:
-        whole = all(entry["results"][test] and entry["epoch"] >= 0 for entry in data["evaluations"] for test in data["tests"])
+        whole = all(
+            entry["results"][test] and entry["epoch"] >= 0
+            for entry in data["evaluations"]
+            for test in data["tests"]
+        )
         whole &= data["best"] is None or {"epoch", "row", "chosen_on"} <= set(data["best"])
     except (KeyError, TypeError):
         whole = False
     if not whole:
-        raise ValueError(f"{path!r} is not the record of a run's evaluations: it needs tests, evaluations and best")
+        raise ValueError(
+            f"{path!r} is not the record of a run's evaluations: it needs tests, evaluations and best"
+        )
     return data
 
 
@@ -250,7 +281,9 @@ class _Unwritten:
     def take(self) -> dict[int, dict[str, float]]:
         """{iteration: {name: value}}, in the order of the iterations; taken once."""
         by_iteration: dict[int, dict[str, float]] = {}
-        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self.window_size).items():
+        for name, (value, iteration) in (
+            get_event_storage().latest_with_smoothing_hint(self.window_size).items()
+        ):
             if iteration > self.written.get(name, -1):
                 self.written[name] = iteration
                 by_iteration.setdefault(iteration, {})[name] = value
@@ -287,7 +320,9 @@ class MetricsFile(JSONWriter):
         self._unwritten.load_state_dict(state["written"])
         size = os.path.getsize(self._file_handle.name)
         if size < state["bytes"]:
-            logger.warning("%s is shorter than it was: scalars before the checkpoint are missing", self._file_handle.name)
+            logger.warning(
+                "%s is shorter than it was: scalars before the checkpoint are missing", self._file_handle.name
+            )
         else:
             self._file_handle.truncate(state["bytes"])
 
@@ -322,7 +357,10 @@ def build_writers(
     """
     writers: list[EventWriter] = [ProgressPrinter(max_iter, max_epoch, images)]
     if output_dir:
-        writers += [MetricsFile(os.path.join(output_dir, "metrics.json")), TensorBoard(output_dir, purge_step=start_iter or None)]
+        writers += [
+            MetricsFile(os.path.join(output_dir, "metrics.json")),
+            TensorBoard(output_dir, purge_step=start_iter or None),
+        ]
     return writers
 
 

@@ -1,4 +1,5 @@
 """Hooks of fast-reid's training loop, in the order in which they run. Hooks only act; labels' rules and results live elsewhere."""
+
 import dataclasses
 import logging
 import time
@@ -32,9 +33,18 @@ from .checkpoint import Checkpointer
 from .events import LABEL_FREE, Record, restore_storage, storage_state
 from .refresh import reestimate_batch_norm, shared_candidates, soft_labels
 
-__all__ = ["Checkpoints", "FreezeLayers", "LabelFreeSelection", "PeerEMA", "PeriodicEvaluation", "PseudoLabelRefresh", "ScalarWriters"]
+__all__ = [
+    "Checkpoints",
+    "FreezeLayers",
+    "LabelFreeSelection",
+    "PeerEMA",
+    "PeriodicEvaluation",
+    "PseudoLabelRefresh",
+    "ScalarWriters",
+]
 
 logger = logging.getLogger("fastreid.sskd.hooks")
+
 
 class PseudoLabelRefresh(HookBase):
     """Method, "at the start of each epoch": features, distance, eps, clusters, classifiers, labels, optimiser.
@@ -65,8 +75,14 @@ class PseudoLabelRefresh(HookBase):
         cache: of the images, where the run has one.
     """
 
-    def __init__(self, cfg: CfgNode, model: SSKD, items: Sequence[Item], on_labels: Callable,
-                 cache: CropCache | None = None):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: SSKD,
+        items: Sequence[Item],
+        on_labels: Callable,
+        cache: CropCache | None = None,
+    ):
         self.cfg = cfg
         self.model = model
         self.items = items
@@ -78,7 +94,12 @@ class PseudoLabelRefresh(HookBase):
         self.history: list[dict] = []
 
     def state_dict(self) -> dict:
-        return {"eps": self.eps, "labels": self.labels, "history": self.history, "temperature": self.model.temperature}
+        return {
+            "eps": self.eps,
+            "labels": self.labels,
+            "history": self.history,
+            "temperature": self.model.temperature,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.eps, self.labels, self.history = state["eps"], state["labels"], state["history"]
@@ -94,7 +115,9 @@ class PseudoLabelRefresh(HookBase):
         self.model.reset_classifiers(torch.as_tensor(result.centroids))
         sharpness = {}
         if not self.cfg.SSKD.SOFT_LABELS.TEMPERATURE:
-            sharpness = on_main(lambda: soft_labels(self.cfg, self.model, self.items, result.labels, self.cache))
+            sharpness = on_main(
+                lambda: soft_labels(self.cfg, self.model, self.items, result.labels, self.cache)
+            )
             self.model.temperature = sharpness["temperature"]
         self.on_labels(result.labels)
         self._report(result, seconds, kept, sharpness)
@@ -170,8 +193,12 @@ class PseudoLabelRefresh(HookBase):
     def _report(self, result, seconds: dict[str, float], kept: bool, sharpness: dict[str, float]) -> None:
         report = result.report
         scalars = {
-            "clusters": report.num_clusters, "noise_share": report.noise_share, "eps": self.eps,
-            "largest_cluster": report.largest, "median_cluster": report.median, "kept": float(kept),
+            "clusters": report.num_clusters,
+            "noise_share": report.noise_share,
+            "eps": self.eps,
+            "largest_cluster": report.largest,
+            "median_cluster": report.median,
+            "kept": float(kept),
             **sharpness,
         }
         if result.recall is not None:
@@ -190,14 +217,25 @@ class PseudoLabelRefresh(HookBase):
         storage.put_scalars(smoothing_hint=False, **{f"diagnostics/{k}": v for k, v in agreement.items()})
         logger.info(
             "epoch %d: %d clusters of %d images, %.1f %% noise, eps %.4f, largest %d, median %g, changed %s, %.1f s%s",
-            self.trainer.epoch, report.num_clusters, report.num_images, 100 * report.noise_share, self.eps,
-            report.largest, report.median,
-            "-" if report.changed_share is None else f"{100 * report.changed_share:.1f} %", sum(seconds.values()),
-            "".join(f", {k} {v:.3f}" for k, v in agreement.items()) and
-            " (diagnostics, unseen by training:" + "".join(f" {k} {v:.3f}" for k, v in agreement.items()) + ")",
+            self.trainer.epoch,
+            report.num_clusters,
+            report.num_images,
+            100 * report.noise_share,
+            self.eps,
+            report.largest,
+            report.median,
+            "-" if report.changed_share is None else f"{100 * report.changed_share:.1f} %",
+            sum(seconds.values()),
+            "".join(f", {k} {v:.3f}" for k, v in agreement.items())
+            and " (diagnostics, unseen by training:"
+            + "".join(f" {k} {v:.3f}" for k, v in agreement.items())
+            + ")",
         )
         if sharpness:
-            logger.info("soft labels: " + ", ".join(f"{name.replace('_', ' ')} {v:.4f}" for name, v in sharpness.items()))
+            logger.info(
+                "soft labels: "
+                + ", ".join(f"{name.replace('_', ' ')} {v:.4f}" for name, v in sharpness.items())
+            )
 
 
 class FreezeLayers(HookBase):
@@ -223,7 +261,9 @@ class FreezeLayers(HookBase):
             children = dict(network.named_children())
             for layer in layers:
                 if layer not in children:
-                    raise ValueError(f"MODEL.FREEZE_LAYERS names {layer!r}, but the network has {', '.join(children)}")
+                    raise ValueError(
+                        f"MODEL.FREEZE_LAYERS names {layer!r}, but the network has {', '.join(children)}"
+                    )
                 self.modules.append(children[layer])
         self._frozen: list[nn.Parameter] | None = None
 
@@ -442,8 +482,16 @@ class Checkpoints(HookBase):
         seconds, iters: ``SSKD.CHECKPOINT_SECONDS`` and ``_ITERS``, how often to save inside an epoch; 0: not so.
     """
 
-    def __init__(self, checkpointer: Checkpointer, period: int, keep: int, metric_name: str = "metric", *,
-                 seconds: float = 0, iters: int = 0):
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        period: int,
+        keep: int,
+        metric_name: str = "metric",
+        *,
+        seconds: float = 0,
+        iters: int = 0,
+    ):
         if period < 1 or keep < 1:
             raise ValueError(
                 f"SOLVER.CHECKPOINT_PERIOD and SSKD.KEEP_CHECKPOINTS must be >= 1, got {period} and {keep}"

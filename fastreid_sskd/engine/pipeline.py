@@ -1,4 +1,5 @@
 """One command for the whole method: pre-train the peers on the source, report direct transfer, adapt to the target."""
+
 import contextlib
 import gc
 import logging
@@ -36,13 +37,26 @@ from .train_step import Precision
 from .trainer import Trainer
 
 __all__ = [
-    "check_evaluation", "check_inputs", "check_run", "check_source", "check_trained", "evaluate", "evaluate_start", "load_trained", "pretrains", "run",
-    "source_config", "source_weights", "train", "trainer_class",
+    "check_evaluation",
+    "check_inputs",
+    "check_run",
+    "check_source",
+    "check_trained",
+    "evaluate",
+    "evaluate_start",
+    "load_trained",
+    "pretrains",
+    "run",
+    "source_config",
+    "source_weights",
+    "train",
+    "trainer_class",
 ]
 
 logger = logging.getLogger("fastreid.sskd.pipeline")
 
 _TRAINERS = {"SSKD": AdaptationTrainer, "SSKDSource": SourceTrainer}
+
 
 def trainer_class(cfg: CfgNode) -> type:
     """The trainer of ``MODEL.META_ARCHITECTURE``; plain fast-reid models get the repaired host's."""
@@ -67,7 +81,9 @@ def load_trained(cfg: CfgNode) -> nn.Module:
 def check_trained(cfg: CfgNode) -> None:
     """Check that there is a file of a trained model; Raises FileNotFoundError if not."""
     if not os.path.isfile(cfg.MODEL.WEIGHTS):
-        raise FileNotFoundError(f"a trained model is needed: MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, which is no file")
+        raise FileNotFoundError(
+            f"a trained model is needed: MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, which is no file"
+        )
 
 
 def evaluate(cfg: CfgNode) -> dict:
@@ -188,7 +204,10 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
             trainer.record.select_by,
         )  # fmt: skip
     if trainer.record.label_free and trainer.record.selected["score"] is None:
-        logger.warning("no epoch has ended with usable clusters, so %s has chosen none: there is no model_best", cfg.SSKD.SELECT_BY)
+        logger.warning(
+            "no epoch has ended with usable clusters, so %s has chosen none: there is no model_best",
+            cfg.SSKD.SELECT_BY,
+        )
     elif trainer.record.label_free:
         logger.info(
             "model_best holds the state after %(epoch)d epochs, its best teacher is %(peer)d: chosen by %(by)s without labels",
@@ -211,7 +230,9 @@ def check_run(cfg: CfgNode, resume: bool = False) -> None:
     if resume and on_main(lambda: last_checkpoint(cfg.OUTPUT_DIR)):
         return
     if cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
-        raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} not found: name a file of weights, or none to start without")
+        raise FileNotFoundError(
+            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} not found: name a file of weights, or none to start without"
+        )
     if cfg.MODEL.META_ARCHITECTURE == "SSKD":
         check_source(cfg)
     elif cfg.MODEL.WEIGHTS:
@@ -239,7 +260,9 @@ def check_inputs(cfg: CfgNode) -> None:
     if cfg.MODEL.META_ARCHITECTURE == "SSKD":
         ema_decay(0, cfg.SSKD.EMA.MOMENTUM)
         if cfg.TEST.PRECISE_BN.ENABLED:
-            raise ValueError("TEST.PRECISE_BN is for plain fast-reid models, whose batches have no views: set it to False")
+            raise ValueError(
+                "TEST.PRECISE_BN is for plain fast-reid models, whose batches have no views: set it to False"
+            )
     Precision(cfg)
     num_classes, iters_per_epoch = cls.check_data(cfg)
     check_network(cfg, num_classes)
@@ -258,7 +281,9 @@ def check_evaluation(cfg: CfgNode) -> None:
     """
     check_settings(cfg, ("MODEL.", "INPUT.", "DATALOADER.NUM_WORKERS", "TEST."))
     if not cfg.DATASETS.TESTS:
-        raise ValueError("DATASETS.TESTS is empty: name a test set, or set TEST.EVAL_PERIOD to 0 and train without evaluation")
+        raise ValueError(
+            "DATASETS.TESTS is empty: name a test set, or set TEST.EVAL_PERIOD to 0 and train without evaluation"
+        )
     for name in cfg.DATASETS.TESTS:
         test_items(name, cfg.SSKD.FOLDERS)
 
@@ -289,7 +314,10 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
             section, _, name = key.name.rpartition(".")
             value = value_of(own, key.name)
             value_of(source, section)[name] = value.clone() if isinstance(value, CfgNode) else value
-    for name, folder in cfg.SSKD.FOLDERS.items():  # the source stage passes the target's images through batch norm
+    for (
+        name,
+        folder,
+    ) in cfg.SSKD.FOLDERS.items():  # the source stage passes the target's images through batch norm
         already = source.SSKD.FOLDERS.get(name, {})
         if any(already.values()) and already != folder:
             raise ValueError(
@@ -307,7 +335,9 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
         own_folder = source.OUTPUT_DIR
         merge_overrides(source, cfg.SSKD.SOURCE.OPTS)
         if source.OUTPUT_DIR != own_folder:
-            raise ValueError("OUTPUT_DIR would be one folder for all peers, and each has its own below the run's: leave it out")
+            raise ValueError(
+                "OUTPUT_DIR would be one folder for all peers, and each has its own below the run's: leave it out"
+            )
     # a seed in OPTS is the peers' common one too: with the same seed they would be the same model
     source.SEED = derive_seed(source.SEED if source.SEED >= 0 else cfg.SEED, k) >> 1
     if not source.DATASETS.TESTS:
@@ -370,7 +400,10 @@ def _given_weights(cfg: CfgNode) -> list[tuple[str, str]]:
     if cfg.SSKD.SOURCE.WEIGHTS or whole:
         return [*whole, *(("SSKD.SOURCE.WEIGHTS", path) for path in cfg.SSKD.SOURCE.WEIGHTS)]
     peers = cfg.SSKD.PEERS or [""] * cfg.SSKD.NUM_PEERS
-    return [(f"MODEL.WEIGHTS of peer {k} ({file})", peer_config(cfg, k).MODEL.WEIGHTS) for k, file in enumerate(peers)]
+    return [
+        (f"MODEL.WEIGHTS of peer {k} ({file})", peer_config(cfg, k).MODEL.WEIGHTS)
+        for k, file in enumerate(peers)
+    ]
 
 
 def source_weights(cfg: CfgNode) -> list[str]:
@@ -393,7 +426,8 @@ def source_weights(cfg: CfgNode) -> list[str]:
         if not all(given):
             logger.warning(
                 "no source: %d peers start from %s, and know nothing of people; their first clusters are what looks alike",
-                given.count(""), "pre-trained backbones" if cfg.MODEL.BACKBONE.PRETRAIN else "random weights",
+                given.count(""),
+                "pre-trained backbones" if cfg.MODEL.BACKBONE.PRETRAIN else "random weights",
             )
         return given if any(given) else []
     _choose_kernels(cfg)

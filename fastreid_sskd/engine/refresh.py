@@ -1,4 +1,5 @@
 """What a refresh takes from the target beside clusters: batch-norm statistics, a temperature of the soft labels, a shared search."""
+
 import copy
 import dataclasses
 import itertools
@@ -18,7 +19,15 @@ from ..data import CropCache, Item, extraction_loader
 from ..modeling import SSKD, peer_config
 from ..processes import gather_rows, in_all, on_every
 
-__all__ = ["estimate_necks", "find_temperature", "one_network_config", "reestimate_batch_norm", "shared_candidates", "soft_labels", "supervised_config"]
+__all__ = [
+    "estimate_necks",
+    "find_temperature",
+    "one_network_config",
+    "reestimate_batch_norm",
+    "shared_candidates",
+    "soft_labels",
+    "supervised_config",
+]
 
 logger = logging.getLogger("fastreid.sskd.refresh")
 
@@ -38,13 +47,21 @@ class _Moments:
         x = args[0].detach().double().transpose(0, 1).flatten(1)  # (channels, values)
         mean, count = x.mean(1), self.count + x.shape[1]
         step = mean - self.mean
-        self.squares = self.squares + (x - mean[:, None]).square().sum(1) + step.square() * (self.count * x.shape[1] / count)
+        self.squares = (
+            self.squares
+            + (x - mean[:, None]).square().sum(1)
+            + step.square() * (self.count * x.shape[1] / count)
+        )
         self.mean, self.count = self.mean + step * (x.shape[1] / count), count
 
 
 @torch.no_grad()
 def estimate_necks(
-    cfg: CfgNode, model: SSKD, items: Sequence[Item], absent: Sequence[Sequence[str]], cache: CropCache | None = None
+    cfg: CfgNode,
+    model: SSKD,
+    items: Sequence[Item],
+    absent: Sequence[Sequence[str]],
+    cache: CropCache | None = None,
 ) -> None:
     """Give batch norms whose statistics the source weights did not bring those of the target's images.
 
@@ -57,7 +74,10 @@ def estimate_necks(
         absent: for each peer the tensors that its weights lacked, as :func:`..modeling.load_source_weights` returns them.
         cache: of the images, where the run has one.
     """
-    layers = [[name.removesuffix(".running_mean") for name in names if name.endswith(".running_mean")] for names in absent]
+    layers = [
+        [name.removesuffix(".running_mean") for name in names if name.endswith(".running_mean")]
+        for names in absent
+    ]
     if not any(layers):
         return
     found, hooks = {}, []
@@ -77,7 +97,12 @@ def estimate_necks(
             layer = peer.get_submodule(name)
             layer.running_mean.copy_(moments.mean)
             layer.running_var.copy_(moments.squares / moments.count)
-        logger.info("peer %d: the weights bring no statistics of %s: those of %d target images are taken", k, name, len(items))
+        logger.info(
+            "peer %d: the weights bring no statistics of %s: those of %d target images are taken",
+            k,
+            name,
+            len(items),
+        )
 
 
 def find_temperature(logits: Sequence[torch.Tensor], confidence: float) -> float:
@@ -139,7 +164,6 @@ def soft_labels(
 
 #: rows whose candidates are sent and merged at a time, so that the main process never holds those of all shards
 _ROWS = 65_536
-
 
 
 def shared_candidates(features: torch.Tensor, options: ClusterOptions, **search) -> Candidates | None:

@@ -1,4 +1,5 @@
 """Stage 2: adapt K peers to the unlabelled target."""
+
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -77,7 +78,9 @@ class AdaptationTrainer(Trainer):
         return build_optimizer(cfg, list(model.students))
 
     def build_hooks(self) -> list[HookBase]:
-        self.refresh = PseudoLabelRefresh(self.cfg, self.model, self.items, self.start_epoch_with, self._loader.cache)
+        self.refresh = PseudoLabelRefresh(
+            self.cfg, self.model, self.items, self.start_epoch_with, self._loader.cache
+        )
         self.record = Record(self.cfg.DATASETS.TESTS, self.cfg.SSKD.SELECT_BY)
         self.checkpointer.checkpointables.update(refresh=self.refresh, record=self.record)
         selection = [LabelFreeSelection(self.refresh, self.record)] if self.record.label_free else []
@@ -135,7 +138,10 @@ class AdaptationTrainer(Trainer):
         path = self.cfg.MODEL.WEIGHTS
         if not path:
             if starts_from_backbone(self.cfg):
-                self.absent = [[name for name in student.state_dict() if not name.startswith("backbone.")] for student in self.model.students]
+                self.absent = [
+                    [name for name in student.state_dict() if not name.startswith("backbone.")]
+                    for student in self.model.students
+                ]
             return
         state = read_state_dict(path)
         if is_sskd_state(state):

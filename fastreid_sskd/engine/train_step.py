@@ -1,4 +1,5 @@
 """One training step: forward and backward passes, peer by peer, and the optimiser."""
+
 import contextlib
 import functools
 import inspect
@@ -21,11 +22,19 @@ from ..modeling import SSKD
 from ..processes import average_gradients
 
 __all__ = [
-    "LossRecord", "Precision", "TrainingStep", "build_optimizer", "compile_backbones", "has_bfloat16", "put_peak_memory", "reset_optimizer",
+    "LossRecord",
+    "Precision",
+    "TrainingStep",
+    "build_optimizer",
+    "compile_backbones",
+    "has_bfloat16",
+    "put_peak_memory",
+    "reset_optimizer",
     "reset_peak_memory",
 ]
 
 logger = logging.getLogger("fastreid.sskd.train_step")
+
 
 class TrainingStep(SimpleTrainer):
     """The host's training step under a precision, on any device; ``grad_scaler`` is None where none is needed.
@@ -42,8 +51,15 @@ class TrainingStep(SimpleTrainer):
         epoch_length: steps of an epoch, whose last one's are always read.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, precision: "Precision", *,
-                 read_every: int = 1, epoch_length: int = 1):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: "Precision",
+        *,
+        read_every: int = 1,
+        epoch_length: int = 1,
+    ):
         super().__init__(model, [], optimizer, param_wrapper=None)
         self.precision = precision
         self.losses = LossRecord()
@@ -78,7 +94,9 @@ class TrainingStep(SimpleTrainer):
 
         def run(losses: dict[str, torch.Tensor]) -> None:
             total = sum(losses.values())
-            with without_autocast(self.precision.device_type):  # a backward pass takes the forward's types by itself
+            with without_autocast(
+                self.precision.device_type
+            ):  # a backward pass takes the forward's types by itself
                 (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
 
         with self.precision.autocast():
@@ -113,12 +131,16 @@ def build_optimizer(cfg: CfgNode, networks: Sequence[nn.Module]) -> torch.optim.
     joined = {}
     for group in optimizer.param_groups:
         options = {key: value for key, value in group.items() if key != "params"}
-        joined.setdefault(repr(sorted(options.items())), {**options, "params": []})["params"].extend(group["params"])
+        joined.setdefault(repr(sorted(options.items())), {**options, "params": []})["params"].extend(
+            group["params"]
+        )
     optimizer.param_groups[:] = list(joined.values())
     if has_fused_kernel(type(optimizer), optimizer.param_groups):
         for group in optimizer.param_groups:
             group["fused"] = True
-        optimizer._step_supports_amp_scaling = True  # what torch's constructor does: a scaler leaves inf and scale to the kernel
+        optimizer._step_supports_amp_scaling = (
+            True  # what torch's constructor does: a scaler leaves inf and scale to the kernel
+        )
     kernels = [group.get("fused") for group in optimizer.param_groups]
     optimizer.register_load_state_dict_post_hook(lambda loaded: _keep_to_this_machine(loaded, kernels))
     return optimizer
@@ -138,7 +160,11 @@ def _keep_to_this_machine(optimizer: torch.optim.Optimizer, kernels: Sequence[bo
             for name, value in state.items():
                 if fused and name == "step":
                     state[name] = value.to(parameter.device, torch.float32)
-                elif torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                elif (
+                    torch.is_tensor(value)
+                    and value.shape == parameter.shape
+                    and value.stride() != parameter.stride()
+                ):
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
@@ -183,7 +209,9 @@ class Precision:
             without = torch.float16 if on_cuda else torch.float32
             self.dtype = torch.bfloat16 if has_bfloat16(self.device_type) else without
         if self.dtype == torch.float16 and not on_cuda:
-            raise ValueError(f"float16 is for CUDA, and the device is {self.device_type}: set SSKD.AMP_DTYPE to bfloat16")
+            raise ValueError(
+                f"float16 is for CUDA, and the device is {self.device_type}: set SSKD.AMP_DTYPE to bfloat16"
+            )
         if self.dtype == torch.bfloat16 and on_cuda and not has_bfloat16("cuda"):
             raise ValueError("this CUDA device has no bfloat16: set SSKD.AMP_DTYPE to float16")
         # torch >= 2.3 has torch.amp.GradScaler; before, only torch.cuda.amp's
@@ -221,7 +249,9 @@ def _cpu_flags() -> frozenset[str]:
             lines = [line.partition(":") for line in file]
     except OSError:
         return frozenset()
-    return frozenset(flag for name, _, flags in lines if name.strip() in ("flags", "Features") for flag in flags.split())
+    return frozenset(
+        flag for name, _, flags in lines if name.strip() in ("flags", "Features") for flag in flags.split()
+    )
 
 
 def compile_backbones(model: nn.Module) -> None:

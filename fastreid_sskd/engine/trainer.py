@@ -1,4 +1,5 @@
 """The host's trainer made to work on a current stack, with and without CUDA: for any fast-reid config."""
+
 import logging
 import math
 import os
@@ -89,7 +90,9 @@ class Trainer(DefaultTrainer):
             logger.info("forward passes are in %s", precision.name)
         # The CPU's losses are there at once. Another device is waited for to read its, so that is done when they are written.
         every = 1 if precision.device_type == "cpu" else cfg.SSKD.LOG_PERIOD
-        self._trainer = TrainingStep(model, optimizer, precision, read_every=every, epoch_length=self.iters_per_epoch)
+        self._trainer = TrainingStep(
+            model, optimizer, precision, read_every=every, epoch_length=self.iters_per_epoch
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer, self.iters_per_epoch)
         self.checkpointer = Checkpointer(
             model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process(), optimizer=optimizer, **self.scheduler
@@ -118,7 +121,9 @@ class Trainer(DefaultTrainer):
         """Find out what there is to train on: the number of classes and the iterations of an epoch."""
         loader = self.build_train_loader(cfg)
         iters_per_epoch = self._iters_per_epoch(cfg, loader)
-        self._epochs = HostEpochs(loader, seed=cfg.SEED if cfg.SEED >= 0 else np.random.randint(2**31), num_batches=iters_per_epoch)
+        self._epochs = HostEpochs(
+            loader, seed=cfg.SEED if cfg.SEED >= 0 else np.random.randint(2**31), num_batches=iters_per_epoch
+        )
         return loader.dataset.num_classes, iters_per_epoch
 
     def training_images(self) -> dict[str, list[str]]:
@@ -166,7 +171,9 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer, iters_per_epoch: int) -> dict:
         if cfg.SOLVER.SCHED not in ("MultiStepLR", "CosineAnnealingLR"):
-            raise ValueError(f"SOLVER.SCHED must be MultiStepLR or CosineAnnealingLR, got {cfg.SOLVER.SCHED!r}")
+            raise ValueError(
+                f"SOLVER.SCHED must be MultiStepLR or CosineAnnealingLR, got {cfg.SOLVER.SCHED!r}"
+            )
         warmup = max(math.ceil(cfg.SOLVER.WARMUP_ITERS / iters_per_epoch), cfg.SOLVER.DELAY_EPOCHS)
         if cfg.SOLVER.SCHED == "CosineAnnealingLR" and warmup >= cfg.SOLVER.MAX_EPOCH:
             raise ValueError(
@@ -224,8 +231,12 @@ class Trainer(DefaultTrainer):
         ret.append(hooks.LRScheduler(self.optimizer, self.scheduler))
         writers = ScalarWriters(self.build_writers, cfg.SSKD.LOG_PERIOD)
         self._checkpoints = Checkpoints(
-            self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SSKD.KEEP_CHECKPOINTS, self.metric_name,
-            seconds=cfg.SSKD.CHECKPOINT_SECONDS, iters=cfg.SSKD.CHECKPOINT_ITERS,
+            self.checkpointer,
+            cfg.SOLVER.CHECKPOINT_PERIOD,
+            cfg.SSKD.KEEP_CHECKPOINTS,
+            self.metric_name,
+            seconds=cfg.SSKD.CHECKPOINT_SECONDS,
+            iters=cfg.SSKD.CHECKPOINT_ITERS,
         )
         self.checkpointer.checkpointables["scalars"] = writers
         return [*ret, writers, self._checkpoints]
@@ -237,7 +248,11 @@ class Trainer(DefaultTrainer):
     def build_writers(self) -> list:
         cfg = self.cfg
         return build_writers(
-            cfg.OUTPUT_DIR, self.max_iter, self.start_iter, max_epoch=self.max_epoch, images=cfg.SOLVER.IMS_PER_BATCH
+            cfg.OUTPUT_DIR,
+            self.max_iter,
+            self.start_iter,
+            max_epoch=self.max_epoch,
+            images=cfg.SOLVER.IMS_PER_BATCH,
         )
 
     def _precise_bn(self) -> hooks.HookBase:
@@ -267,7 +282,9 @@ class Trainer(DefaultTrainer):
     def _take_up_epoch(self, done: int) -> None:
         """Go on inside an epoch after ``done`` of its steps, instead of beginning it."""
         self.storage.epoch = self.epoch
-        self.storage.iter = self.iter - 1 if done else self.iter  # as it was when the step before had been done
+        self.storage.iter = (
+            self.iter - 1 if done else self.iter
+        )  # as it was when the step before had been done
         self._trainer.set_data_loader(self.epoch_batches(self.epoch, done))
         states = self._position["random"]
         if len(states) == comm.get_world_size():  # else there is a warning already
@@ -332,8 +349,13 @@ class Trainer(DefaultTrainer):
             return self.evaluate() if self.cfg.TEST.EVAL_PERIOD else {}
         done = self._position.get("step")  # steps of the epoch that was begun, None between two epochs
         self.iter = self.start_iter = self.start_epoch * self.iters_per_epoch + (done or 0)
-        logger.info("training epochs %d to %d of %d iterations, from iteration %d",
-                    self.start_epoch, self.max_epoch, self.iters_per_epoch, self.iter)
+        logger.info(
+            "training epochs %d to %d of %d iterations, from iteration %d",
+            self.start_epoch,
+            self.max_epoch,
+            self.iters_per_epoch,
+            self.iter,
+        )
         broadcast_model(self.model)
         with listen() as stop, EventStorage(self.start_iter) as self.storage:
             self.before_train()

@@ -78,7 +78,10 @@ def test_errors_are_one_sentence(tool, tmp_path):
         (("table",), "name run folders or CONFIG:WEIGHTS"),
         (("table", "--published"), "name run folders or CONFIG:WEIGHTS"),
         (("grid", "grid.yml", "--output", "out", "--seeds", "1;2"), "seeds are whole numbers"),
-        (("grid", "grid.yml", "--output", "out", "--opts", "SEED", "4"), "--opts SEED: give --runs or --seeds"),
+        (
+            ("grid", "grid.yml", "--output", "out", "--opts", "SEED", "4"),
+            "--opts SEED: give --runs or --seeds",
+        ),
     ],
 )
 def test_command_lines_refused(tool, args, message):

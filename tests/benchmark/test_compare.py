@@ -21,8 +21,18 @@ ROWS = [
     "SSKD, teacher 1", "SSKD, ensemble", "supervised upper bound",
 ]  # fmt: skip
 BASE = str(CONFIGS / "sskd_d2m.yml")
-OPTS = [*TINY_TARGET, "SSKD.SOURCE.OPTS", str(TINY_SOURCE[len(TINY):]), "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "1"]
-OPTS = [part for pair in zip(OPTS[::2], OPTS[1::2]) if pair[0] != "SEED" for part in pair]  # each call gives its own
+OPTS = [
+    *TINY_TARGET,
+    "SSKD.SOURCE.OPTS",
+    str(TINY_SOURCE[len(TINY) :]),
+    "SOLVER.MAX_EPOCH",
+    "1",
+    "TEST.EVAL_PERIOD",
+    "1",
+]
+OPTS = [
+    part for pair in zip(OPTS[::2], OPTS[1::2]) if pair[0] != "SEED" for part in pair
+]  # each call gives its own
 ONE, BOUND = "one-network-hard-labels-only", "supervised-upper-bound"
 
 
@@ -57,7 +67,10 @@ def copied(compared, tmp_path):
 @pytest.fixture
 def sources(compared):
     """The option that gives its source models."""
-    files = [str(compared[0] / "source-models" / "seed1" / "source" / f"peer{k}" / "model_best.pth") for k in range(2)]
+    files = [
+        str(compared[0] / "source-models" / "seed1" / "source" / f"peer{k}" / "model_best.pth")
+        for k in range(2)
+    ]
     return ("SSKD.SOURCE.WEIGHTS", str(files))
 
 
@@ -81,19 +94,31 @@ def test_rows_are_those_of_the_runs(compared):
     record = json.loads((folder / "sskd" / "seed1" / "results.json").read_text())
     first, last = (evaluation["results"]["Market1501"] for evaluation in record["evaluations"])
     assert record["evaluations"][-1]["epoch"] == 1
-    for row, name in (("SSKD, teacher 0", "peer0"), ("SSKD, teacher 1", "peer1"), ("SSKD, ensemble", "ensemble")):
+    for row, name in (
+        ("SSKD, teacher 0", "peer0"),
+        ("SSKD, teacher 1", "peer1"),
+        ("SSKD, ensemble", "ensemble"),
+    ):
         assert rows[row]["mAP"] == pytest.approx(last[name]["mAP"], abs=1e-4)
-    assert rows["direct transfer"]["mAP"] == pytest.approx(first["ensemble"]["mAP"], abs=1e-4)  # SSKD's own start
+    assert rows["direct transfer"]["mAP"] == pytest.approx(
+        first["ensemble"]["mAP"], abs=1e-4
+    )  # SSKD's own start
     one = json.loads((folder / ONE / "seed1" / "results.json").read_text())["evaluations"]
-    assert one[0]["results"]["Market1501"]["peer0"] == first["peer0"]  # from the first of SSKD's source models
-    assert rows["one network, hard labels only"]["mAP"] == pytest.approx(one[-1]["results"]["Market1501"]["peer0"]["mAP"], abs=1e-4)
+    assert (
+        one[0]["results"]["Market1501"]["peer0"] == first["peer0"]
+    )  # from the first of SSKD's source models
+    assert rows["one network, hard labels only"]["mAP"] == pytest.approx(
+        one[-1]["results"]["Market1501"]["peer0"]["mAP"], abs=1e-4
+    )
     assert len({row["mAP"] for row in rows.values()}) > 4
 
 
 def test_its_folder_is_read_as_a_table(compared):
     folder, rows = compared
     results = collect(str(folder))
-    assert [r.method for r in results] == ROWS and all(r.seed == 1 and r.source == "DukeMTMC" for r in results)
+    assert [r.method for r in results] == ROWS and all(
+        r.seed == 1 and r.source == "DukeMTMC" for r in results
+    )
     assert {r.method: r.metrics for r in results} == rows
     assert "Environment info" in (folder / "sskd" / "seed1" / "log.txt").read_text()
 
@@ -105,7 +130,9 @@ def test_what_an_earlier_version_left(compared, tmp_path):
     for part, at in (("one_network", ONE), ("sskd", "sskd"), ("supervised", BOUND), ("transfer", None)):
         made = tmp_path / "seed1" / part
         if at:
-            shutil.copytree(folder / at / "seed1", made, ignore=shutil.ignore_patterns("*.pth", "record.json"))
+            shutil.copytree(
+                folder / at / "seed1", made, ignore=shutil.ignore_patterns("*.pth", "record.json")
+            )
         made.mkdir(exist_ok=True, parents=True)
         (made / "rows.json").write_text(json.dumps({row: rows[row] for row in names[part]}))
     shutil.copy(folder / "sskd" / "seed1" / "config.yaml", tmp_path / "seed1")
@@ -123,7 +150,9 @@ def test_given_again_only_what_is_missing_is_run(compared, copied, started):
     assert rows_of(copied) == rows and started == [ONE]
 
 
-@pytest.mark.parametrize("key, value", [("SSKD.CLUSTER.EPS", "0.5"), ("INPUT.SIZE_TEST", "[16, 16]"), ("SOLVER.BASE_LR", "0.1")])
+@pytest.mark.parametrize(
+    "key, value", [("SSKD.CLUSTER.EPS", "0.5"), ("INPUT.SIZE_TEST", "[16, 16]"), ("SOLVER.BASE_LR", "0.1")]
+)
 def test_rows_of_other_settings_are_not_printed_as_new(compared, started, key, value):
     folder, _ = compared
     before = (folder / "sskd" / "seed1" / "config.yaml").read_bytes()
@@ -146,7 +175,9 @@ def test_a_first_try_that_failed_leaves_the_folder_free(compared, tmp_path, sour
     assert rows_of(tmp_path / "new", *sources) == compared[1]
 
 
-def test_what_is_finished_needs_neither_images_nor_source_models(compared, copied, started, tmp_path, monkeypatch):
+def test_what_is_finished_needs_neither_images_nor_source_models(
+    compared, copied, started, tmp_path, monkeypatch
+):
     """Not even to be checked: pre-training again would take hours."""
     shutil.rmtree(copied / "source-models")
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "nowhere"))
@@ -167,12 +198,22 @@ def test_a_run_that_is_resumed_needs_no_source_models(compared, copied, started)
 def test_a_target_without_identities(started, tmp_path, world, names, sources, caplog, monkeypatch):
     """Of all images or of some: no upper bound, said before training; the other rows stand in the table."""
     crops = shutil.copytree(world / DUKE / "bounding_box_train", tmp_path / "crops")
-    again = functools.partial(compare, tmp_path / "out", "DATASETS.NAMES", names, "SSKD.FOLDERS.CropFolder.TRAIN", str(crops), *sources)
+    again = functools.partial(
+        compare,
+        tmp_path / "out",
+        "DATASETS.NAMES",
+        names,
+        "SSKD.FOLDERS.CropFolder.TRAIN",
+        str(crops),
+        *sources,
+    )
     outcome = again()
     first, *_ = [record.message for record in caplog.records if record.name == "fastreid.sskd.benchmark"]
     assert first.startswith("supervised upper bound, seed 1 will have no row: a source needs identities")
     assert [result.method for result in outcome.results] == ROWS[:-1] and not outcome.stopped
-    assert outcome.notes()[0].startswith("No row of supervised upper bound, seed 1: a source needs identities, and ")
+    assert outcome.notes()[0].startswith(
+        "No row of supervised upper bound, seed 1: a source needs identities, and "
+    )
     assert started == [ONE, "sskd"]
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "nowhere"))
     shutil.rmtree(crops)
@@ -254,7 +295,9 @@ def test_a_signal_in_an_evaluation_ends_the_comparison(compared, tmp_path, monke
 @pytest.fixture
 def compare_tool(run_tool):
     """The tool with the options of these tests."""
-    return lambda folder, *args: run_tool("compare", "--config-file", BASE, "--output", folder, *args[:2], *OPTS, *args[2:])
+    return lambda folder, *args: run_tool(
+        "compare", "--config-file", BASE, "--output", folder, *args[:2], *OPTS, *args[2:]
+    )
 
 
 def test_tool(compared, compare_tool):
@@ -294,7 +337,10 @@ def test_tool_prints_and_writes_the_table_without_a_row_that_stopped(copied, com
         (("--seeds", "1", "SOLVER.BASE_LR", "0.1"), "holds a run of other settings (1: SOLVER.BASE_LR"),
         (("--seeds", "7", "SSKD.NUMPEERS", "1"), "SSKD.NUMPEERS; the nearest that there is: SSKD.NUM_PEERS"),
         (("--seeds", "1", "DATASETS.TESTS", "()"), "DATASETS.TESTS is empty"),
-        (("--seeds", "7", "DATASETS.TESTS", "('Marked1501',)"), "no data set is named 'Marked1501'; the nearest that there is: Market1501"),
+        (
+            ("--seeds", "7", "DATASETS.TESTS", "('Marked1501',)"),
+            "no data set is named 'Marked1501'; the nearest that there is: Market1501",
+        ),
         (("--seeds", "7", "MODEL.DEVICE", "gpu"), "MODEL.DEVICE must be a device of torch"),
     ],
 )

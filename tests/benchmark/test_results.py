@@ -81,7 +81,10 @@ def test_a_run(finished):
     direct, last = results[0], results[-1]
     lines = [json.loads(line) for line in (finished / "metrics.json").read_text().splitlines()]
     refresh = [line for line in lines if "refresh/noise_share" in line][-1]
-    found = [refresh[name] for name in ("diagnostics/BCubed precision", "diagnostics/BCubed recall", "refresh/noise_share")]
+    found = [
+        refresh[name]
+        for name in ("diagnostics/BCubed precision", "diagnostics/BCubed recall", "refresh/noise_share")
+    ]
     assert list(last.labels.values()) == pytest.approx(found, abs=1e-4) and direct.labels == {}
     assert (direct.epochs, direct.images_per_bn, direct.hours, direct.selection) == (
         0,
@@ -177,7 +180,10 @@ def test_an_earlier_run_in_the_folder_and_its_source_models_are_no_results_of_it
     assert [r.metrics for r in collect(str(copy / "source"))] == expected
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", "{}", '{"evaluations": [{"epoch": 1}], "best": null, "tests": ["A"]}', "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "3", "{}", '{"evaluations": [{"epoch": 1}], "best": null, "tests": ["A"]}', "\xff"],
+)
 @pytest.mark.parametrize("name", ["results.json", "rows.json", "metrics.json", "config.yaml"])
 def test_a_damaged_file_is_named(copy, name, content):
     text = content.encode("latin-1")
@@ -373,7 +379,10 @@ def test_source_models_are_named_by_what_they_were_trained_on(finished):
     """By their own config; where they were removed, by that of stage 1."""
     weights = str(finished / "source" / "peer0" / "model_best.pth")
     assert source_name(config("sskd_m2d.yml", "SSKD.SOURCE.WEIGHTS", f"['{weights}']")) == "DukeMTMC"
-    assert source_name(config("sskd_m2d.yml", "SSKD.SOURCE.WEIGHTS", "['gone/source/peer0/model_best.pth']")) == "Market1501"
+    assert (
+        source_name(config("sskd_m2d.yml", "SSKD.SOURCE.WEIGHTS", "['gone/source/peer0/model_best.pth']"))
+        == "Market1501"
+    )
 
 
 @pytest.mark.parametrize("architecture", ["Baseline", "SSKDSource"])

@@ -73,7 +73,9 @@ def test_cells_and_seeds_from_shared_source_models(tmp_path, started, monkeypatc
         gone.setenv("FASTREID_DATASETS", str(tmp_path / "nowhere"))
         assert run_grid(cells, str(tmp_path), opts=OPTS) == outcome and not started
     (folder / "record.json").unlink()
-    assert [r.metrics for r in run_grid(cells, str(tmp_path), opts=OPTS).results] == [r.metrics for r in results]
+    assert [r.metrics for r in run_grid(cells, str(tmp_path), opts=OPTS).results] == [
+        r.metrics for r in results
+    ]
     assert [cfg.OUTPUT_DIR for cfg in started] == [str(folder)]
 
     # nor are the source models, and the folder is known under another spelling
@@ -87,7 +89,10 @@ def test_cells_and_seeds_from_shared_source_models(tmp_path, started, monkeypatc
     # other settings in the same folder
     with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR"):
         run_grid(cells, str(tmp_path), opts=[*OPTS, "SOLVER.BASE_LR", "0.1"])
-    assert run_grid(cells, str(tmp_path), ["SSKD, 1 peer"], [*OPTS, "SSKD.LOG_PERIOD", "7"]).results == results[2:]
+    assert (
+        run_grid(cells, str(tmp_path), ["SSKD, 1 peer"], [*OPTS, "SSKD.LOG_PERIOD", "7"]).results
+        == results[2:]
+    )
 
 
 @pytest.fixture
@@ -101,12 +106,17 @@ def trained(monkeypatch):
         folder = Path(cfg.OUTPUT_DIR)
         (folder / "last_checkpoint").write_text("model_final.pth")
         (folder / "metrics.json").write_text('{"iteration": 5, "time": 1.0}')
-        figures = [{"mAP": float(mAP), "Rank-1": 0.0} for mAP in (cfg.SEED, cfg.SEED + 20, cfg.SEED + 10)]  # the second is the best
+        figures = [
+            {"mAP": float(mAP), "Rank-1": 0.0} for mAP in (cfg.SEED, cfg.SEED + 20, cfg.SEED + 10)
+        ]  # the second is the best
         evaluations = [
-            {"epoch": epoch, "results": {"Market1501": dict.fromkeys(("peer0", "ensemble"), row)}} for epoch, row in enumerate(figures)
+            {"epoch": epoch, "results": {"Market1501": dict.fromkeys(("peer0", "ensemble"), row)}}
+            for epoch, row in enumerate(figures)
         ]
         best = {"epoch": 1, "row": "peer0", "chosen_on": "Market1501 test split, by mAP"}
-        (folder / "results.json").write_text(json.dumps({"tests": ["Market1501"], "evaluations": evaluations, "best": best}))
+        (folder / "results.json").write_text(
+            json.dumps({"tests": ["Market1501"], "evaluations": evaluations, "best": best})
+        )
         return {"Market1501": {"ensemble": {name: float(cfg.SEED + 10) for name in METRICS}}}
 
     monkeypatch.setattr(runner, "run", run)
@@ -132,15 +142,23 @@ def test_record_is_of_all_finished_runs(tmp_path, trained):
     assert call((10,), ["another"]) == [("another", 10)]
     assert call((3,)) == [("SSKD, 1 peer", 3), ("another", 3), ("a third", 3)]
     expected = [
-        (name, seed) for name, seeds in (("SSKD, 1 peer", (1, 2, 3)), ("another", (3, 10)), ("a third", (3,))) for seed in seeds
+        (name, seed)
+        for name, seeds in (("SSKD, 1 peer", (1, 2, 3)), ("another", (3, 10)), ("a third", (3,)))
+        for seed in seeds
     ]
     record = read_results(str(output / "record.json"))
     assert names(r for r in record if r.selection == "last epoch") == expected
-    assert [r.metrics["mAP"] for r in record if r.selection == "last epoch"] == [seed + 10.0 for _, seed in expected]
+    assert [r.metrics["mAP"] for r in record if r.selection == "last epoch"] == [
+        seed + 10.0 for _, seed in expected
+    ]
     best = [(f"{name}, best teacher", seed) for name, seed in expected]
     assert names(r for r in record if r.selection != "last epoch") == best
     shown = [(row.method, row.seeds) for row in summarise(collect(str(output), ("last", "best")))]
-    assert shown == [(name + end, n) for name, n in (("SSKD, 1 peer", 3), ("another", 2), ("a third", 1)) for end in ("", ", best teacher")]
+    assert shown == [
+        (name + end, n)
+        for name, n in (("SSKD, 1 peer", 3), ("another", 2), ("a third", 1))
+        for end in ("", ", best teacher")
+    ]
     assert len(trained) == 6
 
     shutil.rmtree(output / "another")  # the table shows what is there
@@ -154,10 +172,21 @@ def test_foreign_runs_are_found_before_anything_is_trained(tmp_path, trained):
     cells = (ONE_PEER, Cell("another"))
     assert run_grid(Grid(BASE, cells[1:], (2,)), str(tmp_path / "grid"), (), [*OPTS, *sources]).results
     spelled = ("SSKD.SOURCE.WEIGHTS", f"['{tmp_path}/grid/../a.pth']")
-    assert len(run_grid(Grid(BASE, cells[1:], (2,)), f"{tmp_path}/./grid", (), [*OPTS, *spelled]).results) == 1 == len(trained)
+    assert (
+        len(run_grid(Grid(BASE, cells[1:], (2,)), f"{tmp_path}/./grid", (), [*OPTS, *spelled]).results)
+        == 1
+        == len(trained)
+    )
     for seeds, only in (((1, 2), ()), ((1,), ()), ((1,), ["SSKD, 1 peer"])):
-        with pytest.raises(OtherConfigError, match=r"another/seed2' holds a run of other settings \(1: SOLVER.BASE_LR"):
-            run_grid(Grid(BASE, cells, seeds), str(tmp_path / "grid"), only, [*OPTS, *sources, "SOLVER.BASE_LR", "0.1"])
+        with pytest.raises(
+            OtherConfigError, match=r"another/seed2' holds a run of other settings \(1: SOLVER.BASE_LR"
+        ):
+            run_grid(
+                Grid(BASE, cells, seeds),
+                str(tmp_path / "grid"),
+                only,
+                [*OPTS, *sources, "SOLVER.BASE_LR", "0.1"],
+            )
     assert len(trained) == 1 and not (tmp_path / "grid" / "sskd-1-peer").exists()
 
 
@@ -171,11 +200,19 @@ def test_missing_source_models_are_found_before_anything_is_trained(tmp_path, tr
 
 @pytest.mark.parametrize(
     "opts, cell, problem",
-    [(("SEED", "-1"), (), "share_source needs a SEED"), ((), ("SSKD.NUM_PEERS", 3), "NUM_PEERS 3.* of the 2 peers of .*sskd_d2m.yml")],
+    [
+        (("SEED", "-1"), (), "share_source needs a SEED"),
+        ((), ("SSKD.NUM_PEERS", 3), "NUM_PEERS 3.* of the 2 peers of .*sskd_d2m.yml"),
+    ],
 )
 def test_source_models_that_cannot_be_shared(tmp_path, trained, opts, cell, problem):
     with pytest.raises(ValueError, match=problem):
-        run_grid(Grid(BASE, (ONE_PEER, Cell("three", cell)), (1,), "all"), str(tmp_path / "grid"), (), [*OPTS, *opts])
+        run_grid(
+            Grid(BASE, (ONE_PEER, Cell("three", cell)), (1,), "all"),
+            str(tmp_path / "grid"),
+            (),
+            [*OPTS, *opts],
+        )
     assert not trained and not (tmp_path / "grid").exists()
 
 
@@ -215,12 +252,23 @@ def test_a_signal_ends_the_whole_grid(tmp_path, started, monkeypatch, in_run):
 
 def test_baselines_beside_runs_from_source_models_of_each_seed(tmp_path, started):
     """Rows of a seed start from its own source models: nothing trained, another statistics, three times the steps, the bound."""
-    opts = ("SSKD.LOSSES.LabelSmoothCE.WEIGHT", 1.0, "SSKD.LOSSES.SoftCE.WEIGHT", 0.0, "SSKD.SOURCE.BN_DATASETS", [])
+    opts = (
+        "SSKD.LOSSES.LabelSmoothCE.WEIGHT",
+        1.0,
+        "SSKD.LOSSES.SoftCE.WEIGHT",
+        0.0,
+        "SSKD.SOURCE.BN_DATASETS",
+        [],
+    )
     cells = (
         Cell("start", run="start"), Cell("statistics", run="batch_norm"), Cell("longer", steps=3),
         Cell("bound", ("MODEL.META_ARCHITECTURE", "SSKDSource", *opts)),
     )  # fmt: skip
-    own_seeds = [*OPTS, "SSKD.SOURCE.OPTS", str(TINY_SOURCE[len(TINY):])]  # of each run, not the one that TINY gives to all
+    own_seeds = [
+        *OPTS,
+        "SSKD.SOURCE.OPTS",
+        str(TINY_SOURCE[len(TINY) :]),
+    ]  # of each run, not the one that TINY gives to all
     outcome = run_grid(Grid(BASE, cells, (1, 2), "seed"), str(tmp_path), opts=own_seeds)
     results = outcome.results
     assert not outcome.notes() and len(started) == 4
@@ -228,24 +276,44 @@ def test_baselines_beside_runs_from_source_models_of_each_seed(tmp_path, started
     metrics = {(r.method, r.seed): r.metrics for r in results}
     for seed in (1, 2):
         longer = json.loads((tmp_path / "longer" / f"seed{seed}" / "results.json").read_text())["evaluations"]
-        assert by_name["start", seed] == pytest.approx(longer[0]["results"]["Market1501"]["ensemble"]["mAP"], abs=1e-4)
+        assert by_name["start", seed] == pytest.approx(
+            longer[0]["results"]["Market1501"]["ensemble"]["mAP"], abs=1e-4
+        )
         (cfg,) = (cfg for cfg in started if cfg.SEED == seed and cfg.MODEL.META_ARCHITECTURE == "SSKD")
         assert cfg.SSKD.ITERS_PER_EPOCH == 3 * load_config(BASE, OPTS).SSKD.ITERS_PER_EPOCH
-        (bound,) = (cfg for cfg in started if cfg.SEED == seed and cfg.MODEL.META_ARCHITECTURE == "SSKDSource")
+        (bound,) = (
+            cfg for cfg in started if cfg.SEED == seed and cfg.MODEL.META_ARCHITECTURE == "SSKDSource"
+        )
         assert bound.MODEL.WEIGHTS == cfg.SSKD.SOURCE.WEIGHTS[0]
         assert os.path.join("source-models", f"seed{seed}") in bound.MODEL.WEIGHTS
     first, second = (
-        load_checkpoint(tmp_path / "source-models" / f"seed{seed}" / "source" / "peer0" / "model_best.pth")["model"] for seed in (1, 2)
+        load_checkpoint(tmp_path / "source-models" / f"seed{seed}" / "source" / "peer0" / "model_best.pth")[
+            "model"
+        ]
+        for seed in (1, 2)
     )
     assert not torch.equal(first["backbone.0.weight"], second["backbone.0.weight"])
     assert any(metrics["statistics", seed] != metrics["start", seed] for seed in (1, 2))
-    assert {r.method for r in collect(str(tmp_path))} == {cell.name for cell in cells}  # not the source models
-    assert run_grid(Grid(BASE, cells, (1, 2), "seed"), str(tmp_path), opts=own_seeds) == outcome and len(started) == 4
+    assert {r.method for r in collect(str(tmp_path))} == {
+        cell.name for cell in cells
+    }  # not the source models
+    assert (
+        run_grid(Grid(BASE, cells, (1, 2), "seed"), str(tmp_path), opts=own_seeds) == outcome
+        and len(started) == 4
+    )
 
 
 def test_a_bound_without_identities_is_left_out(tmp_path, started, world):
-    crops = ("DATASETS.NAMES", "('CropFolder',)", "SSKD.FOLDERS.CropFolder.TRAIN", str(world / MARKET / "bounding_box_train"))
-    cells = (Cell("start", run="start"), Cell("bound", ("MODEL.META_ARCHITECTURE", "SSKDSource", "SSKD.LOSSES.SoftCE.WEIGHT", 0.0)))
+    crops = (
+        "DATASETS.NAMES",
+        "('CropFolder',)",
+        "SSKD.FOLDERS.CropFolder.TRAIN",
+        str(world / MARKET / "bounding_box_train"),
+    )
+    cells = (
+        Cell("start", run="start"),
+        Cell("bound", ("MODEL.META_ARCHITECTURE", "SSKDSource", "SSKD.LOSSES.SoftCE.WEIGHT", 0.0)),
+    )
     outcome = run_grid(Grid(BASE, cells, (1,), "seed"), str(tmp_path), opts=[*OPTS, *crops])
     assert [r.method for r in outcome.results] == ["start"] and not started and not outcome.stopped
     assert "a source needs identities" in outcome.unavailable["bound", 1]
@@ -261,7 +329,10 @@ def test_rivals():
 
 @pytest.mark.parametrize(
     "entry, problem",
-    [({"run": "stop"}, "run of 'a' .* is one of train, start, batch_norm, one_network, supervised"), ({"steps": 0}, "steps of 'a' .* >= 1; got 0")],
+    [
+        ({"run": "stop"}, "run of 'a' .* is one of train, start, batch_norm, one_network, supervised"),
+        ({"steps": 0}, "steps of 'a' .* >= 1; got 0"),
+    ],
 )
 def test_wrong_cells(tmp_path, entry, problem):
     path = tmp_path / "grid.yml"

@@ -86,7 +86,10 @@ def test_published_rows_are_marked(make_result):
 
 def test_quality_of_labels(make_result):
     """Means over seeds, where each has some; a column only where a row has."""
-    labels = [{"precision": 0.8, "recall": 0.5, "noise": 0.2}, {"precision": 0.6, "recall": 0.6, "noise": 0.1}]
+    labels = [
+        {"precision": 0.8, "recall": 0.5, "noise": 0.2},
+        {"precision": 0.6, "recall": 0.6, "noise": 0.1},
+    ]
     good = [make_result(seed=seed, labels=found) for seed, found in enumerate(labels)]
     text = write_table([make_result(method="n"), *good], "markdown", all_columns=True)
     assert "0.70, 0.55, 0.15" in text and "0.70" not in write_table([*good, make_result(seed=5)])
@@ -140,16 +143,29 @@ def test_gains_over_a_row_are_paired_by_seed(make_result):
     assert "between equal seeds" in table and "within spread" not in cells["ours"]
     single = write_table([ours[0], theirs[0]], "markdown", against="theirs")
     assert "+1.0 (1)" in single
-    other = write_table([ours[0], make_result(method="theirs", target="another")], "markdown", against="theirs")
+    other = write_table(
+        [ours[0], make_result(method="theirs", target="another")], "markdown", against="theirs"
+    )
     assert "+" not in other.split("All rows")[0]
     with pytest.raises(ValueError, match="no row is of 'nobody': there are ours; theirs"):
         write_table([*ours, *theirs], against="nobody")
 
 
-@pytest.mark.parametrize("second, said", [(54.0, "+2.5 ± 2.1 (2)"), (60.0, "+5.5 ± 6.4 (2), within spread"), (45.0, "-2.0 ± 4.2 (2), within spread")])
+@pytest.mark.parametrize(
+    "second, said",
+    [
+        (54.0, "+2.5 ± 2.1 (2)"),
+        (60.0, "+5.5 ± 6.4 (2), within spread"),
+        (45.0, "-2.0 ± 4.2 (2), within spread"),
+    ],
+)
 def test_a_gain_within_its_spread_is_said_to_be(make_result, second, said):
     ours = [make_result(v, method="ours", seed=k, run=f"o{k}") for k, v in ((1, 51.0), (2, second))]
     theirs = [make_result(50.0, method="theirs", seed=k, run=f"t{k}") for k in (1, 2)]
     table = write_table([*ours, *theirs], "markdown", against="theirs")
-    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")] for line in table.splitlines() if line.startswith("| ")}
+    cells = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")]
+        for line in table.splitlines()
+        if line.startswith("| ")
+    }
     assert said in cells["ours"]

@@ -18,9 +18,19 @@ def test_the_projects_zoo_is_what_its_notes_and_records_give():
 
 
 def test_the_readmes_table_is_the_recorded_demonstration():
-    results = [r for r in read_results(str(ROOT / "benchmarks/records/demo.json")) if not r.selection.startswith("best")]
+    results = [
+        r
+        for r in read_results(str(ROOT / "benchmarks/records/demo.json"))
+        if not r.selection.startswith("best")
+    ]
     expected = {r.method: [f"{r.metrics[name]:.1f}" for name in METRICS] for r in results}
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").split("\n| last epoch, %")[1].split("\n\n")[0].splitlines()[2:]
+    lines = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .split("\n| last epoch, %")[1]
+        .split("\n\n")[0]
+        .splitlines()[2:]
+    )
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert {method: figures for method, *figures in cells} == expected and len(expected) == 8
 

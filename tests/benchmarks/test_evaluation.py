@@ -21,7 +21,10 @@ def test_crowd_is_hard_but_not_random():
     same = q_pids[:, None] == g_pids
     assert (same & (q_cameras[:, None] == g_cameras)).any()  # junk
     assert 0.1 < np.mean(~np.isin(g_pids, q_pids)) < 0.3  # distractors
-    cosine = torch.nn.functional.normalize(made.query, dim=1) @ torch.nn.functional.normalize(made.gallery, dim=1).T
+    cosine = (
+        torch.nn.functional.normalize(made.query, dim=1)
+        @ torch.nn.functional.normalize(made.gallery, dim=1).T
+    )
     assert cosine[torch.from_numpy(same)].mean() > cosine.mean() + 0.05
 
 

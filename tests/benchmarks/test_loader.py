@@ -25,7 +25,10 @@ def test_rows(args):
         assert len(row.details["ours"]) == len(row.details["plain"]) == 2
         assert min(row.details["ours"]) <= row.ours <= max(row.details["ours"]) and row.plain > 0
         ratios = sorted(a / b for a, b in zip(row.details["ours"], row.details["plain"]))
-        assert ratios[0] - 0.01 <= float(row.target.split("x")[0]) <= ratios[1] + 0.01 and "(>= 2.5x)" in row.target
+        assert (
+            ratios[0] - 0.01 <= float(row.target.split("x")[0]) <= ratios[1] + 0.01
+            and "(>= 2.5x)" in row.target
+        )
 
 
 def test_settings_are_those_of_their_rows(args, monkeypatch):

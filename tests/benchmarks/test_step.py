@@ -77,7 +77,9 @@ def test_plain_step_is_our_step(prepared):
     before = {name: value.clone() for name, value in model.named_parameters()}
     expected = ours._backward(batch)
     found = plain(batch, decay=0.9)
-    assert sorted(found) == pytest.approx(sorted(loss.item() for loss in expected.values()), rel=1e-4, abs=1e-6)
+    assert sorted(found) == pytest.approx(
+        sorted(loss.item() for loss in expected.values()), rel=1e-4, abs=1e-6
+    )
     other = dict(plain.model.named_parameters())
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
@@ -133,7 +135,9 @@ def test_saved_sizes_without_data(prepared):
     _, model, batch = prepared
     on_cpu = sum(memory.saved_sizes(lambda: model(batch), but=model.parameters()))
     model = model.to("meta")
-    assert sum(memory.saved_sizes(lambda: model(batch), but=model.parameters())) == pytest.approx(on_cpu, rel=0.02)
+    assert sum(memory.saved_sizes(lambda: model(batch), but=model.parameters())) == pytest.approx(
+        on_cpu, rel=0.02
+    )
     assert on_cpu > 2 * batch["images"].numel() * 4
 
 
@@ -163,13 +167,20 @@ def arguments(**changes):
     return argparse.Namespace(**{**values, **changes})
 
 
-@pytest.mark.parametrize("changes, note", [({}, "float32"), ({"channels_last": True, "precision": "bfloat16"}, "bfloat16, channels last")])
+@pytest.mark.parametrize(
+    "changes, note",
+    [({}, "float32"), ({"channels_last": True, "precision": "bfloat16"}, "bfloat16, channels last")],
+)
 def test_rows(changes, note):
     (row,) = step.rows(arguments(**changes))
     assert (row.section, row.unit, row.note) == ("step", "s/step", note)
     assert row.what == "small, K = 2, batch 8, 32x16"
     assert min(row.ours, row.plain, row.floor) > 0 and "(<= 10%)" in row.target
-    assert {kind: len(each) for kind, each in row.details["seconds"].items()} == {"ours": 2, "plain": 2, "floor": 2}
+    assert {kind: len(each) for kind, each in row.details["seconds"].items()} == {
+        "ours": 2,
+        "plain": 2,
+        "floor": 2,
+    }
     assert Row(**json.loads(json.dumps(asdict(row)))) == row
 
 
@@ -179,7 +190,7 @@ def test_measured_in_turn():
     kinds = {name: lambda number, name=name: calls.append((number, name)) for name in ("a", "b", "c")}
     wall, cpu = step._in_turn(kinds, 5, "cpu")
     assert len(calls) == 15 and {calls[3 * i][1] for i in range(3)} == {"a", "b", "c"}
-    assert all(sorted(name for _, name in calls[3 * i:3 * i + 3]) == ["a", "b", "c"] for i in range(5))
+    assert all(sorted(name for _, name in calls[3 * i : 3 * i + 3]) == ["a", "b", "c"] for i in range(5))
     assert all(len(each) == 3 for seconds in (wall, cpu) for each in seconds.values())
 
 
@@ -200,6 +211,8 @@ def test_tool(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads((tmp_path / "speed.json").read_text())
-    assert record["rows"][0]["what"] == "resnet18, K = 1, batch 4, 32x16" and record["machine"]["threads"] == 1
+    assert (
+        record["rows"][0]["what"] == "resnet18, K = 1, batch 4, 32x16" and record["machine"]["threads"] == 1
+    )
     written = (tmp_path / "speed.md").read_text()
     assert written.strip() == done.stdout.strip() and "| step" in written and "reached (target)" in written

@@ -208,7 +208,10 @@ def test_samplers_refuse_what_they_would_loop_on(host, name):
         ValueError, match=r"needs 4 identities of 4 images .* fill 3 .*lower SOLVER\.IMS_PER_BATCH"
     ):
         sampler(data, 16, 4, seed=0)
-    with pytest.raises(ValueError, match="16 images cannot be split in whole identities of DATALOADER.NUM_INSTANCE = 3.*multiple of 3"):
+    with pytest.raises(
+        ValueError,
+        match="16 images cannot be split in whole identities of DATALOADER.NUM_INSTANCE = 3.*multiple of 3",
+    ):
         sampler(data, 16, 3)
     with pytest.raises(ValueError, match="2 images cannot be split .* a multiple of 4"):
         sampler(data, 2, 4)
@@ -247,7 +250,9 @@ def begin(worker):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_outlive_signals_of_others_and_end_for_their_reader(method):
     """Another process's are those of timeout, systemd, Slurm; the reader's own is how torch ends one that hangs."""
-    loaded = SteadyLoader(Numbers(), batch_size=1, num_workers=2, worker_init_fn=begin, multiprocessing_context=method)
+    loaded = SteadyLoader(
+        Numbers(), batch_size=1, num_workers=2, worker_init_fn=begin, multiprocessing_context=method
+    )
     before, iterator = signal.pthread_sigmask(signal.SIG_BLOCK, ()), iter(loaded)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
     found, workers = [], iterator._workers

@@ -87,8 +87,14 @@ def train(root, name):
 def test_all_of_the_hosts_classes_are_mended():
     from fastreid.data.datasets import DATASET_REGISTRY
 
-    own = {name for name, cls in DATASET_REGISTRY._obj_map.items() if cls.__module__.startswith("fastreid.data.datasets.")}
-    below = {name for name in own if name.startswith(("Small", "Medium", "Large"))}  # other lists for the same class
+    own = {
+        name
+        for name, cls in DATASET_REGISTRY._obj_map.items()
+        if cls.__module__.startswith("fastreid.data.datasets.")
+    }
+    below = {
+        name for name in own if name.startswith(("Small", "Medium", "Large"))
+    }  # other lists for the same class
     writes_its_own_names = {"CUHK03"}
     assert own - below - writes_its_own_names == {*NAMES, *(path.split(".")[0] for path in LISTS)}
     assert set(NAMES) == set(TRAINING)
@@ -182,10 +188,18 @@ def write_msmt17(root, text, version="MSMT17_V1", folders=("train", "test")):
     return root / version
 
 
-@pytest.mark.parametrize("version, folders", [("MSMT17_V1", ("train", "test")), ("MSMT17_V2", ("mask_train_v2", "mask_test_v2"))])
+@pytest.mark.parametrize(
+    "version, folders", [("MSMT17_V1", ("train", "test")), ("MSMT17_V2", ("mask_train_v2", "mask_test_v2"))]
+)
 def test_msmt17(root, version, folders):
     """Blank lines, the ends of lines of Windows, a mark of byte order, folders with underscores and spaces."""
-    lines = ["0000/0000_000_01_a_1.jpg 0", "", "my own_set/0001_000_15_b_2.JPG 1 ", "0002\\0002_001_120_c_3.jpg\t12", " "]
+    lines = [
+        "0000/0000_000_01_a_1.jpg 0",
+        "",
+        "my own_set/0001_000_15_b_2.JPG 1 ",
+        "0002\\0002_001_120_c_3.jpg\t12",
+        " ",
+    ]
     base = write_msmt17(root, "\r\n".join(lines), version, folders)
     data = host_class("MSMT17")(root=str(root))
     assert data.train == [
@@ -194,10 +208,16 @@ def test_msmt17(root, version, folders):
             ("0000/0000_000_01_a_1.jpg", 0, 0), ("my own_set/0001_000_15_b_2.JPG", 1, 14), ("0002/0002_001_120_c_3.jpg", 12, 119),
         )
     ]  # fmt: skip
-    assert [item[1:] for item in data.query] == [(3, 0), (4, 14), (15, 119)]  # after the 3 of training, as in the host
+    assert [item[1:] for item in data.query] == [
+        (3, 0),
+        (4, 14),
+        (15, 119),
+    ]  # after the 3 of training, as in the host
 
 
-@pytest.mark.parametrize("line", ["0000/0000_000_01_a_1.jpg", "0000/0000_000_x_a_1.jpg 0", "0000/01.jpg 0", "a_b_1.jpg zero"])
+@pytest.mark.parametrize(
+    "line", ["0000/0000_000_01_a_1.jpg", "0000/0000_000_x_a_1.jpg 0", "0000/01.jpg 0", "a_b_1.jpg zero"]
+)
 def test_a_line_of_msmt17_that_cannot_be_read(root, line):
     write_msmt17(root, f"0000/0000_000_01_a_1.jpg 0\n\n{line}\n")
     with pytest.raises(ValueError, match=r"list_train.txt', line 3: .*0000_000_01_0303morning"):
@@ -206,9 +226,14 @@ def test_a_line_of_msmt17_that_cannot_be_read(root, line):
 
 def test_airport(root):
     (root / "AirportALERT").mkdir(parents=True)
-    (root / "AirportALERT" / "filepath.txt").write_text("cam1\\11001\\a.jpg\r\n\r\ncam2\\7\\b.jpg\r\ncam12\\11002\\c.jpg\r\n")
+    (root / "AirportALERT" / "filepath.txt").write_text(
+        "cam1\\11001\\a.jpg\r\n\r\ncam2\\7\\b.jpg\r\ncam12\\11002\\c.jpg\r\n"
+    )
     data = host_class("AirportALERT")(root=str(root))
-    assert [item[1:] for item in data.train] == [("airport_11001", "airport_cam1"), ("airport_11002", "airport_cam12")]
+    assert [item[1:] for item in data.train] == [
+        ("airport_11001", "airport_cam1"),
+        ("airport_11002", "airport_cam12"),
+    ]
     assert data.train[1][0] == str(root / "AirportALERT/cam12/11002/c.jpg")
 
 
@@ -232,7 +257,9 @@ def test_veri_wild(root):
     lists = root / "VERI-Wild" / "train_test_split"
     lists.mkdir(parents=True)
     (root / "VERI-Wild" / "images").mkdir()
-    (lists / "vehicle_info.txt").write_text("id/image;Camera ID;Time\r\n00001/000001;4;a\r\n\r\n00002/000002;174;b\r\n")
+    (lists / "vehicle_info.txt").write_text(
+        "id/image;Camera ID;Time\r\n00001/000001;4;a\r\n\r\n00002/000002;174;b\r\n"
+    )
     for name in ("train_list", "test_10000_query", "test_10000"):
         (lists / f"{name}.txt").write_text("00001/000001.jpg\r\n\r\n00002/000002.jpg\r\n")
     data = host_class("VeRiWild")(root=str(root))

@@ -128,9 +128,13 @@ def test_git_checkout(tmp_path):
     if checkout == tmp_path.resolve():
         import fastreid
 
-        shutil.copytree(Path(fastreid.__file__).parent, checkout / "fastreid", ignore=shutil.ignore_patterns("*.pyc"))
+        shutil.copytree(
+            Path(fastreid.__file__).parent, checkout / "fastreid", ignore=shutil.ignore_patterns("*.pyc")
+        )
         build = checkout / "fastreid" / "data" / "build.py"
-        build.write_text(build.read_text().replace("from torch._six import string_classes", "string_classes = str"))
+        build.write_text(
+            build.read_text().replace("from torch._six import string_classes", "string_classes = str")
+        )
     done = run(CLEAN, checkout)
     assert done.returncode == 0, done.stderr
     file, version, *_ = done.stdout.split()

@@ -159,7 +159,11 @@ def named(state, prefix):
 # A state dict as public files have it.
 LAYOUTS = {
     "torchvision": lambda state: {**state, "fc.weight": torch.zeros(5, 3), "fc.bias": torch.zeros(5)},
-    "timm": lambda state: {"state_dict": {**state, "head.weight": torch.zeros(5, 3)}, "epoch": 3, "optimizer": {"state": {}}},
+    "timm": lambda state: {
+        "state_dict": {**state, "head.weight": torch.zeros(5, 3)},
+        "epoch": 3,
+        "optimizer": {"state": {}},
+    },
     "data parallel": lambda state: {"state_dict": named(state, "module."), "best_acc1": np.float64(76.1)},
     "torchreid": lambda state: named({**state, "classifier.weight": torch.zeros(5, 3)}, "module."),
     "fast-reid": lambda state: {"model": {**named(state, "backbone."), "heads.weight": torch.zeros(5, 3)}},
@@ -167,18 +171,22 @@ LAYOUTS = {
     "moco": lambda state: {
         "state_dict": {
             **named({key: torch.zeros_like(value) for key, value in state.items()}, "module.encoder_k."),
-            **named({**state, "fc.0.weight": torch.zeros(5, 3)}, "module.encoder_q."), "module.queue": torch.zeros(4, 8),
+            **named({**state, "fc.0.weight": torch.zeros(5, 3)}, "module.encoder_q."),
+            "module.queue": torch.zeros(4, 8),
         }
     },
     "moco v3": lambda state: {
         "state_dict": {
-            **named({key: torch.zeros_like(value) for key, value in state.items()}, "module.momentum_encoder."),
+            **named(
+                {key: torch.zeros_like(value) for key, value in state.items()}, "module.momentum_encoder."
+            ),
             **named(state, "module.base_encoder."),
         }
     },
     "dino": lambda state: {
         "student": named({key: torch.zeros_like(value) for key, value in state.items()}, "module.backbone."),
-        "teacher": {**named(state, "backbone."), "head.mlp.0.weight": torch.zeros(5, 3)}, "args": argparse.Namespace(lr=1),
+        "teacher": {**named(state, "backbone."), "head.mlp.0.weight": torch.zeros(5, 3)},
+        "args": argparse.Namespace(lr=1),
     },
     "pycls": lambda state: {"epoch": 9, "model_state": {**state, "head.fc.weight": torch.zeros(5, 3)}},
     "arrays": lambda state: {"net": {key: value.numpy() for key, value in state.items()}},
@@ -236,7 +244,12 @@ def assert_loaded(loaded, source):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", ["resnet", "osnet"])
 def test_pretrain_path_in_any_layout(sources, pretrained, family, layout):
-    if layout == "arrays" and torch.__version__ < (2, 6) or layout in ("data parallel", "dino") and torch.__version__ < (2, 6):
+    if (
+        layout == "arrays"
+        and torch.__version__ < (2, 6)
+        or layout in ("data parallel", "dino")
+        and torch.__version__ < (2, 6)
+    ):
         pytest.skip("weights_only refuses numpy's values before torch 2.6")
     assert_loaded(pretrained(family, LAYOUTS[layout](sources(family))), sources(family))
 
@@ -250,19 +263,33 @@ def test_pretrain_path_of_every_backbone(sources, pretrained, family):
 @pytest.mark.parametrize("family", BACKBONES)
 def test_pretrain_path_of_another_backbone_is_refused(sources, pretrained, family):
     other = "osnet" if family != "osnet" else "resnet"
-    with pytest.raises(ValueError, match=r"w\.pth' holds weights of another network.* of \d+ backbone tensors.*\n") as error:
+    with pytest.raises(
+        ValueError, match=r"w\.pth' holds weights of another network.* of \d+ backbone tensors.*\n"
+    ) as error:
         pretrained(family, {"state_dict": named(sources(other), "module.")})
-    assert "MODEL.BACKBONE.NAME" in str(error.value) and len(str(error.value)) < 800 and str(error.value).count("\n") <= 4
+    assert (
+        "MODEL.BACKBONE.NAME" in str(error.value)
+        and len(str(error.value)) < 800
+        and str(error.value).count("\n") <= 4
+    )
 
 
 def test_pretrain_path_of_the_networks_of_torchvision(pretrained):
     import torchvision
 
-    for family, name in (("resnet", "resnet18"), ("mobilenetv2", "mobilenet_v2"), ("mobilenetv3", "mobilenet_v3_small")):
+    for family, name in (
+        ("resnet", "resnet18"),
+        ("mobilenetv2", "mobilenet_v2"),
+        ("mobilenetv3", "mobilenet_v3_small"),
+    ):
         state = getattr(torchvision.models, name)(weights=None).state_dict()
         state = {key: torch.full_like(value, 0.25) for key, value in state.items()}
-        loaded = pretrained(family, state, *(("MODEL.BACKBONE.DEPTH", "1.0x") if family == "mobilenetv2" else ()))
-        left = [key for key, value in loaded.items() if not (value == 0.25).all() and "num_batches" not in key]
+        loaded = pretrained(
+            family, state, *(("MODEL.BACKBONE.DEPTH", "1.0x") if family == "mobilenetv2" else ())
+        )
+        left = [
+            key for key, value in loaded.items() if not (value == 0.25).all() and "num_batches" not in key
+        ]
         assert all(key.startswith("conv.") for key in left) and (bool(left) == (family == "mobilenetv3"))
 
 
@@ -294,7 +321,9 @@ def test_non_local_blocks_have_no_public_weights(cfg, pretrained):
     assert all(torch.equal(loaded[key], value) for key, value in source.items() if "num_batches" not in key)
 
 
-@pytest.mark.parametrize(("rows", "columns", "distilled"), [(14, 14, False), (14, 14, True), (8, 4, False), (4, 2, True)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "distilled"), [(14, 14, False), (14, 14, True), (8, 4, False), (4, 2, True)]
+)
 def test_positions_of_a_vit_are_resized(sources, pretrained, rows, columns, distilled):
     """Those of a plane stay a plane: the value of a patch is its relative height, whatever the grid."""
     height = ((torch.arange(rows) + 0.5) / rows).repeat_interleave(columns)
@@ -324,8 +353,13 @@ def test_pretrain_path_that_is_not_finite_or_not_there(sources, pretrained, cfg)
     cfg.MODEL.BACKBONE.PRETRAIN_PATH = "nowhere.pth"
     with pytest.raises(FileNotFoundError, match="'nowhere.pth' not found"):
         build_backbone(cfg)
-    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH, cfg.MODEL.BACKBONE.PRETRAIN_PATH = *BACKBONES["repvgg"], ""
-    with pytest.raises(FileNotFoundError, match="PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights"):
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH, cfg.MODEL.BACKBONE.PRETRAIN_PATH = (
+        *BACKBONES["repvgg"],
+        "",
+    )
+    with pytest.raises(
+        FileNotFoundError, match="PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights"
+    ):
         build_backbone(cfg)
 
 
@@ -363,7 +397,9 @@ def test_downloaded_weights_with_code_are_refused(host, tmp_path):
     path = tmp_path / "w.pth"
     torch.save({"model": torch.zeros(1), "code": Code()}, path)
     for module in (resnet, shufflenet):
-        with pytest.raises(ValueError, match=r"w\.pth' holds an object of Python, .*Code.*save the tensors alone"):
+        with pytest.raises(
+            ValueError, match=r"w\.pth' holds an object of Python, .*Code.*save the tensors alone"
+        ):
             module.torch.load(path)
     torch.save({"weight": torch.ones(2), "epoch": 3}, path)
     assert resnet.torch.load(path, map_location="cpu")["weight"].tolist() == [1, 1]

@@ -42,7 +42,9 @@ def adaptation(finished, tmp_path):
     """Makes configs that start from the finished source models, in a folder of the test's own."""
 
     def make(*opts, output=None):
-        return tiny_adaptation(output or tmp_path / "out", "SSKD.SOURCE.WEIGHTS", str(finished.sources), *opts)
+        return tiny_adaptation(
+            output or tmp_path / "out", "SSKD.SOURCE.WEIGHTS", str(finished.sources), *opts
+        )
 
     return make
 

@@ -27,7 +27,9 @@ def copy_of(module):
 
 def trained(module):
     """Names and parameters that train: all but the bias of the BN-neck, which the host freezes."""
-    found = [(name, p) for name, p in module.named_parameters() if not name.endswith("heads.bottleneck.0.bias")]
+    found = [
+        (name, p) for name, p in module.named_parameters() if not name.endswith("heads.bottleneck.0.bias")
+    ]
     assert len(found) > 6
     return found
 
@@ -139,13 +141,17 @@ def test_classifiers_are_the_centroids_after_a_refresh(trainer):
 def test_classifiers_are_trained_after_the_refresh(trainer):
     """The rows are parameters, not a table of centroids."""
     start = []
-    made = trainer(hooks=[Spy(before_epoch=lambda: start.append(made.model.students[0].heads.weight.detach().clone()))])
+    made = trainer(
+        hooks=[Spy(before_epoch=lambda: start.append(made.model.students[0].heads.weight.detach().clone()))]
+    )
     made.train()
     assert not torch.equal(made.model.students[0].heads.weight, start[-1])
 
 
 def test_cluster_contrast_moves_the_classifier_as_a_memory(trainer):
-    losses = {name: 0.0 for name in ("LabelSmoothCE", "SoftCE", "MultiSimilarity", "NuclearNorm")} | {"ClusterContrast": 1.0}
+    losses = {name: 0.0 for name in ("LabelSmoothCE", "SoftCE", "MultiSimilarity", "NuclearNorm")} | {
+        "ClusterContrast": 1.0
+    }
     opts = [item for name, weight in losses.items() for item in (f"SSKD.LOSSES.{name}.WEIGHT", str(weight))]
     made = trainer("MODEL.HEADS.NECK_FEAT", "after", "SSKD.EMA.MOMENTUM", "0.0", *opts)
     start = []
@@ -257,7 +263,9 @@ def test_batches_are_drawn_anew_every_epoch(trainer):
     def batches(epoch):
         made.epoch = epoch
         made.start_epoch_with(labels)
-        return [(batch["indices"].tolist(), float(batch["images"].sum())) for batch in made.epoch_batches(epoch)]
+        return [
+            (batch["indices"].tolist(), float(batch["images"].sum())) for batch in made.epoch_batches(epoch)
+        ]
 
     first, second = batches(0), batches(1)
     assert not set(map(str, first)) & set(map(str, second))

@@ -59,12 +59,23 @@ def test_float16_on_the_cpu():
 def test_losses_are_float32(finished, trainer):
     """What the forward pass computes in bfloat16 goes into losses of full precision."""
     made = trainer(
-        "SOLVER.AMP.ENABLED", "True", "SSKD.AMP_DTYPE", "bfloat16", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0"
+        "SOLVER.AMP.ENABLED",
+        "True",
+        "SSKD.AMP_DTYPE",
+        "bfloat16",
+        "SOLVER.MAX_EPOCH",
+        "1",
+        "TEST.EVAL_PERIOD",
+        "0",
     )
     kinds = {"losses": set(), "features": set()}
-    made.model.students[0].backbone[0].register_forward_hook(lambda module, args, out: kinds["features"].add(out.dtype))
+    made.model.students[0].backbone[0].register_forward_hook(
+        lambda module, args, out: kinds["features"].add(out.dtype)
+    )
     made.model.register_forward_hook(
-        lambda model, args, out: kinds["losses"].update(v.dtype for v in out.values()) if model.training else None
+        lambda model, args, out: (
+            kinds["losses"].update(v.dtype for v in out.values()) if model.training else None
+        )
     )
     made.train()
     assert kinds["losses"] == {torch.float32} and torch.bfloat16 in kinds["features"]
@@ -73,7 +84,9 @@ def test_losses_are_float32(finished, trainer):
 # ---- auto -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags, chosen", [("avx2 avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2 avx512f", "float32")])
+@pytest.mark.parametrize(
+    "flags, chosen", [("avx2 avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2 avx512f", "float32")]
+)
 def test_auto_on_the_cpu_follows_its_units(monkeypatch, flags, chosen):
     monkeypatch.setattr(train_step, "_cpu_flags", lambda: frozenset(flags.split()))
     one = precision("cpu", True)
@@ -107,7 +120,9 @@ def test_auto_is_the_named_type(adaptation, monkeypatch, tmp_path):
 def test_bfloat16_in_software_does_not_count(monkeypatch, in_hardware):
     """torch says yes for a GPU that computes it in software, unless it is asked not to."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or in_hardware)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or in_hardware
+    )
     assert train_step.has_bfloat16("cuda") is in_hardware
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: in_hardware)  # torch < 2.5
     assert train_step.has_bfloat16("cuda") is in_hardware

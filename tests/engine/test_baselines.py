@@ -71,13 +71,18 @@ def test_teacher_of_one_network_is_the_student(cfg, finished):
 def test_supervised_bound_trains_on_the_targets_identities(cfg, finished):
     bound = supervised_config(cfg)
     assert bound.MODEL.META_ARCHITECTURE == "SSKDSource" and bound.DATASETS.NAMES == cfg.DATASETS.NAMES
-    assert bound.SOLVER.MAX_EPOCH == cfg.SOLVER.MAX_EPOCH and bound.SSKD.ITERS_PER_EPOCH == cfg.SSKD.ITERS_PER_EPOCH
+    assert (
+        bound.SOLVER.MAX_EPOCH == cfg.SOLVER.MAX_EPOCH
+        and bound.SSKD.ITERS_PER_EPOCH == cfg.SSKD.ITERS_PER_EPOCH
+    )
     assert bound.INPUT.REA == cfg.INPUT.REA and bound.SOLVER.BASE_LR == cfg.SOLVER.BASE_LR
     bound.MODEL.WEIGHTS = finished.sources[0]
     made = SourceTrainer(bound)
     assert made.model.num_classes == 6
     seen = []
-    made.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]) if module.training else None)
+    made.model.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0]) if module.training else None
+    )
     made.resume_or_load(resume=False)
     made.train()
     assert len(seen) == 6  # as many steps
@@ -118,7 +123,8 @@ def batch_statistics(teacher, batches):
         for images in batches:
             teacher(images, torch.zeros(len(images), dtype=torch.long))
     return {
-        name: tuple(torch.stack(part).mean(0).float() for part in zip(*values)) for name, values in sums.items()
+        name: tuple(torch.stack(part).mean(0).float() for part in zip(*values))
+        for name, values in sums.items()
     }
 
 
@@ -161,5 +167,7 @@ def test_statistics_do_not_depend_on_those_before(cfg, model):
     once = copy.deepcopy(model.teachers.state_dict())
     reestimate_batch_norm(cfg, model, iter(items))
     assert all(
-        torch.allclose(value, once[name]) for name, value in model.teachers.state_dict().items() if "running" in name
+        torch.allclose(value, once[name])
+        for name, value in model.teachers.state_dict().items()
+        if "running" in name
     )

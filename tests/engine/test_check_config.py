@@ -16,7 +16,14 @@ from fastreid_sskd.refusals import UnknownNameError
 
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yml"))
 
-RESNET = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", "512")
+RESNET = (
+    "MODEL.BACKBONE.NAME",
+    "build_resnet_backbone",
+    "MODEL.BACKBONE.DEPTH",
+    "18x",
+    "MODEL.BACKBONE.FEAT_DIM",
+    "512",
+)
 ESTIMATED = ("SSKD.CLUSTER.PAIRS_PER_IMAGE", "0.0")  # the tiny config's: else it goes before RHO
 
 # the key that the error names, and the overrides
@@ -182,7 +189,14 @@ def test_an_architecture_that_does_not_fit_the_backbone(tmp_path):
 
 
 def test_a_network_that_cannot_take_the_test_images(tmp_path):
-    vit = ("MODEL.BACKBONE.NAME", "build_vit_backbone", "MODEL.BACKBONE.DEPTH", "small", "MODEL.BACKBONE.FEAT_DIM", "768")
+    vit = (
+        "MODEL.BACKBONE.NAME",
+        "build_vit_backbone",
+        "MODEL.BACKBONE.DEPTH",
+        "small",
+        "MODEL.BACKBONE.FEAT_DIM",
+        "768",
+    )
     with pytest.raises(ValueError, match="fails on an image of 48 x 32 pixels"):
         run(tiny_baseline(tmp_path / "out", *vit, "INPUT.SIZE_TEST", "[48, 32]"))
 
@@ -228,7 +242,9 @@ def test_a_package_that_is_not_used_may_be_missing(tmp_path, training_ends, monk
 
 
 def test_an_error_names_key_rule_and_value(tmp_path):
-    with pytest.raises(ValueError, match=r"SSKD\.CLUSTER\.EPS must be a Jaccard distance in \(0, 1\).*got -0\.5: "):
+    with pytest.raises(
+        ValueError, match=r"SSKD\.CLUSTER\.EPS must be a Jaccard distance in \(0, 1\).*got -0\.5: "
+    ):
         check_settings(tiny_adaptation(tmp_path, "SSKD.CLUSTER.EPS", "-0.5"))
 
 
@@ -270,7 +286,9 @@ def test_abilities_are_asked_of_the_device_that_is_used(data_sets, tmp_path, mon
 def test_an_architecture_that_its_backbone_does_not_fit():
     """The host's MGN is made for the channels of ResNet-50."""
     opts = ["MODEL.META_ARCHITECTURE", "MGN", "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", "False"]
-    with pytest.raises(ValueError, match="cannot be built, RuntimeError: Error.* in loading state_dict") as refused:
+    with pytest.raises(
+        ValueError, match="cannot be built, RuntimeError: Error.* in loading state_dict"
+    ) as refused:
         check_config.build_network(load_config(str(CONFIGS / "base_demo.yml"), opts))
     assert len(str(refused.value).splitlines()) == 1
 
@@ -288,7 +306,17 @@ def test_a_plain_config_that_has_nothing_to_learn_from(tmp_path, case):
 
 
 def test_a_distiller_without_losses_of_its_own_learns_from_itself(tmp_path):
-    check_settings(tiny_baseline(tmp_path, "MODEL.META_ARCHITECTURE", "Distiller", "KD.EMA.ENABLED", "True", "MODEL.LOSSES.NAME", ""))
+    check_settings(
+        tiny_baseline(
+            tmp_path,
+            "MODEL.META_ARCHITECTURE",
+            "Distiller",
+            "KD.EMA.ENABLED",
+            "True",
+            "MODEL.LOSSES.NAME",
+            "",
+        )
+    )
 
 
 @pytest.mark.parametrize("key", ["MODEL.LOSSES.NAME", "DATALOADER.SAMPLER_TRAIN"])
@@ -316,7 +344,9 @@ def test_a_source_of_one_identity(tmp_path, monkeypatch, make):
         write_split(tmp_path / "data" / folder / "query", [1, 2], (0,), 1, 1)
         write_split(tmp_path / "data" / folder / "bounding_box_test", [1, 2], (0, 1), 1, 1)
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "data"))
-    with pytest.raises(ValueError, match=r"a classifier needs two identities or more, and (DukeMTMC|Market1501) has 1"):
+    with pytest.raises(
+        ValueError, match=r"a classifier needs two identities or more, and (DukeMTMC|Market1501) has 1"
+    ):
         run(make(tmp_path / "out", "DATALOADER.SAMPLER_TRAIN", "TrainingSampler"))
     assert not (tmp_path / "out").exists()
 
@@ -332,7 +362,9 @@ def test_a_source_whose_identities_have_one_image_each(tmp_path, monkeypatch):
 
 def test_query_and_gallery_of_a_source_are_trained_on_where_they_are_asked_for(tmp_path):
     """6 people in training; with COMBINEALL 6 others, of query and gallery, too. Of a target they are never."""
-    train, both = (source_items(tiny_source(tmp_path, "DATASETS.COMBINEALL", value)) for value in ("False", "True"))
+    train, both = (
+        source_items(tiny_source(tmp_path, "DATASETS.COMBINEALL", value)) for value in ("False", "True")
+    )
     assert (len(train[0]), max(train[1]) + 1) == (48, 6)
     assert (len(both[0]), max(both[1]) + 1) == (48 + 6 + 24, 12)
     with pytest.raises(ValueError, match="DATASETS.COMBINEALL would train on the target's query and gallery"):
@@ -369,14 +401,22 @@ def test_a_finished_stage_1_needs_no_data(finished, tmp_path, monkeypatch, world
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone, depth", [(name, depth) for name, known in check_config._HOST_DEPTHS.items() for depth in known])
+@pytest.mark.parametrize(
+    "backbone, depth", [(name, depth) for name, known in check_config._HOST_DEPTHS.items() for depth in known]
+)
 def test_every_depth_that_is_named_is_one(tmp_path, backbone, depth):
-    cfg = load_config("", ["MODEL.DEVICE", "meta", "MODEL.BACKBONE.NAME", backbone, "MODEL.BACKBONE.DEPTH", depth])
+    cfg = load_config(
+        "", ["MODEL.DEVICE", "meta", "MODEL.BACKBONE.NAME", backbone, "MODEL.BACKBONE.DEPTH", depth]
+    )
     assert check_config.build_network(cfg).backbone is not None
 
 
 def test_every_backbone_of_the_host_has_its_depths():
-    host = {name for name, builder in BACKBONE_REGISTRY._obj_map.items() if builder.__module__.startswith("fastreid.")}
+    host = {
+        name
+        for name, builder in BACKBONE_REGISTRY._obj_map.items()
+        if builder.__module__.startswith("fastreid.")
+    }
     assert host == set(check_config._HOST_DEPTHS)
 
 

@@ -136,7 +136,9 @@ def test_old_checkpoints_go(tmp_path):
     one.save("model_final")
     gone = one.remove_all_but(2)
     assert [os.path.basename(path) for path in gone] == ["model_0000.pth", "model_0001.pth"]
-    assert {"model_0002.pth", "model_0003.pth", "model_best.pth", "model_final.pth"} <= set(os.listdir(tmp_path))
+    assert {"model_0002.pth", "model_0003.pth", "model_best.pth", "model_final.pth"} <= set(
+        os.listdir(tmp_path)
+    )
     assert one.remove_all_but(2) == []
 
 
@@ -147,7 +149,10 @@ def test_checkpoints_of_an_earlier_run_go_first(tmp_path):
         one.save(f"model_{epoch:04d}")
         os.utime(tmp_path / f"model_{epoch:04d}.pth", (seconds, seconds))
     one.remove_all_but(2)
-    assert sorted(name for name in os.listdir(tmp_path) if name.endswith("pth")) == ["model_0000.pth", "model_0019.pth"]
+    assert sorted(name for name in os.listdir(tmp_path) if name.endswith("pth")) == [
+        "model_0000.pth",
+        "model_0019.pth",
+    ]
     assert os.path.exists(one.get_checkpoint_file())
 
 
@@ -155,10 +160,16 @@ def test_kinds_are_kept_apart(tmp_path):
     one = checkpointer(tmp_path)
     for name in ("model_0001", "step_0000002", "step_0000004", "step_0000006", "model_best"):
         one.save(name)
-    assert [os.path.basename(path) for path in one.remove_all_but(1, "step")] == ["step_0000002.pth", "step_0000004.pth"]
+    assert [os.path.basename(path) for path in one.remove_all_but(1, "step")] == [
+        "step_0000002.pth",
+        "step_0000004.pth",
+    ]
     assert [os.path.basename(path) for path in one.remove_all_but(0, "step")] == ["step_0000006.pth"]
     assert one.remove_all_but(1) == []
-    assert sorted(name for name in os.listdir(tmp_path) if name.endswith("pth")) == ["model_0001.pth", "model_best.pth"]
+    assert sorted(name for name in os.listdir(tmp_path) if name.endswith("pth")) == [
+        "model_0001.pth",
+        "model_best.pth",
+    ]
 
 
 # ---- damaged files ----------------------------------------------------------------------------------------------
@@ -283,7 +294,9 @@ def test_resume_looks_before_it_loads(tmp_path):
         other.resume(str(tmp_path / "model.pth"), refuse)
     assert torch.equal(other.model.weight, before) and other.checkpointables["extra"].value is None
     assert other.resume(str(tmp_path / "model.pth"), lambda checkpoint: None) == {"epoch": 4}
-    assert torch.equal(other.model.weight, one.model.weight) and other.checkpointables["extra"].value == {"a": 1}
+    assert torch.equal(other.model.weight, one.model.weight) and other.checkpointables["extra"].value == {
+        "a": 1
+    }
 
 
 def test_bare_state_dict(tmp_path):
@@ -311,7 +324,10 @@ def test_peers_load_strictly(finished, adaptation):
         (("MODEL.BACKBONE.FEAT_DIM", "24"), "another depth or width"),
     ):  # fmt: skip
         model = AdaptationTrainer.build_model(adaptation(*opts))
-        for load in (Checkpointer(model).load, lambda path, model=model: Checkpointer(model).resume(path, lambda saved: None)):
+        for load in (
+            Checkpointer(model).load,
+            lambda path, model=model: Checkpointer(model).resume(path, lambda saved: None),
+        ):
             with pytest.raises(ValueError, match="another network") as error:
                 load(path)
             assert cause in str(error.value) and len(str(error.value)) < 800

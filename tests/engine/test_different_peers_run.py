@@ -66,7 +66,9 @@ def test_source_models_are_of_each_network(mixed):
     for k, (width, pool, embedding) in enumerate(PEERS):
         source = source_config(cfg, k)
         assert (source.MODEL.BACKBONE.FEAT_DIM, source.MODEL.HEADS.POOL_LAYER) == (width, pool)
-        assert source.MODEL.HEADS.EMBEDDING_DIM == embedding and source.MODEL.META_ARCHITECTURE == "SSKDSource"
+        assert (
+            source.MODEL.HEADS.EMBEDDING_DIM == embedding and source.MODEL.META_ARCHITECTURE == "SSKDSource"
+        )
 
 
 def test_both_stages(done, folder):
@@ -97,7 +99,9 @@ def test_given_and_missing_source_models(done, mixed, files, folder, tmp_path):
     peers = [files[0], str(tmp_path / "given.yml"), files[2]]
     run(mixed("SSKD.PEERS", str(peers), output=tmp_path / "out"))
     assert sorted(os.listdir(tmp_path / "out" / "source")) == ["peer0", "peer2"]
-    mine, theirs = (load_checkpoint(at / "model_final.pth")["model"] for at in (tmp_path / "out", folder / "run"))
+    mine, theirs = (
+        load_checkpoint(at / "model_final.pth")["model"] for at in (tmp_path / "out", folder / "run")
+    )
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)  # the same start, so the same run
 
 
@@ -110,7 +114,9 @@ def test_export_of_a_peer(done, folder, tmp_path):
 
 def test_report_shows_the_runs_own_ensemble(done, folder, tmp_path, monkeypatch):
     """Peers of other feature sizes have no mean feature: the report's lists are of the distances that the run combines."""
-    monkeypatch.setattr("fastreid_sskd.report.plots.map_figures", lambda *args, **options: [])  # whose packages start slowly
+    monkeypatch.setattr(
+        "fastreid_sskd.report.plots.map_figures", lambda *args, **options: []
+    )  # whose packages start slowly
     file = write_report(str(folder / "run"), str(tmp_path / "report.html"))
     with open(file, encoding="utf-8") as page:
         text = page.read()
@@ -123,7 +129,9 @@ def test_report_shows_the_runs_own_ensemble(done, folder, tmp_path, monkeypatch)
     distances = np.asarray(build_dist(features[: len(queries)], features[len(queries) :], "cosine"))
     record = json.loads((folder / "run" / "results.json").read_text())
     expected = record["evaluations"][-1]["results"]["Market1501"]["ensemble"]["mAP"]
-    assert 100 * np.nanmean(average_precisions(distances, queries, gallery)) == pytest.approx(expected, abs=1e-4)
+    assert 100 * np.nanmean(average_precisions(distances, queries, gallery)) == pytest.approx(
+        expected, abs=1e-4
+    )
 
 
 def test_what_it_is_compared_with(mixed):
@@ -131,7 +139,11 @@ def test_what_it_is_compared_with(mixed):
     one = one_network_config(cfg)
     assert len(one.SSKD.PEERS) == one.SSKD.NUM_PEERS == 1
     bound = supervised_config(cfg)
-    assert bound.MODEL.BACKBONE.FEAT_DIM == 16 and bound.MODEL.HEADS.POOL_LAYER == "GlobalAvgPool" and not bound.SSKD.PEERS
+    assert (
+        bound.MODEL.BACKBONE.FEAT_DIM == 16
+        and bound.MODEL.HEADS.POOL_LAYER == "GlobalAvgPool"
+        and not bound.SSKD.PEERS
+    )
 
 
 def test_equal_peers_by_their_distances(finished, tmp_path):
@@ -142,7 +154,9 @@ def test_equal_peers_by_their_distances(finished, tmp_path):
     )  # fmt: skip
     results = run(cfg)["Market1501"]
     assert set(results) == {"peer0", "peer1", "ensemble"}
-    first, second = (load_checkpoint(tmp_path / "model_final.pth")["model"][f"students.{k}.heads.weight"] for k in range(2))
+    first, second = (
+        load_checkpoint(tmp_path / "model_final.pth")["model"][f"students.{k}.heads.weight"] for k in range(2)
+    )
     assert not torch.allclose(first, second, atol=0.1)
 
 

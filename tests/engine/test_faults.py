@@ -121,7 +121,9 @@ def test_gradient_that_is_not_finite(adaptation, monkeypatch):
         trainer.model.students[0].backbone[0].weight.register_hook(lambda gradient: gradient * float("nan"))
 
     at_step(monkeypatch, 1, spoil)
-    with pytest.raises(FloatingPointError, match=r"students.0.backbone.0.weight of the model is not finite.*step_0000002"):
+    with pytest.raises(
+        FloatingPointError, match=r"students.0.backbone.0.weight of the model is not finite.*step_0000002"
+    ):
         run(cfg)
     assert os.path.basename(last_checkpoint(cfg.OUTPUT_DIR)) == "step_0000001.pth"
 

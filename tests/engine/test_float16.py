@@ -27,7 +27,16 @@ def available() -> bool:
 
 pytestmark = pytest.mark.skipif(not available(), reason="this torch has no float16 for training on the CPU")
 
-SHORT = ("SOLVER.MAX_EPOCH", "2", "SSKD.ITERS_PER_EPOCH", "6", "TEST.EVAL_PERIOD", "0", "SOLVER.CHECKPOINT_PERIOD", "1")
+SHORT = (
+    "SOLVER.MAX_EPOCH",
+    "2",
+    "SSKD.ITERS_PER_EPOCH",
+    "6",
+    "TEST.EVAL_PERIOD",
+    "0",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "1",
+)
 
 
 class Float16(Precision):
@@ -51,7 +60,9 @@ class Watch(HookBase):
         self.overflowed, self.moved, self.kinds = [], [], set()
 
     def before_train(self):
-        self.trainer.model.students[0].backbone.register_forward_hook(lambda module, args, out: self.kinds.add(out.dtype))
+        self.trainer.model.students[0].backbone.register_forward_hook(
+            lambda module, args, out: self.kinds.add(out.dtype)
+        )
 
     def before_step(self):
         self.scale = self.trainer.grad_scaler.get_scale()

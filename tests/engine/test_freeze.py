@@ -56,7 +56,11 @@ def test_peers(trainer):
     for k, note in enumerate(notes):
         assert unchanged(note.states) == [True] * 3 + [False] * 2, k
         assert moved(note.states[3:]) == [True] * 2
-    assert all(parameter.requires_grad for student in made.model.students for parameter in student.backbone.parameters())
+    assert all(
+        parameter.requires_grad
+        for student in made.model.students
+        for parameter in student.backbone.parameters()
+    )
     assert not any(parameter.requires_grad for parameter in made.model.teachers.parameters())
 
 
@@ -80,7 +84,9 @@ def test_resumed_run_counts_on(tmp_path, monkeypatch, at):
 
 
 def test_unknown_layer(tmp_path):
-    with pytest.raises(ValueError, match="MODEL.FREEZE_LAYERS names 'bacbone', but the network has backbone, heads"):
+    with pytest.raises(
+        ValueError, match="MODEL.FREEZE_LAYERS names 'bacbone', but the network has backbone, heads"
+    ):
         Trainer(tiny_baseline(tmp_path, "MODEL.FREEZE_LAYERS", "['bacbone']", "SOLVER.FREEZE_ITERS", "2"))
 
 

@@ -37,7 +37,9 @@ def epochs(hook, count, before=lambda epoch, storage: None, start=0):
 
 def evaluations(period, count):
     found = []
-    hook = PeriodicEvaluation(period, lambda: found.append(hook.trainer.epoch + 1) or {"set": {"mAP": 1.0}, "metric": 2})
+    hook = PeriodicEvaluation(
+        period, lambda: found.append(hook.trainer.epoch + 1) or {"set": {"mAP": 1.0}, "metric": 2}
+    )
     epochs(hook, count)
     return found, hook.trainer.storage.latest()
 
@@ -205,7 +207,10 @@ def test_no_writers_no_state():
 
 def test_peer_ema_uses_the_global_step():
     calls = []
-    model = types.SimpleNamespace(label_statistics="batch", update_teachers=lambda step, momentum: calls.append((step, momentum)) or 0.25)
+    model = types.SimpleNamespace(
+        label_statistics="batch",
+        update_teachers=lambda step, momentum: calls.append((step, momentum)) or 0.25,
+    )
     hook = PeerEMA(model, 0.9)
     with EventStorage(0) as storage:
         hook.trainer = types.SimpleNamespace(storage=storage, iter=41)

@@ -44,9 +44,13 @@ def test_steps_may_have_other_losses():
     record = LossRecord()
     with EventStorage(0) as storage:
         record.add(0, of(1.0, 2.0), 0.0)
-        record.add(1, {"loss_a": torch.tensor(5.0), "loss_b": torch.tensor(6.0), "loss_c": torch.tensor(7.0)}, 0.0)
+        record.add(
+            1, {"loss_a": torch.tensor(5.0), "loss_b": torch.tensor(6.0), "loss_c": torch.tensor(7.0)}, 0.0
+        )
         record.read()
-        assert storage.history("loss_b").values() == [(6.0, 1)] and storage.history("loss_id_peer0").values() == [(1.0, 0)]
+        assert storage.history("loss_b").values() == [(6.0, 1)] and storage.history(
+            "loss_id_peer0"
+        ).values() == [(1.0, 0)]
 
 
 def test_graph_is_not_kept():
@@ -61,7 +65,10 @@ def test_first_step_that_is_not_finite_is_named(value):
     with EventStorage(0) as storage:
         for step, second in ((10, 1.0), (11, value), (12, float("nan"))):
             record.add(step, of(1.0, second), 0.0)
-        with pytest.raises(FloatingPointError, match=rf"step 11: loss_id of peer 1 is {value}. Training has diverged.*BASE_LR"):
+        with pytest.raises(
+            FloatingPointError,
+            match=rf"step 11: loss_id of peer 1 is {value}. Training has diverged.*BASE_LR",
+        ):
             record.read()
         assert not storage.histories()
 
@@ -75,7 +82,10 @@ def means():
         if rank == 0:
             assert storage.history("loss_id_peer0").values() == [(1.5, 0), (2.5, 1)]
             assert storage.history("total_loss").values() == [(3.5, 0), (4.5, 1)]
-            assert storage.history("data_time").values() == [(1.0, 0), (1.0, 1)]  # of the one that waited longest
+            assert storage.history("data_time").values() == [
+                (1.0, 0),
+                (1.0, 1),
+            ]  # of the one that waited longest
         else:
             assert not storage.histories()
 

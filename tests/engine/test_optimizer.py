@@ -56,7 +56,10 @@ def test_joined_groups_step_as_the_hosts_do(cfg):
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     cfg.SOLVER.HEADS_LR_FACTOR = 3.0
     results = []
-    for make in (lambda n: build_optimizer(cfg, [n]), lambda n: host.build_optimizer(cfg, n, contiguous=False)[0]):
+    for make in (
+        lambda n: build_optimizer(cfg, [n]),
+        lambda n: host.build_optimizer(cfg, n, contiguous=False)[0],
+    ):
         torch.manual_seed(0)
         network = build_peer(cfg)
         optimizer = make(network)

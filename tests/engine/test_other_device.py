@@ -98,12 +98,18 @@ def go_back(cfg):
 
 @pytest.mark.parametrize(
     "options",
-    [("SSKD.CHANNELS_LAST", "True"), ("SSKD.BN_CHUNK", "4", "SSKD.EVAL_WITH", "ensemble", "SSKD.COMBINE", "distances")],
+    [
+        ("SSKD.CHANNELS_LAST", "True"),
+        ("SSKD.BN_CHUNK", "4", "SSKD.EVAL_WITH", "ensemble", "SSKD.COMBINE", "distances"),
+    ],
     ids=" ".join,
 )
 def test_options_end_as_on_the_cpu(adaptation, build, options, tmp_path):
     short = ("SOLVER.MAX_EPOCH", "1")
-    here, there = adaptation(*options, *short, output=tmp_path / "here"), adaptation(*options, *short, *DEVICE, output=tmp_path / "there")
+    here, there = (
+        adaptation(*options, *short, output=tmp_path / "here"),
+        adaptation(*options, *short, *DEVICE, output=tmp_path / "there"),
+    )
     run(here)
     on_device(build, train, there, False)
     assert_same_files(there.OUTPUT_DIR, here.OUTPUT_DIR)
@@ -112,29 +118,39 @@ def test_options_end_as_on_the_cpu(adaptation, build, options, tmp_path):
 def test_half_precision(adaptation, build, tmp_path):
     """Networks in bfloat16 under the device's own autocast; losses and weights float32, and near float32's."""
     options = ("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0", *DEVICE)
-    half = adaptation(*options, "SOLVER.AMP.ENABLED", "True", "SSKD.AMP_DTYPE", "bfloat16", output=tmp_path / "half")
+    half = adaptation(
+        *options, "SOLVER.AMP.ENABLED", "True", "SSKD.AMP_DTYPE", "bfloat16", output=tmp_path / "half"
+    )
     full = adaptation(*options, output=tmp_path / "full")
     on_device(build, train_its_own_way, half)
     on_device(build, train_its_own_way, full)
-    found, expected = (load_checkpoint(os.path.join(cfg.OUTPUT_DIR, "model_final.pth")) for cfg in (half, full))
+    found, expected = (
+        load_checkpoint(os.path.join(cfg.OUTPUT_DIR, "model_final.pth")) for cfg in (half, full)
+    )
     moved = []
     for name, value in expected["model"].items():
         assert found["model"][name].dtype == value.dtype
         if value.is_floating_point() and not torch.equal(found["model"][name], value):
             moved.append(name)
     assert moved, "bfloat16 has changed nothing"
-    one, other = (checkpoint["scalars"]["storage"]["loss_id_peer0"]["values"][:, 0] for checkpoint in (found, expected))
+    one, other = (
+        checkpoint["scalars"]["storage"]["loss_id_peer0"]["values"][:, 0] for checkpoint in (found, expected)
+    )
     torch.testing.assert_close(one, other, rtol=0.05, atol=0.0)
 
 
 def test_losses_are_the_cpus(adaptation, build, tmp_path):
     """Where the nuclear norm's gradient comes by iteration, each step's values are the CPU's to float32's rounding."""
     options = ("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
-    here, there = adaptation(*options, output=tmp_path / "here"), adaptation(*options, *DEVICE, output=tmp_path / "there")
+    here, there = (
+        adaptation(*options, output=tmp_path / "here"),
+        adaptation(*options, *DEVICE, output=tmp_path / "there"),
+    )
     run(here)
     on_device(build, train_its_own_way, there)
     one, other = (
-        load_checkpoint(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))["scalars"]["storage"] for cfg in (here, there)
+        load_checkpoint(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))["scalars"]["storage"]
+        for cfg in (here, there)
     )
     for k in range(2):
         name = f"loss_nn_peer{k}"
@@ -178,7 +194,15 @@ def count_waits(cfg, path, device):
 def test_waits_of_a_step(adaptation, build, tmp_path):
     """None: forward, backward, optimiser, average and all hooks only queue work. After an epoch's last step the losses are read."""
     cfg = adaptation(
-        *DEVICE, "SSKD.LOG_PERIOD", "100", "SSKD.ITERS_PER_EPOCH", "5", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0"
+        *DEVICE,
+        "SSKD.LOG_PERIOD",
+        "100",
+        "SSKD.ITERS_PER_EPOCH",
+        "5",
+        "SOLVER.MAX_EPOCH",
+        "1",
+        "TEST.EVAL_PERIOD",
+        "0",
     )
     on_device(build, count_waits, cfg, tmp_path / "waits.json")
     refresh, *steps, last = json.loads((tmp_path / "waits.json").read_text())
@@ -191,7 +215,9 @@ def measure_peak(network, options, classes, path, device):
     cfg = benchmark_config(network, other_device.NAME, **options)
     model = AdaptationTrainer.build_model(cfg).train()
     model.reset_classifiers(torch.randn(classes, model.centroid_size))
-    step = TrainingStep(model, build_optimizer(cfg, list(model.students)), Precision(cfg), read_every=3, epoch_length=3)
+    step = TrainingStep(
+        model, build_optimizer(cfg, list(model.students)), Precision(cfg), read_every=3, epoch_length=3
+    )
     shape = (cfg.SOLVER.IMS_PER_BATCH, model.num_peers, 3, *cfg.INPUT.SIZE_TRAIN)
     batch = {"images": torch.randint(256, shape, dtype=torch.uint8), "targets": torch.arange(shape[0]) // 4}
     step.set_data_loader([batch] * 2)

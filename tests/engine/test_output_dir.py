@@ -45,7 +45,9 @@ def test_a_run_from_scratch(folder, caplog):
     assert all((folder / "earlier-1" / name).read_text() == name for name in OF_A_RUN)
     assert (folder / "earlier-1" / "config.yaml").read_text() == "earlier"
     assert "MAX_EPOCH: 2" in (folder / "config.yaml").read_text()
-    assert f"the 12 files (0 MB) of the earlier run in {folder} are now in {folder / 'earlier-1'}" in caplog.text
+    assert (
+        f"the 12 files (0 MB) of the earlier run in {folder} are now in {folder / 'earlier-1'}" in caplog.text
+    )
     assert len(contents(folder)) == len(before) + 1
 
     start_run(config(folder), from_scratch=True)  # nothing of a run is there, its config alone is none
@@ -66,7 +68,9 @@ def test_without_a_folder():
     start_run(config(""), from_scratch=True)
 
 
-@pytest.mark.parametrize("key", ["MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN_PATH", "SSKD.SOURCE.WEIGHTS", "SSKD.PEERS"])
+@pytest.mark.parametrize(
+    "key", ["MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN_PATH", "SSKD.SOURCE.WEIGHTS", "SSKD.PEERS"]
+)
 def test_weights_that_would_be_moved_away(folder, tmp_path_factory, monkeypatch, key):
     """A run does not take the place of what it starts from, however that is spelled."""
     monkeypatch.chdir(folder)
@@ -76,13 +80,20 @@ def test_weights_that_would_be_moved_away(folder, tmp_path_factory, monkeypatch,
         peer.write_text(f"MODEL: {{WEIGHTS: {value}}}\n")
         value = str(peer)
     before = contents(folder)
-    with pytest.raises(ValueError, match=r"start from './model_final\.pth', a file of the earlier run in OUTPUT_DIR.*another OUTPUT_DIR") as refused:
-        start_run(config(folder, key, value if key.startswith("MODEL") else f"['{value}']"), from_scratch=True)
+    with pytest.raises(
+        ValueError,
+        match=r"start from './model_final\.pth', a file of the earlier run in OUTPUT_DIR.*another OUTPUT_DIR",
+    ) as refused:
+        start_run(
+            config(folder, key, value if key.startswith("MODEL") else f"['{value}']"), from_scratch=True
+        )
     assert contents(folder) == before and refused.value.exit_status == 2  # of the command: no traceback
 
 
 def test_source_models_of_the_folder_may_be_started_from(folder):
-    start_run(config(folder, "SSKD.SOURCE.WEIGHTS", f"['{folder}/source/peer0/model_final.pth']"), from_scratch=True)
+    start_run(
+        config(folder, "SSKD.SOURCE.WEIGHTS", f"['{folder}/source/peer0/model_final.pth']"), from_scratch=True
+    )
     assert (folder / "earlier-1").exists()
 
 
@@ -93,15 +104,24 @@ def test_results_of_an_earlier_run_are_not_shown_as_the_new_ones(adaptation):
     cfg = adaptation("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "1")
     run(cfg)
     first = collect(cfg.OUTPUT_DIR)
-    run(adaptation("SOLVER.MAX_EPOCH", "1", "DATASETS.TESTS", "()", "SEED", "7"))  # without figures of its own
-    with pytest.raises(ValueError, match="no finished run with figures in .*--tests"):  # a finished one, without a test set
+    run(
+        adaptation("SOLVER.MAX_EPOCH", "1", "DATASETS.TESTS", "()", "SEED", "7")
+    )  # without figures of its own
+    with pytest.raises(
+        ValueError, match="no finished run with figures in .*--tests"
+    ):  # a finished one, without a test set
         collect(cfg.OUTPUT_DIR)
     assert not {"model_best.pth", "results.json"} & set(os.listdir(cfg.OUTPUT_DIR))
-    assert [result.metrics for result in collect(os.path.join(cfg.OUTPUT_DIR, "earlier-1"))] == [r.metrics for r in first]
+    assert [result.metrics for result in collect(os.path.join(cfg.OUTPUT_DIR, "earlier-1"))] == [
+        r.metrics for r in first
+    ]
 
     run(adaptation("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "1", "SEED", "3"))
     with open(os.path.join(cfg.OUTPUT_DIR, "results.json"), encoding="utf-8") as file:
-        assert [entry["epoch"] for entry in json.load(file)["evaluations"]] == [0, 1]  # its own direct transfer is kept
+        assert [entry["epoch"] for entry in json.load(file)["evaluations"]] == [
+            0,
+            1,
+        ]  # its own direct transfer is kept
     assert {result.seed for result in collect(cfg.OUTPUT_DIR)} == {3}
 
 
@@ -118,7 +138,12 @@ def test_of_other_configs(make, tmp_path):
 
 @pytest.mark.parametrize(
     "opts",
-    [("SSKD.CLUSTER.K1", "0"), ("DATASETS.TESTS", "('MSMT17',)"), ("SSKD.SOURCE.WEIGHTS", "['nowhere.pth']"), ("SSKD.NUM_PEERS", "3")],
+    [
+        ("SSKD.CLUSTER.K1", "0"),
+        ("DATASETS.TESTS", "('MSMT17',)"),
+        ("SSKD.SOURCE.WEIGHTS", "['nowhere.pth']"),
+        ("SSKD.NUM_PEERS", "3"),
+    ],
 )
 def test_a_refused_run_changes_nothing(folder, finished, opts):
     before = contents(folder)

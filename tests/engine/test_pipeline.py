@@ -45,7 +45,9 @@ def no_training(monkeypatch):
 # ---- both stages ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch, cls", [("SSKD", AdaptationTrainer), ("SSKDSource", SourceTrainer), ("Baseline", Trainer)])
+@pytest.mark.parametrize(
+    "arch, cls", [("SSKD", AdaptationTrainer), ("SSKDSource", SourceTrainer), ("Baseline", Trainer)]
+)
 def test_trainer_of_an_architecture(finished, arch, cls):
     cfg = finished.cfg.clone()
     cfg.defrost()
@@ -60,7 +62,9 @@ def test_every_peer_is_pre_trained_with_its_own_seed(finished):
     assert not torch.equal(one["backbone.0.weight"], other["backbone.0.weight"])
     for source in finished.sources:
         folder = os.path.dirname(source)
-        assert {"model_best.pth", "model_final.pth", "metrics.json", "last_checkpoint"} <= set(os.listdir(folder))
+        assert {"model_best.pth", "model_final.pth", "metrics.json", "last_checkpoint"} <= set(
+            os.listdir(folder)
+        )
 
 
 def test_source_seeds_follow_the_runs_seed(finished):
@@ -97,7 +101,13 @@ def test_source_models_see_this_runs_target(finished, caplog):
 
 def test_source_config_shares_the_network(tmp_path):
     cfg = tiny_adaptation(
-        tmp_path, "INPUT.SIZE_TRAIN", "[48, 24]", "SSKD.BN_CHUNK", "4", "MODEL.HEADS.POOL_LAYER", "GeneralizedMeanPooling"
+        tmp_path,
+        "INPUT.SIZE_TRAIN",
+        "[48, 24]",
+        "SSKD.BN_CHUNK",
+        "4",
+        "MODEL.HEADS.POOL_LAYER",
+        "GeneralizedMeanPooling",
     )
     source = source_config(cfg, 1)
     assert source.MODEL.BACKBONE == cfg.MODEL.BACKBONE and source.MODEL.HEADS == cfg.MODEL.HEADS
@@ -116,7 +126,9 @@ def test_direct_transfer_is_epoch_zero(finished):
         cfg.defrost()
         cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.WEIGHTS = "SSKDSource", source
         direct = evaluate(cfg)
-        assert entries[0]["results"]["Market1501"][f"peer{k}"]["mAP"] == pytest.approx(direct["mAP"], abs=1e-6)
+        assert entries[0]["results"]["Market1501"][f"peer{k}"]["mAP"] == pytest.approx(
+            direct["mAP"], abs=1e-6
+        )
 
 
 def test_results_are_the_last_evaluation(finished):
@@ -166,7 +178,10 @@ def test_unfinished_source_models_go_on(finished, tmp_path):
         (folder / name).unlink()
     (folder / "last_checkpoint").write_text("model_0000.pth")
     pipeline.source_weights(tiny_adaptation(output))
-    one, other = (load_checkpoint(folder_of / "model_final.pth") for folder_of in (folder, finished.output / "source" / "peer1"))
+    one, other = (
+        load_checkpoint(folder_of / "model_final.pth")
+        for folder_of in (folder, finished.output / "source" / "peer1")
+    )
     assert one["epoch"] == 1 and same_model(one["model"], other["model"])
 
 
@@ -205,7 +220,13 @@ def test_a_finished_run_leaves_no_network_behind(adaptation):
 
 def test_whole_sskd_model_as_a_start(finished, no_training, tmp_path):
     cfg = tiny_adaptation(
-        tmp_path, "MODEL.WEIGHTS", str(finished.output / "model_final.pth"), "SOLVER.MAX_EPOCH", "1", "SSKD.ITERS_PER_EPOCH", "1"
+        tmp_path,
+        "MODEL.WEIGHTS",
+        str(finished.output / "model_final.pth"),
+        "SOLVER.MAX_EPOCH",
+        "1",
+        "SSKD.ITERS_PER_EPOCH",
+        "1",
     )
     made = AdaptationTrainer(cfg)
     made.resume_or_load(resume=False)
@@ -226,7 +247,9 @@ def test_evaluation_period(adaptation, monkeypatch):
     """Every second epoch and the last."""
     epochs = []
     monkeypatch.setattr(
-        AdaptationTrainer, "test", classmethod(lambda cls, cfg, model: epochs.append(1) or scripted(1, 2)["results"])
+        AdaptationTrainer,
+        "test",
+        classmethod(lambda cls, cfg, model: epochs.append(1) or scripted(1, 2)["results"]),
     )
     cfg = adaptation("TEST.EVAL_PERIOD", "2", "SOLVER.MAX_EPOCH", "3", "SSKD.ITERS_PER_EPOCH", "1")
     run(cfg)
@@ -251,7 +274,9 @@ def test_best_teacher_and_best_model_belong_together(adaptation, monkeypatch):
     cfg = adaptation("SOLVER.MAX_EPOCH", "3", "SSKD.ITERS_PER_EPOCH", "1")
     results = run(cfg)
     assert results["metric"] == 50
-    best, final = (load_checkpoint(os.path.join(cfg.OUTPUT_DIR, f"model_{name}.pth")) for name in ("best", "final"))
+    best, final = (
+        load_checkpoint(os.path.join(cfg.OUTPUT_DIR, f"model_{name}.pth")) for name in ("best", "final")
+    )
     assert best["epoch"] == 1 and best["model"]["best_peer"] == 1 and best["checkpoints"]["best_metric"] == 60
     assert final["epoch"] == 2 and final["model"]["best_peer"] == 1
 
@@ -380,7 +405,10 @@ def test_whole_sskd_model_of_another_backbone(finished, tmp_path):
 
 def test_imagenet_weights_are_not_looked_for_when_others_are_given(adaptation, tmp_path, finished):
     """The host would download them, or fail without its downloader."""
-    assert run(adaptation("MODEL.BACKBONE.PRETRAIN", "True", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0")) == {}
+    assert (
+        run(adaptation("MODEL.BACKBONE.PRETRAIN", "True", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0"))
+        == {}
+    )
     resnet = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", "512",
               "MODEL.BACKBONE.PRETRAIN", "True")  # fmt: skip
     assert isinstance(AdaptationTrainer.build_model(adaptation(*resnet)), SSKD)
@@ -410,7 +438,8 @@ def test_batch_too_large_for_the_clusters_still_trains(adaptation):
 
 
 @pytest.mark.parametrize(
-    "eps, k1, k2, message", [("1e-9", "6", "2", "0 clusters.*SSKD.CLUSTER"), ("0.999", "20", "6", "1 cluster .*SSKD.CLUSTER")]
+    "eps, k1, k2, message",
+    [("1e-9", "6", "2", "0 clusters.*SSKD.CLUSTER"), ("0.999", "20", "6", "1 cluster .*SSKD.CLUSTER")],
 )
 def test_unusable_clusters_stop_the_run(adaptation, eps, k1, k2, message):
     cfg = adaptation("SSKD.CLUSTER.EPS", eps, "SSKD.CLUSTER.K1", k1, "SSKD.CLUSTER.K2", k2)
@@ -462,7 +491,9 @@ def test_chunk_of_one_image(adaptation, tmp_path, no_training, images, chunk):
 def test_loss_that_is_not_finite_is_named(trainer):
     made = trainer()
     made.model.register_forward_hook(
-        lambda model, args, out: {**out, "loss_ms_peer1": out["loss_ms_peer1"] * float("nan")} if model.training else out
+        lambda model, args, out: (
+            {**out, "loss_ms_peer1": out["loss_ms_peer1"] * float("nan")} if model.training else out
+        )
     )
     before = [p.detach().clone() for p in made.model.students[0].backbone.parameters()]
     with pytest.raises(FloatingPointError, match=r"step 0: loss_ms of peer 1 is nan\. .*SOLVER.BASE_LR"):

@@ -60,13 +60,19 @@ def test_epoch_that_is_evaluated_again_replaces_what_followed(record):
 def test_numbers_are_plain(record):
     import numpy as np
 
-    record.add(4, {"First": {"peer0": {"mAP": np.float64(1.5)}}, "Second": {"peer0": {"mAP": np.float32(2.5)}}})
+    record.add(
+        4, {"First": {"peer0": {"mAP": np.float64(1.5)}}, "Second": {"peer0": {"mAP": np.float32(2.5)}}}
+    )
     assert type(record.last["results"]["First"]["peer0"]["mAP"]) is float
 
 
 def test_table(record):
     table = record.table()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("|")
+    ]
     of_first = [row[1:4] for row in rows if row[0] == "First"]
     assert of_first == [
         ["direct transfer", "peer0", "10.0"], ["direct transfer", "peer1", "15.0"],

@@ -64,7 +64,9 @@ def test_keep_goes_on_with_the_last_good_labels(trainer, collapse_from, caplog):
 
     def note():
         hook, model = refresh_of(made), made.model
-        features = F.normalize(model.combine(extract_features(model, extraction_loader(made.cfg, made.items))))
+        features = F.normalize(
+            model.combine(extract_features(model, extraction_loader(made.cfg, made.items)))
+        )
         rows = torch.as_tensor(cluster_centroids(features, hook.labels))
         for peer in (*model.students, *model.teachers):
             assert torch.allclose(peer.heads.weight, rows, atol=1e-5)
@@ -86,7 +88,9 @@ def test_keep_goes_on_with_the_last_good_labels(trainer, collapse_from, caplog):
     assert len(later) == 2
     for kept, kept_eps, rows, moments in later:
         assert torch.equal(kept, labels) and kept_eps == eps > 0
-        assert rows.shape == first.shape and not torch.allclose(rows, first, atol=1e-4)  # of the features of now
+        assert rows.shape == first.shape and not torch.allclose(
+            rows, first, atol=1e-4
+        )  # of the features of now
         assert moments == 0  # a fresh optimiser, as at every epoch
     for indices, targets in drawn:
         assert torch.equal(targets, labels[indices])
@@ -140,7 +144,9 @@ def test_limits_and_keep(trainer, collapse_from):
 def test_eps_is_estimated_again_as_often_as_asked(every, estimated, trainer, monkeypatch):
     calls = []
     real = clustering_refresh.bounded_eps
-    monkeypatch.setattr(clustering_refresh, "bounded_eps", lambda *args: calls.append(made.epoch) or real(*args))
+    monkeypatch.setattr(
+        clustering_refresh, "bounded_eps", lambda *args: calls.append(made.epoch) or real(*args)
+    )
     made = trainer(*SHORT, "SSKD.CLUSTER.EPS_EVERY", str(every), "SOLVER.BASE_LR", "0.05",
                    "SSKD.CLUSTER.ON_COLLAPSE", "keep")  # fmt: skip
     made.train()
@@ -150,7 +156,9 @@ def test_eps_is_estimated_again_as_often_as_asked(every, estimated, trainer, mon
 
 
 def test_eps_of_a_collapsed_refresh_is_forgotten(trainer, collapse_from):
-    made = trainer(*SHORT, "SSKD.CLUSTER.EPS_EVERY", "1", "SSKD.CLUSTER.ON_COLLAPSE", "keep", "SOLVER.BASE_LR", "0.05")
+    made = trainer(
+        *SHORT, "SSKD.CLUSTER.EPS_EVERY", "1", "SSKD.CLUSTER.ON_COLLAPSE", "keep", "SOLVER.BASE_LR", "0.05"
+    )
     collapse_from(made, 1)
     made.train()
     assert len({entry["eps"] for entry in refresh_of(made).history}) == 1

@@ -173,7 +173,9 @@ def test_adaptation_goes_on_inside_an_epoch(finished, adaptation, monkeypatch, a
     cfg = adaptation(*EVERY_STEP)
     refreshed, before_epoch = [], PseudoLabelRefresh.before_epoch
     monkeypatch.setattr(
-        PseudoLabelRefresh, "before_epoch", lambda self: refreshed.append(self.trainer.epoch) or before_epoch(self)
+        PseudoLabelRefresh,
+        "before_epoch",
+        lambda self: refreshed.append(self.trainer.epoch) or before_epoch(self),
     )
     results = cut_and_resume(cfg, AdaptationTrainer, at, monkeypatch)
     assert refreshed == [0, 1]
@@ -297,7 +299,10 @@ def test_killed_between_the_last_two_checkpoints(adaptation, finished, monkeypat
     run(cfg, resume=True)
     final = load(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))
     assert final["epoch"] == 1
-    assert torch.equal(final["model"]["students.0.backbone.0.weight"], finished.final["model"]["students.0.backbone.0.weight"])
+    assert torch.equal(
+        final["model"]["students.0.backbone.0.weight"],
+        finished.final["model"]["students.0.backbone.0.weight"],
+    )
 
 
 def rising():
@@ -305,7 +310,9 @@ def rising():
 
     def test(cls, cfg, model):
         value = float(next(values))
-        return {"Market1501": {row: {"mAP": value, "Rank-1": value} for row in ("peer0", "peer1", "ensemble")}}
+        return {
+            "Market1501": {row: {"mAP": value, "Rank-1": value} for row in ("peer0", "peer1", "ensemble")}
+        }
 
     return classmethod(test)
 
@@ -332,8 +339,19 @@ def test_checkpoints_by_time(adaptation, monkeypatch):
     clock = itertools.count(0, 10)
     monkeypatch.setattr(hooks, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     saved = []
-    monkeypatch.setattr(Checkpointer, "save", lambda self, name, **position: saved.append((name, position.get("step"))))
-    opts = ("SOLVER.MAX_EPOCH", "1", "SSKD.ITERS_PER_EPOCH", "5", "TEST.EVAL_PERIOD", "0", "SSKD.CHECKPOINT_SECONDS", "25")
+    monkeypatch.setattr(
+        Checkpointer, "save", lambda self, name, **position: saved.append((name, position.get("step")))
+    )
+    opts = (
+        "SOLVER.MAX_EPOCH",
+        "1",
+        "SSKD.ITERS_PER_EPOCH",
+        "5",
+        "TEST.EVAL_PERIOD",
+        "0",
+        "SSKD.CHECKPOINT_SECONDS",
+        "25",
+    )
     run(adaptation(*opts))
     assert [name for name, _ in saved] == ["step_0000002", "step_0000005", "model_final"]
     assert [step for _, step in saved] == [2, 5, None]
@@ -361,5 +379,7 @@ def test_target_that_has_changed(adaptation, monkeypatch):
             run(cfg)
     made = AdaptationTrainer(cfg)
     del made.items[0]
-    with pytest.raises(ValueError, match="other images of DATASETS.NAMES: 48 then, 47 now, 0 of them new, 1 gone"):
+    with pytest.raises(
+        ValueError, match="other images of DATASETS.NAMES: 48 then, 47 now, 0 of them new, 1 gone"
+    ):
         made.resume_from(last_checkpoint(cfg.OUTPUT_DIR))

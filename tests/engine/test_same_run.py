@@ -133,8 +133,19 @@ def test_two_paths_of_one_file(tmp_path, monkeypatch, caplog):
     for name in ("runs/a.pth", "./runs/a.pth", "runs//a.pth", "link/a.pth"):
         assert same_value(name, str(tmp_path / "runs" / "a.pth"))
         assert same_value(["a", name], ["a", str(tmp_path / "runs" / "a.pth")])
-        check(config("MODEL.WEIGHTS", name), config("MODEL.WEIGHTS", str(tmp_path / "runs" / "a.pth")), anew=True)
-    for one, other in (("runs/a.pth", "runs/b.pth"), ("", "."), ("1", 1), (["a"], ["a", "b"]), ("Adam", "SGD"), (1, 2)):
+        check(
+            config("MODEL.WEIGHTS", name),
+            config("MODEL.WEIGHTS", str(tmp_path / "runs" / "a.pth")),
+            anew=True,
+        )
+    for one, other in (
+        ("runs/a.pth", "runs/b.pth"),
+        ("", "."),
+        ("1", 1),
+        (["a"], ["a", "b"]),
+        ("Adam", "SGD"),
+        (1, 2),
+    ):
         assert not same_value(one, other)
 
 
@@ -161,7 +172,10 @@ def test_names_of_images_do_not_depend_on_where_they_are(tmp_path, monkeypatch):
     [
         (("1.jpg", "2.jpg", "4.jpg"), "3 then, 3 now, 1 of them new, 1 gone, first /data/market/4.jpg"),
         (("1.jpg", "2.jpg"), "3 then, 2 now, 0 of them new, 1 gone"),
-        (("0.jpg", "1.jpg", "2.jpg", "3.jpg"), "3 then, 4 now, 1 of them new, 0 gone, first /data/market/0.jpg"),
+        (
+            ("0.jpg", "1.jpg", "2.jpg", "3.jpg"),
+            "3 then, 4 now, 1 of them new, 0 gone, first /data/market/0.jpg",
+        ),
         (("1.jpg", "3.jpg", "2.jpg"), "3 then, 3 now, 0 of them new, 0 gone, first /data/market/3.jpg"),
         ((), "3 then, 0 now, 0 of them new, 3 gone"),
     ],
@@ -176,7 +190,10 @@ def test_other_images_are_counted_and_named(now, said):
 
 def test_images_changed_on_purpose():
     """But not those that a checkpoint has pseudo-labels of."""
-    saved, now = {"images": {"DATASETS.NAMES": image_names(paths("1.jpg"))}}, {"DATASETS.NAMES": paths("2.jpg", "3.jpg")}
+    saved, now = (
+        {"images": {"DATASETS.NAMES": image_names(paths("1.jpg"))}},
+        {"DATASETS.NAMES": paths("2.jpg", "3.jpg")},
+    )
     check_same_images(saved, now, "x.pth", ["DATASETS"])
     with pytest.raises(OtherConfigError):
         check_same_images({**saved, "refresh": {}}, now, "x.pth", ["DATASETS"])
@@ -201,7 +218,8 @@ def test_resumed_run_refuses_another_config(adaptation):
     run(cfg)
     before = content(cfg.OUTPUT_DIR)
     for opts, named in (
-        (("SOLVER.BASE_LR", "0.1"), "SOLVER.BASE_LR: 0.00035 there, 0.1 here"), (("SSKD.NUM_PEERS", "1"), "SSKD.NUM_PEERS"),
+        (("SOLVER.BASE_LR", "0.1"), "SOLVER.BASE_LR: 0.00035 there, 0.1 here"),
+        (("SSKD.NUM_PEERS", "1"), "SSKD.NUM_PEERS"),
     ):
         with pytest.raises(OtherConfigError, match=named):
             run(adaptation("TEST.EVAL_PERIOD", "0", *opts), resume=True)
@@ -220,7 +238,15 @@ def one_peer(tmp_path):
     """Makes the config of a pipeline with one source model of one epoch, which is trained."""
 
     def make(*opts, source=()):
-        short = [*TINY_SOURCE[-12:], "SSKD.ITERS_PER_EPOCH", "1", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0"]
+        short = [
+            *TINY_SOURCE[-12:],
+            "SSKD.ITERS_PER_EPOCH",
+            "1",
+            "SOLVER.MAX_EPOCH",
+            "1",
+            "TEST.EVAL_PERIOD",
+            "0",
+        ]
         cfg = tiny_adaptation(tmp_path, "SSKD.NUM_PEERS", "1", *opts)
         cfg.defrost()
         cfg.SSKD.SOURCE.OPTS = [*short, *source]
@@ -239,7 +265,9 @@ def test_finished_source_model_of_another_config_is_not_reused(one_peer, tmp_pat
         (one_peer("SSKD.BN_CHUNK", "4"), "SSKD.BN_CHUNK"),
         (one_peer(source=("SOLVER.MAX_EPOCH", "0")), "1 epochs, which is more than SOLVER.MAX_EPOCH = 0"),
     ):
-        with pytest.raises(OtherConfigError, match=f"cannot reuse the finished source model .*peer0.*{named}"):
+        with pytest.raises(
+            OtherConfigError, match=f"cannot reuse the finished source model .*peer0.*{named}"
+        ):
             pipeline.source_weights(cfg)
     assert final.stat().st_mtime_ns == before
 
@@ -264,6 +292,7 @@ def test_damaged_source_model_is_trained_again(one_peer, tmp_path, monkeypatch):
 @pytest.fixture
 def own_world(world, tmp_path, monkeypatch):
     """The data sets as links that a test may change."""
+
     def make(name):
         root = tmp_path / name
         for folder in (MARKET, DUKE):
@@ -298,7 +327,9 @@ def test_other_images_are_refused(adaptation, own_world, tmp_path, kind, data, k
     run(cfg)
     root, before = own_world("moved"), content(cfg.OUTPUT_DIR)
     named = rename_an_image(root / data)
-    with pytest.raises(OtherConfigError, match=rf"other images of {key}: 48 then, 48 now, 1 of them new, 1 gone, .*{named}"):
+    with pytest.raises(
+        OtherConfigError, match=rf"other images of {key}: 48 then, 48 now, 1 of them new, 1 gone, .*{named}"
+    ):
         run(make(*opts), resume=True)
     assert content(cfg.OUTPUT_DIR) == before
     own_world("again")
@@ -312,7 +343,10 @@ def test_finished_source_model_of_other_images_is_not_reused(one_peer, own_world
     rename_an_image(root / MARKET)
     pipeline.source_weights(one_peer())
     named = rename_an_image(root / DUKE)
-    with pytest.raises(OtherConfigError, match=f"cannot reuse the finished source model .*other images of DATASETS.NAMES.*{named}"):
+    with pytest.raises(
+        OtherConfigError,
+        match=f"cannot reuse the finished source model .*other images of DATASETS.NAMES.*{named}",
+    ):
         pipeline.source_weights(one_peer())
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "nowhere"))
     pipeline.source_weights(one_peer())

@@ -33,7 +33,11 @@ def selections(output):
     """The selection/ scalars of every epoch, from metrics.json."""
     rows = {}
     for line in (output / "metrics.json").read_text().splitlines():
-        found = {key.removeprefix("selection/"): value for key, value in json.loads(line).items() if key.startswith("selection/")}
+        found = {
+            key.removeprefix("selection/"): value
+            for key, value in json.loads(line).items()
+            if key.startswith("selection/")
+        }
         if found:
             rows.setdefault(json.loads(line)["iteration"], {}).update(found)
     return [rows[iteration] for iteration in sorted(rows)]
@@ -44,7 +48,9 @@ def test_signals_are_those_of_the_state_after_the_epoch(trainer):
     made.train()
     cluster = made.cfg.SSKD.CLUSTER
     features = extract_features(made.model, extraction_loader(made.cfg, made.items))
-    labels = pseudo_labels(made.model.combine(features), k1=cluster.K1, k2=cluster.K2, eps=made.refresh.eps, min_samples=4).labels
+    labels = pseudo_labels(
+        made.model.combine(features), k1=cluster.K1, k2=cluster.K2, eps=made.refresh.eps, min_samples=4
+    ).labels
 
     def silhouette(feature):
         return sparse_silhouette(jaccard_distance(feature, cluster.K1, cluster.K2), labels).mean()
@@ -89,25 +95,42 @@ def offers(monkeypatch):
 @pytest.mark.parametrize("select_by", LABEL_FREE)
 def test_model_best_is_the_highest_score(adaptation, tmp_path, caplog, offers, select_by):
     caplog.set_level(logging.INFO, logger="fastreid.sskd")
-    run(adaptation("DATASETS.TESTS", "()", "SSKD.SELECT_BY", select_by, "SOLVER.MAX_EPOCH", "3", "SOLVER.BASE_LR", "0.01"))
+    run(
+        adaptation(
+            "DATASETS.TESTS",
+            "()",
+            "SSKD.SELECT_BY",
+            select_by,
+            "SOLVER.MAX_EPOCH",
+            "3",
+            "SOLVER.BASE_LR",
+            "0.01",
+        )
+    )
     rows = selections(tmp_path / "out")
     start = [] if select_by == "stability" else [0]  # the first labels have changed from none
     assert [epoch for epoch, _, _ in offers] == [*start, 1, 2, 3]
-    assert [score for _, _, score in offers[len(start):]] == [row["score"] for row in rows]
+    assert [score for _, _, score in offers[len(start) :]] == [row["score"] for row in rows]
     epoch, peer, _ = max(offers, key=lambda offer: offer[2])
     saved = load_checkpoint(tmp_path / "out" / "model_best.pth")
     assert saved["epoch"] == epoch - 1 and int(saved["model"]["best_peer"]) == peer
     assert f"the best epoch and teacher are chosen by {select_by}" in caplog.text
-    assert f"model_best holds the state after {epoch} epochs" in caplog.text and "without labels" in caplog.text
+    assert (
+        f"model_best holds the state after {epoch} epochs" in caplog.text and "without labels" in caplog.text
+    )
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-@pytest.mark.parametrize("opts", [("DATASETS.TESTS", "()", "SSKD.SELECT_BY", "silhouette"), ("SSKD.SELECT_BY", "mAP")])
+@pytest.mark.parametrize(
+    "opts", [("DATASETS.TESTS", "()", "SSKD.SELECT_BY", "silhouette"), ("SSKD.SELECT_BY", "mAP")]
+)
 def test_a_start_that_no_epoch_betters_is_kept(adaptation, tmp_path, caplog, finished, monkeypatch, opts):
     """A learning rate that ruins the network, and scores to match; the start is model_best, and the run says so."""
     scores = iter((0.5, 0.5, 0.4))
     monkeypatch.setitem(LABEL_FREE, "silhouette", lambda signals: next(scores))
-    cfg = adaptation(*opts, "SOLVER.MAX_EPOCH", "2", "SOLVER.BASE_LR", "3.0", "SSKD.CLUSTER.MAX_LARGEST_SHARE", "1.0")
+    cfg = adaptation(
+        *opts, "SOLVER.MAX_EPOCH", "2", "SOLVER.BASE_LR", "3.0", "SSKD.CLUSTER.MAX_LARGEST_SHARE", "1.0"
+    )
     run(cfg)
     saved = load_checkpoint(tmp_path / "out" / "model_best.pth")
     assert saved["epoch"] == -1
@@ -120,7 +143,8 @@ def test_a_start_that_no_epoch_betters_is_kept(adaptation, tmp_path, caplog, fin
 
 
 @pytest.mark.parametrize(
-    "select_by, label, reason", [("noise", 0, "1 cluster"), ("fewest", 0, "1 cluster"), ("fewest", -1, "0 clusters")]
+    "select_by, label, reason",
+    [("noise", 0, "1 cluster"), ("fewest", 0, "1 cluster"), ("fewest", -1, "0 clusters")],
 )
 def test_collapsed_clusters_are_not_selected(trainer, monkeypatch, caplog, offers, select_by, label, reason):
     """One cluster of everything has no noise, so its score would be the highest."""
@@ -133,7 +157,9 @@ def test_collapsed_clusters_are_not_selected(trainer, monkeypatch, caplog, offer
         if len(offers) < 2:  # the start and the first epoch
             return found
         labels = np.full_like(found.labels, label)
-        return dataclasses.replace(found, labels=labels, report=ClusterReport.from_labels(labels, found.eps, previous))
+        return dataclasses.replace(
+            found, labels=labels, report=ClusterReport.from_labels(labels, found.eps, previous)
+        )
 
     monkeypatch.setattr(made.refresh, "cluster", cluster)
     with caplog.at_level(logging.INFO, logger="fastreid.sskd"):
@@ -145,9 +171,14 @@ def test_collapsed_clusters_are_not_selected(trainer, monkeypatch, caplog, offer
     assert LABEL_FREE[select_by]({**second, **collapsed}) > first["score"]
     epoch, peer, score = max(offers, key=lambda offer: offer[2])
     assert [offer[0] for offer in offers] == [0, 1] and offers[1][2] == first["score"]
-    assert made.record.selected == {"epoch": epoch, "peer": peer, "score": score} and peer == int(made.model.best_peer)
+    assert made.record.selected == {"epoch": epoch, "peer": peer, "score": score} and peer == int(
+        made.model.best_peer
+    )
     assert load_checkpoint(made.output / "model_best.pth")["epoch"] == epoch - 1
-    assert f"the state after 2 epochs is not selected, its clusters have collapsed: {reason} at eps" in caplog.text
+    assert (
+        f"the state after 2 epochs is not selected, its clusters have collapsed: {reason} at eps"
+        in caplog.text
+    )
     assert "the state after 1 epochs is not selected" not in caplog.text
     assert f"{select_by} -; best so far, without labels: teacher {peer} after {epoch} epochs" in caplog.text
 
@@ -166,7 +197,9 @@ def test_nothing_is_selected_where_all_clusters_have_collapsed(trainer, caplog):
         made.train()
     assert made.record.selected == {"epoch": 0, "peer": 0, "score": None}
     assert not (made.output / "model_best.pth").exists() and (made.output / "model_final.pth").exists()
-    assert "MAX_LARGEST_SHARE=0" in caplog.text and "noise -; best so far, without labels: none" in caplog.text
+    assert (
+        "MAX_LARGEST_SHARE=0" in caplog.text and "noise -; best so far, without labels: none" in caplog.text
+    )
 
 
 def test_clusters_with_the_eps_of_the_epochs_labels(trainer, monkeypatch):
@@ -178,7 +211,9 @@ def test_clusters_with_the_eps_of_the_epochs_labels(trainer, monkeypatch):
         return pseudo_labels(features, **options)
 
     monkeypatch.setattr(refresh_module, "pseudo_labels", spy)
-    made = trainer(*UNLABELLED, "SOLVER.MAX_EPOCH", "3", "SSKD.CLUSTER.EPS_EVERY", "2", "SOLVER.BASE_LR", "0.05")
+    made = trainer(
+        *UNLABELLED, "SOLVER.MAX_EPOCH", "3", "SSKD.CLUSTER.EPS_EVERY", "2", "SOLVER.BASE_LR", "0.05"
+    )
     made.train()
     assert len(calls) == 7  # with one for the start
     refreshes, selecting = [calls[0], *calls[3::2]], calls[2::2]
@@ -267,7 +302,11 @@ def test_record(tmp_path):
     record.add(4, {"First": rows})
     assert record.best[1] == "peer2" and record.best[0]["epoch"] == 4
     table = record.table()
-    assert "best, epoch 4" in table and "chosen by noise, without labels" in table and "mAP on the test split" not in table
+    assert (
+        "best, epoch 4" in table
+        and "chosen by noise, without labels" in table
+        and "mAP on the test split" not in table
+    )
     other = Record(["First"], "noise")
     other.load_state_dict(record.state_dict())
     assert other.selected == record.selected
@@ -275,7 +314,9 @@ def test_record(tmp_path):
 
 
 def test_unknown_selection(tmp_path):
-    with pytest.raises(ValueError, match="SSKD.SELECT_BY must be one of mAP, silhouette, noise, stability; got 'ndcg'"):
+    with pytest.raises(
+        ValueError, match="SSKD.SELECT_BY must be one of mAP, silhouette, noise, stability; got 'ndcg'"
+    ):
         run(tiny_adaptation(tmp_path, "SSKD.SELECT_BY", "ndcg"))
 
 
@@ -297,7 +338,11 @@ def test_without_any_source(tmp_path, caplog):
 def test_without_a_source_from_a_pretrained_backbone(tmp_path, monkeypatch):
     """The backbone's weights are asked for; given source models go before."""
     seen = []
-    monkeypatch.setattr(adaptation_module.Trainer, "build_model", classmethod(lambda cls, cfg: seen.append(cfg.MODEL.BACKBONE.PRETRAIN)))
+    monkeypatch.setattr(
+        adaptation_module.Trainer,
+        "build_model",
+        classmethod(lambda cls, cfg: seen.append(cfg.MODEL.BACKBONE.PRETRAIN)),
+    )
     pretrained = ("MODEL.BACKBONE.PRETRAIN", "True", "SSKD.SOURCE.SKIP", "True")
     AdaptationTrainer.build_model(tiny_adaptation(tmp_path, *pretrained))
     AdaptationTrainer.build_model(tiny_adaptation(tmp_path, *pretrained, "SSKD.SOURCE.WEIGHTS", "['a.pth']"))

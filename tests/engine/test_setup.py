@@ -128,7 +128,9 @@ def test_config_of_a_finished_run_stays(tmp_path, host_logging):
     setup(first)
     before = (tmp_path / "config.yaml").read_bytes()
     for flags in ({"eval_only": True}, {"eval_only": False, "predict": "images"}):
-        given = argparse.Namespace(config_file="", opts=["OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_EPOCH", "9", "SEED", "2"], **flags)
+        given = argparse.Namespace(
+            config_file="", opts=["OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_EPOCH", "9", "SEED", "2"], **flags
+        )
         assert setup(given).SOLVER.MAX_EPOCH == 9
         assert (tmp_path / "config.yaml").read_bytes() == before
     another = setup(arguments("", "OUTPUT_DIR", str(tmp_path), "SEED", "1", "SOLVER.MAX_EPOCH", "8"))
@@ -139,7 +141,9 @@ def test_config_of_a_finished_run_stays(tmp_path, host_logging):
 
 @pytest.mark.parametrize("given", ["1", 1, "ensemble", "'1'"])
 def test_peers_number_as_an_override(given):
-    assert load_config("", ["SSKD.NUM_PEERS", "2", "SSKD.EVAL_WITH", given]).SSKD.EVAL_WITH == str(given).strip("'")
+    assert load_config("", ["SSKD.NUM_PEERS", "2", "SSKD.EVAL_WITH", given]).SSKD.EVAL_WITH == str(
+        given
+    ).strip("'")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,15 @@ def crowd(count=600, dim=24, seed=3):
 
 
 def options(**others):
-    given = {"k1": 12, "k2": 4, "min_samples": 3, "pairs_per_image": 3.0, "reduced_dim": 16, "ivf_lists": 6, "ivf_probes": 3}
+    given = {
+        "k1": 12,
+        "k2": 4,
+        "min_samples": 3,
+        "pairs_per_image": 3.0,
+        "reduced_dim": 16,
+        "ivf_lists": 6,
+        "ivf_probes": 3,
+    }
     return ClusterOptions(**{**given, **others})
 
 
@@ -37,8 +45,12 @@ def labels_of_all_searches():
     refresh._ROWS = 250  # sent in more than one piece
     rank, world = comm.get_rank(), comm.get_world_size()
     features, shards, search = crowd(), [], refresh.search_neighbors
-    refresh.search_neighbors = lambda rows, shard, *rest, **at: shards.append(shard) or search(rows, shard, *rest, **at)
-    cases = [(*case, None) for case in itertools.product(SEARCHES, ("sskd", "faiss"))] + [("torch", "sskd", [0, 1, 2] * 200)]
+    refresh.search_neighbors = lambda rows, shard, *rest, **at: (
+        shards.append(shard) or search(rows, shard, *rest, **at)
+    )
+    cases = [(*case, None) for case in itertools.product(SEARCHES, ("sskd", "faiss"))] + [
+        ("torch", "sskd", [0, 1, 2] * 200)
+    ]
     for knn, variant, cameras in cases:
         given, at = options(knn=knn, variant=variant), {"device": "cpu", "cameras": cameras}
         candidates = shared_candidates(features, given, **at)

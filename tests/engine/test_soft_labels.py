@@ -57,7 +57,9 @@ def test_temperature_of_labels_that_cannot_be_sharpened():
     assert find_temperature([torch.ones(4, 7)], 0.5) == 1.0
     assert find_temperature([torch.zeros(4, 1)], 0.5) == 1.0
     torch.manual_seed(0)
-    assert highest([torch.randn(9, 4)], find_temperature([torch.randn(9, 4)], 0.1)) == pytest.approx(0.25, abs=1e-2)
+    assert highest([torch.randn(9, 4)], find_temperature([torch.randn(9, 4)], 0.1)) == pytest.approx(
+        0.25, abs=1e-2
+    )
 
 
 @pytest.mark.parametrize("sample", [1024, 7])
@@ -72,7 +74,8 @@ def test_temperature_of_a_run_is_found_at_every_refresh(trainer, monkeypatch, ca
         if sample < len(labelled):
             labelled = labelled[[round(i * (len(labelled) - 1) / (sample - 1)) for i in range(sample)]]
         logits = [
-            feature[labelled] @ teacher.heads.weight.T for feature, teacher in zip(features_of(made), made.model.teachers)
+            feature[labelled] @ teacher.heads.weight.T
+            for feature, teacher in zip(features_of(made), made.model.teachers)
         ]
         temperature = made.model.temperature
         assert highest(logits, temperature) == pytest.approx(0.6, abs=1e-3)
@@ -110,21 +113,30 @@ def without_neck(finished, tmp_path):
     paths = []
     for k, path in enumerate(finished.sources):
         state = load_checkpoint(path)["model"]
-        torch.save({name: v for name, v in state.items() if name.startswith("backbone.")}, tmp_path / f"{k}.pth")
+        torch.save(
+            {name: v for name, v in state.items() if name.startswith("backbone.")}, tmp_path / f"{k}.pth"
+        )
         paths.append(str(tmp_path / f"{k}.pth"))
     return paths
 
 
 def test_neck_without_statistics_gets_the_targets(adaptation, without_neck, caplog):
     """Exactly those of all images' pooled features, in student and teacher, once, after direct transfer."""
-    cfg = adaptation("SSKD.SOURCE.WEIGHTS", str(without_neck), "SOLVER.MAX_EPOCH", "1", "TEST.IMS_PER_BATCH", "7")
+    cfg = adaptation(
+        "SSKD.SOURCE.WEIGHTS", str(without_neck), "SOLVER.MAX_EPOCH", "1", "TEST.IMS_PER_BATCH", "7"
+    )
     seed_everything(cfg.SEED)
     made = AdaptationTrainer(cfg)
     made.start_from(without_neck)
     backbones = [teacher.backbone.eval() for teacher in made.model.teachers]
     with torch.no_grad():
         pooled = [
-            torch.cat([backbone(made.model.pixels(batch["images"])).mean((2, 3)) for batch in extraction_loader(cfg, made.items)])
+            torch.cat(
+                [
+                    backbone(made.model.pixels(batch["images"])).mean((2, 3))
+                    for batch in extraction_loader(cfg, made.items)
+                ]
+            )
             for backbone in backbones
         ]
     assert torch.equal(made.model.teachers[0].heads.bottleneck[0].running_mean, torch.zeros(16))
@@ -135,18 +147,25 @@ def test_neck_without_statistics_gets_the_targets(adaptation, without_neck, capl
             for peer in (made.model.students[k], made.model.teachers[k]):
                 neck = peer.heads.bottleneck[0]
                 torch.testing.assert_close(neck.running_mean, values.mean(0), rtol=1e-4, atol=1e-5)
-                torch.testing.assert_close(neck.running_var, values.var(0, unbiased=False), rtol=1e-4, atol=1e-6)
+                torch.testing.assert_close(
+                    neck.running_var, values.var(0, unbiased=False), rtol=1e-4, atol=1e-6
+                )
         checked.append(made.epoch)
 
     made.register_hooks([AfterRefresh(compare)])
     with caplog.at_level(logging.INFO, logger="fastreid"):
         made.train()
     assert checked == [0] and made.absent == ()
-    assert caplog.text.count("the weights bring no statistics of heads.bottleneck.0: those of 48 target images") == 2
+    assert (
+        caplog.text.count("the weights bring no statistics of heads.bottleneck.0: those of 48 target images")
+        == 2
+    )
 
 
 def test_neck_that_the_weights_bring_stays(adaptation, finished, monkeypatch):
-    monkeypatch.setattr(module, "extraction_loader", lambda *args, **kwargs: pytest.fail("nothing is to be estimated"))
+    monkeypatch.setattr(
+        module, "extraction_loader", lambda *args, **kwargs: pytest.fail("nothing is to be estimated")
+    )
     cfg = adaptation(*SHORT)
     made = AdaptationTrainer(cfg)
     made.start_from(finished.sources)
@@ -155,8 +174,13 @@ def test_neck_that_the_weights_bring_stays(adaptation, finished, monkeypatch):
 
 
 def test_neck_of_a_bare_backbone_and_of_a_resumed_run(adaptation, without_neck, tmp_path, caplog):
-    for opts in (("SSKD.SOURCE.SKIP", "True", "SSKD.SOURCE.WEIGHTS", "[]", "SSKD.SOURCE.CONFIG", ""), ("MODEL.WEIGHTS", without_neck[0])):
-        cfg = adaptation("SSKD.SOURCE.WEIGHTS", "[]", "SSKD.SOURCE.CONFIG", "", *opts, *SHORT, output=tmp_path / opts[0])
+    for opts in (
+        ("SSKD.SOURCE.SKIP", "True", "SSKD.SOURCE.WEIGHTS", "[]", "SSKD.SOURCE.CONFIG", ""),
+        ("MODEL.WEIGHTS", without_neck[0]),
+    ):
+        cfg = adaptation(
+            "SSKD.SOURCE.WEIGHTS", "[]", "SSKD.SOURCE.CONFIG", "", *opts, *SHORT, output=tmp_path / opts[0]
+        )
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="fastreid"):
             run(cfg)
@@ -183,14 +207,18 @@ def test_statistics_of_a_refresh_are_the_targets(trainer):
         assert made.refresh.history[-1]["clusters"] > 1
         seen.append(found[0])
 
-    made = trainer(*SHORT, "SSKD.SOFT_LABELS.BN", "refresh", "SOLVER.BASE_LR", "0.01", hooks=[AfterRefresh(compare)])
+    made = trainer(
+        *SHORT, "SSKD.SOFT_LABELS.BN", "refresh", "SOLVER.BASE_LR", "0.01", hooks=[AfterRefresh(compare)]
+    )
     made.train()
     assert len(seen) == 2 and not torch.equal(*seen)
     assert torch.equal(made.model.teachers[0].backbone[1].running_mean, seen[-1])
 
 
 def test_statistics_of_the_students_reach_the_teachers(trainer):
-    made = trainer(*SHORT, "SSKD.SOFT_LABELS.BN", "student", "SOLVER.MAX_EPOCH", "1", "SSKD.ITERS_PER_EPOCH", "1")
+    made = trainer(
+        *SHORT, "SSKD.SOFT_LABELS.BN", "student", "SOLVER.MAX_EPOCH", "1", "SSKD.ITERS_PER_EPOCH", "1"
+    )
     made.train()  # alpha is 0 in the first step
     for student, teacher in zip(made.model.students, made.model.teachers):
         assert torch.equal(student.backbone[1].running_mean, teacher.backbone[1].running_mean)
@@ -201,7 +229,12 @@ def test_clusters_without_cameras_and_classifiers_with(trainer):
 
     def compare():
         cluster, features = made.cfg.SSKD.CLUSTER, made.model.combine(features_of(made))
-        options = {"k1": cluster.K1, "k2": cluster.K2, "eps": made.refresh.eps, "min_samples": cluster.MIN_SAMPLES}
+        options = {
+            "k1": cluster.K1,
+            "k2": cluster.K2,
+            "eps": made.refresh.eps,
+            "min_samples": cluster.MIN_SAMPLES,
+        }
         expected = pseudo_labels(features, cameras=[item[2] for item in made.items], **options)
         assert np.array_equal(made.refresh.labels, expected.labels)
         rows = torch.as_tensor(cluster_centroids(features, expected.labels))
@@ -298,4 +331,3 @@ def test_goes_on_where_it_stopped(adaptation, without_neck, tmp_path, monkeypatc
     assert_same_files(parts.OUTPUT_DIR, whole.OUTPUT_DIR)
     saved = load_checkpoint(os.path.join(whole.OUTPUT_DIR, "model_final.pth"))["refresh"]
     assert saved["temperature"] == saved["history"][-1]["temperature"] != 1.0
-

@@ -58,7 +58,9 @@ def test_target_images_move_the_statistics_only(tmp_path):
 
 
 def test_start_from_weights_of_other_identities(tmp_path, finished):
-    cfg = tiny_source(tmp_path, "MODEL.WEIGHTS", finished.sources[0], "DATASETS.NAMES", "('DukeMTMC', 'Market1501')")
+    cfg = tiny_source(
+        tmp_path, "MODEL.WEIGHTS", finished.sources[0], "DATASETS.NAMES", "('DukeMTMC', 'Market1501')"
+    )
     made = SourceTrainer(cfg)
     made.resume_or_load(resume=False)
     saved = load_checkpoint(finished.sources[0])["model"]

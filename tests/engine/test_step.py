@@ -56,7 +56,11 @@ def test_gradients_are_those_of_the_sum_bit_for_bit(prepared):
     assert_same(gradients(model), gradients(joint))
     assert_same(found, {name: loss.detach() for name, loss in losses.items()})
     assert_same(model.state_dict(), joint.state_dict())  # with all statistics
-    assert all(grad.abs().max() > 0 for name, grad in gradients(model).items() if grad is not None and "weight" in name)
+    assert all(
+        grad.abs().max() > 0
+        for name, grad in gradients(model).items()
+        if grad is not None and "weight" in name
+    )
 
 
 class Held:
@@ -154,7 +158,9 @@ def test_backward_is_outside_autocast(prepared, monkeypatch):
     cfg.defrost()
     cfg.SOLVER.AMP.ENABLED, cfg.SSKD.AMP_DTYPE = True, "bfloat16"
     inside = []
-    model.students[0].backbone[0].weight.register_hook(lambda grad: inside.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype))
+    model.students[0].backbone[0].weight.register_hook(
+        lambda grad: inside.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+    )
     step_of(cfg, model)._backward(batch)
     assert inside == [torch.float32]
 
@@ -216,7 +222,9 @@ def test_late_reads_and_a_resume(adaptation, late_reads, tmp_path, trainer):
     assert_same_files(tmp_path / "again", tmp_path / "whole")
 
 
-def test_a_batch_that_is_not_finite_is_named_late_and_not_saved(adaptation, late_reads, monkeypatch, tmp_path):
+def test_a_batch_that_is_not_finite_is_named_late_and_not_saved(
+    adaptation, late_reads, monkeypatch, tmp_path
+):
     """Step 0 is spoiled and would be read with step 1, but a checkpoint is due before: it is read then, and none is written."""
     finish = EpochLoader._on_device
 
@@ -285,7 +293,9 @@ def test_all_backbones_are_compiled(trainer, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: asked.append(self), raising=False)
     made = trainer("SSKD.COMPILE", "True", *SHORT)
     assert isinstance(made.model, SSKD)
-    assert {id(module) for module in asked} == {id(peer.backbone) for peer in (*made.model.students, *made.model.teachers)}
+    assert {id(module) for module in asked} == {
+        id(peer.backbone) for peer in (*made.model.students, *made.model.teachers)
+    }
 
 
 @pytest.mark.slow

@@ -101,7 +101,11 @@ def stopped_and_resumed(cfg, monkeypatch, *place, **when):
 
 @pytest.mark.parametrize(
     "owner, name, call",
-    [(loaders._OnDevice, "_on_device", 2), (parallel_module.LogProgress, "__call__", 2), (refresh_module, "pseudo_labels", 1)],
+    [
+        (loaders._OnDevice, "_on_device", 2),
+        (parallel_module.LogProgress, "__call__", 2),
+        (refresh_module, "pseudo_labels", 1),
+    ],
     ids=["features", "search", "clustering"],
 )
 def test_signal_during_a_refresh(finished, adaptation, monkeypatch, owner, name, call):

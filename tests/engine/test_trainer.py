@@ -43,12 +43,16 @@ def test_plain_config_from_training_to_prediction(cfg, world):
     for name, value in before.items():
         if name != "heads.bottleneck.0.bias":  # frozen by the host
             assert not torch.equal(saved["model"][name], value), name
-    assert saved["epoch"] == 1 and {"model_best.pth", "metrics.json", "config.yaml"} <= set(os.listdir(folder))
+    assert saved["epoch"] == 1 and {"model_best.pth", "metrics.json", "config.yaml"} <= set(
+        os.listdir(folder)
+    )
 
     weights = os.path.join(folder, "model_final.pth")
     again = evaluate(changed(cfg, WEIGHTS=weights))
     assert {"mAP", "Rank-1", "mINP"} <= set(results)
-    assert {key: float(value) for key, value in again.items()} == {key: float(value) for key, value in results.items()}
+    assert {key: float(value) for key, value in again.items()} == {
+        key: float(value) for key, value in results.items()
+    }
 
     predictor = DefaultPredictor(changed(cfg, WEIGHTS=weights))
     batch = image_batch(world)
@@ -74,7 +78,9 @@ def test_hosts_predictor_reads_sskd_checkpoints(finished, world, eval_with, teac
 
 def test_weights_are_loaded_without_the_state_of_their_training(cfg, tmp_path):
     run(cfg)
-    other = changed(tiny_baseline(tmp_path / "other"), WEIGHTS=os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))
+    other = changed(
+        tiny_baseline(tmp_path / "other"), WEIGHTS=os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+    )
     made = Trainer(other)
     made.resume_or_load(resume=True)  # nothing to resume in its own folder
     assert made.start_epoch == 0 and not made.optimizer.state
@@ -89,7 +95,9 @@ def test_missing_weights(cfg):
 
 def test_epoch_has_at_least_one_iteration(tmp_path):
     """The host divides by the number of iterations: 48 images, batches of 64."""
-    made = Trainer(tiny_baseline(tmp_path, "SOLVER.IMS_PER_BATCH", "64", "DATALOADER.SAMPLER_TRAIN", "TrainingSampler"))
+    made = Trainer(
+        tiny_baseline(tmp_path, "SOLVER.IMS_PER_BATCH", "64", "DATALOADER.SAMPLER_TRAIN", "TrainingSampler")
+    )
     assert made.iters_per_epoch == 1 and made.max_iter == 2
 
 
@@ -119,7 +127,17 @@ def test_output_folder_is_made(tmp_path):
 
 def test_rate_in_steps(tmp_path):
     """x 0.1 after the first of three epochs."""
-    cfg = tiny_baseline(tmp_path, "SOLVER.MAX_EPOCH", "3", "SOLVER.STEPS", "[1]", "TEST.EVAL_PERIOD", "0", "SOLVER.BASE_LR", "0.01")
+    cfg = tiny_baseline(
+        tmp_path,
+        "SOLVER.MAX_EPOCH",
+        "3",
+        "SOLVER.STEPS",
+        "[1]",
+        "TEST.EVAL_PERIOD",
+        "0",
+        "SOLVER.BASE_LR",
+        "0.01",
+    )
     made, rates = Trainer(cfg), []
     step = made.run_step
     made.run_step = lambda: (rates.append(made.optimizer.param_groups[0]["lr"]), step())
@@ -131,7 +149,10 @@ def test_rate_in_steps(tmp_path):
     "opts, message",
     [
         (("SOLVER.SCHED", "OneCycleLR"), "SOLVER.SCHED must be"),
-        (("SOLVER.SCHED", "CosineAnnealingLR", "SOLVER.WARMUP_ITERS", "12"), "warm-up and delay take 2 epochs"),
+        (
+            ("SOLVER.SCHED", "CosineAnnealingLR", "SOLVER.WARMUP_ITERS", "12"),
+            "warm-up and delay take 2 epochs",
+        ),
         (("TEST.EVAL_PERIOD", "-1"), "TEST.EVAL_PERIOD"),
         (("SOLVER.CHECKPOINT_PERIOD", "0"), "SOLVER.CHECKPOINT_PERIOD"),
         (("SSKD.KEEP_CHECKPOINTS", "0"), "SSKD.KEEP_CHECKPOINTS"),
@@ -189,7 +210,15 @@ def test_corrupt_image_is_named(tmp_path, world, monkeypatch):
 
 def test_mixed_precision_on_the_cpu(tmp_path):
     cfg = tiny_baseline(
-        tmp_path, "SOLVER.AMP.ENABLED", "True", "SSKD.AMP_DTYPE", "bfloat16", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0"
+        tmp_path,
+        "SOLVER.AMP.ENABLED",
+        "True",
+        "SSKD.AMP_DTYPE",
+        "bfloat16",
+        "SOLVER.MAX_EPOCH",
+        "1",
+        "TEST.EVAL_PERIOD",
+        "0",
     )
     made = Trainer(cfg)
     before = made.model.backbone[0].weight.detach().clone()

@@ -71,7 +71,10 @@ def pair(finished, world, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTREID_DATASETS", str(world))
         sources = ("SSKD.SOURCE.WEIGHTS", str(finished.sources))
-        one, two = tiny_adaptation(folder / "one", *sources, *HALVES), tiny_adaptation(folder / "two", *sources)
+        one, two = (
+            tiny_adaptation(folder / "one", *sources, *HALVES),
+            tiny_adaptation(folder / "two", *sources),
+        )
         run(one)
         assert together(run, two) == [0, 0]
     return one, two
@@ -94,18 +97,27 @@ def test_adaptation(pair):
 @pytest.mark.parametrize("statistics", ["running", "student"])
 def test_labels_that_are_not_the_releases(finished, adaptation, tmp_path, statistics):
     """A neck without statistics, cameras, a radius that is chosen, a temperature that is found."""
-    state = {name: v for name, v in load_checkpoint(finished.sources[0])["model"].items() if name.startswith("backbone.")}
+    state = {
+        name: v
+        for name, v in load_checkpoint(finished.sources[0])["model"].items()
+        if name.startswith("backbone.")
+    }
     torch.save(state, tmp_path / "backbone.pth")
     opts = (
         "SSKD.SOURCE.WEIGHTS", f"['{tmp_path / 'backbone.pth'}']", "SSKD.SOFT_LABELS.BN", statistics, "SSKD.SOFT_LABELS.TEMPERATURE",
         "0.0", "SSKD.CLUSTER.CAMERA_STATISTICS", "True", "SSKD.CLUSTER.EPS_RULE", "plateau", "SSKD.CLUSTER.EPS_LARGEST_SHARE", "0.3",
         "TEST.EVAL_PERIOD", "0",
     )  # fmt: skip
-    one, two = (adaptation(*opts, *more, output=tmp_path / name) for name, more in (("one", HALVES), ("two", ())))
+    one, two = (
+        adaptation(*opts, *more, output=tmp_path / name) for name, more in (("one", HALVES), ("two", ()))
+    )
     run(one)
     assert together(run, two) == [0, 0]
     a, b = final(two), final(one)
-    assert torch.equal(a["refresh"]["labels"], b["refresh"]["labels"]) and a["refresh"]["eps"] == b["refresh"]["eps"]
+    assert (
+        torch.equal(a["refresh"]["labels"], b["refresh"]["labels"])
+        and a["refresh"]["eps"] == b["refresh"]["eps"]
+    )
     assert a["refresh"]["temperature"] == pytest.approx(b["refresh"]["temperature"], rel=1e-3)
     assert b["refresh"]["temperature"] != 1 and len(b["refresh"]["history"][0]["sweep"]) == 12
     close(a["model"], b["model"], 1e-3)
@@ -126,7 +138,9 @@ def test_per_process_losses(pair, adaptation, tmp_path):
     mine, gathered = metrics(cfg.OUTPUT_DIR), metrics(pair[1].OUTPUT_DIR)
     first = [next(line for line in lines if "loss_ms_peer0" in line) for lines in (mine, gathered)]
     assert abs(first[0]["loss_nn_peer0"] - first[1]["loss_nn_peer0"]) > 1e-3
-    assert first[0]["loss_id_peer0"] == pytest.approx(first[1]["loss_id_peer0"], rel=1e-4)  # a mean over images either way
+    assert first[0]["loss_id_peer0"] == pytest.approx(
+        first[1]["loss_id_peer0"], rel=1e-4
+    )  # a mean over images either way
 
 
 def test_same_seed_same_result(pair, adaptation, tmp_path):
@@ -148,7 +162,9 @@ def test_plain_config(tmp_path):
 def test_label_free_selection(adaptation, tmp_path):
     """The main process looks, all are told which teacher is best."""
     opts = ("SSKD.SELECT_BY", "silhouette", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
-    one, two = (adaptation(*opts, *more, output=tmp_path / name) for name, more in (("one", HALVES), ("two", ())))
+    one, two = (
+        adaptation(*opts, *more, output=tmp_path / name) for name, more in (("one", HALVES), ("two", ()))
+    )
     run(one)
     assert together(run, two) == [0, 0]
     a, b = final(two)["record"]["selected"], final(one)["record"]["selected"]
@@ -195,6 +211,7 @@ def test_signal_to_one_process_stops_both(pair, adaptation, tmp_path):
 
 def disagrees(cfg):
     """The second process's student is another one before the second refresh."""
+
     def spoil():
         with torch.no_grad():
             made[0].model.students[1].backbone[0].weight += 1e-3
@@ -246,7 +263,9 @@ def test_other_number_of_processes_goes_on(pair, adaptation, tmp_path, caplog, a
     if inside:
         assert together(signalled_at, cfg, at, 0) == [EXIT_STOPPED] * 2
     else:
-        assert together(run, adaptation("TEST.EVAL_PERIOD", "0", "SOLVER.MAX_EPOCH", "1", output=tmp_path / "fewer")) == [0, 0]
+        assert together(
+            run, adaptation("TEST.EVAL_PERIOD", "0", "SOLVER.MAX_EPOCH", "1", output=tmp_path / "fewer")
+        ) == [0, 0]
     assert ("step" in load_checkpoint(last_checkpoint(cfg.OUTPUT_DIR))) == inside
     run(cfg, resume=True)
     (said,) = [record.message for record in caplog.records if "saved by 2 processes" in record.message]
@@ -290,6 +309,7 @@ def test_signal_to_one_process_outside_of_steps(pair, adaptation, tmp_path, call
 
 def fails_in_an_evaluation(cfg):
     """One process, in its features: the others have theirs already, or not yet."""
+
     def failing(self, batch):
         if comm.get_rank() == 1:
             raise FileNotFoundError("1.jpg is gone")
@@ -316,7 +336,9 @@ def test_error_of_one_process_in_an_evaluation_is_raised_in_all(tmp_path):
 def test_four_processes(adaptation, tmp_path):
     """Batches of 16 in four shares, beside one process with chunks of 4; fewer batches to evaluate than processes."""
     opts = ("SOLVER.IMS_PER_BATCH", "16", "TEST.IMS_PER_BATCH", "20")
-    one, four = (adaptation(*opts, *more, output=tmp_path / name) for name, more in (("one", HALVES), ("four", ())))
+    one, four = (
+        adaptation(*opts, *more, output=tmp_path / name) for name, more in (("one", HALVES), ("four", ()))
+    )
     run(one)
     assert together(run, four, world=4) == [0] * 4
     assert torch.equal(final(four)["refresh"]["labels"], final(one)["refresh"]["labels"])
@@ -327,7 +349,13 @@ def command(*arguments, **environment):
     root = CONFIGS.parent
     env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=root, env=env, capture_output=True, text=True, timeout=HANG, check=False
+        [sys.executable, *arguments],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=False,
     )
 
 
@@ -347,6 +375,8 @@ def test_as_a_command(finished, tmp_path, how):
     done = command(*start, "--config-file", str(CONFIGS / "sskd_d2m.yml"), *opts)
     assert done.returncode == 0, done.stderr[-3000:]
     assert load_checkpoint(tmp_path / "out" / "model_final.pth")["processes"] == 2
-    failed = command(*start, "--config-file", str(CONFIGS / "sskd_d2m.yml"), "--resume", *opts, "SOLVER.BASE_LR", "0.5")
+    failed = command(
+        *start, "--config-file", str(CONFIGS / "sskd_d2m.yml"), "--resume", *opts, "SOLVER.BASE_LR", "0.5"
+    )
     assert failed.returncode == (2 if how == "--num-gpus" else 1)  # torchrun has a status of its own
     assert failed.stderr.count("SOLVER.BASE_LR: 0.00035 there, 0.5 here") == 1

@@ -32,9 +32,18 @@ def nan(cfg):
 
 FILES = {
     "text": (lambda cfg: None, "w.pth' is a text file"),
-    "other names": (lambda cfg: {"a": torch.zeros(2)}, r"w.pth' holds weights of another network.* 0 of \d+ "),
-    "another width": (lambda cfg: {"model": network(cfg, 24)}, r"w.pth' holds weights of another network.* \d+ of \d+ "),
-    "nan": (lambda cfg: {"state_dict": nan(cfg)}, "w.pth' has values that are not finite in its tensor backbone.3.weight"),
+    "other names": (
+        lambda cfg: {"a": torch.zeros(2)},
+        r"w.pth' holds weights of another network.* 0 of \d+ ",
+    ),
+    "another width": (
+        lambda cfg: {"model": network(cfg, 24)},
+        r"w.pth' holds weights of another network.* \d+ of \d+ ",
+    ),
+    "nan": (
+        lambda cfg: {"state_dict": nan(cfg)},
+        "w.pth' has values that are not finite in its tensor backbone.3.weight",
+    ),
 }
 
 
@@ -54,15 +63,21 @@ def config_file(tmp_path, cfg):
 
 
 START = {  # where a run starts
-    "plain": lambda path, out: Trainer(tiny_baseline(out, "MODEL.WEIGHTS", path)).resume_or_load(resume=False),
-    "stage 1": lambda path, out: SourceTrainer(tiny_source(out, "MODEL.WEIGHTS", path)).resume_or_load(resume=False),
+    "plain": lambda path, out: Trainer(tiny_baseline(out, "MODEL.WEIGHTS", path)).resume_or_load(
+        resume=False
+    ),
+    "stage 1": lambda path, out: SourceTrainer(tiny_source(out, "MODEL.WEIGHTS", path)).resume_or_load(
+        resume=False
+    ),
     "peers": lambda path, out: run(tiny_adaptation(out, "MODEL.WEIGHTS", path)),
     "source weights": lambda path, out: run(tiny_adaptation(out, "SSKD.SOURCE.WEIGHTS", str([path] * 2))),
 }
 USE = {  # where a trained model is used
     "evaluation": lambda path, out: evaluate(tiny_baseline(out, "MODEL.WEIGHTS", path)),
     "evaluation of stage 1": lambda path, out: evaluate(tiny_source(out, "MODEL.WEIGHTS", path)),
-    "prediction": lambda path, out: predict(tiny_baseline(out, "MODEL.WEIGHTS", path), str(out.parent / "images")),
+    "prediction": lambda path, out: predict(
+        tiny_baseline(out, "MODEL.WEIGHTS", path), str(out.parent / "images")
+    ),
     "table": lambda path, out: benchmark.evaluate_pair(config_file(out.parent, tiny_baseline(out)), path),
 }
 
@@ -96,7 +111,10 @@ def test_weights_of_any_age_can_be_checked(data_sets, tmp_path):
     cfg = tiny_baseline(tmp_path / "out", "MODEL.WEIGHTS", str(tmp_path / "w.pth"))
     torch.save(network(cfg), tmp_path / "w.pth", _use_new_zipfile_serialization=False)
     check_run(cfg)
-    assert all(torch.equal(value, network(cfg)[key]) for key, value in read_state_dict(str(tmp_path / "w.pth"), mmap=True).items())
+    assert all(
+        torch.equal(value, network(cfg)[key])
+        for key, value in read_state_dict(str(tmp_path / "w.pth"), mmap=True).items()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.qint8])
@@ -105,9 +123,16 @@ def test_quantised_weights_are_named(dtype, data_sets, tmp_path):
     cfg = tiny_baseline(tmp_path / "out", "MODEL.WEIGHTS", str(tmp_path / "w.pth"))
     state = network(cfg)
     for key in ("backbone.0.weight", "backbone.3.weight"):
-        state[key] = state[key].to(dtype) if dtype is torch.int8 else torch.quantize_per_tensor(state[key], 0.1, 0, dtype)
+        state[key] = (
+            state[key].to(dtype)
+            if dtype is torch.int8
+            else torch.quantize_per_tensor(state[key], 0.1, 0, dtype)
+        )
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="2 quantised to 8 bits or fewer: 0.weight, 3.weight\n  Probably a quantised copy.*give the float") as raised:
+    with pytest.raises(
+        ValueError,
+        match="2 quantised to 8 bits or fewer: 0.weight, 3.weight\n  Probably a quantised copy.*give the float",
+    ) as raised:
         load_trained(cfg)
     assert "shape" not in str(raised.value)
 
@@ -119,7 +144,9 @@ def test_tools_refuse_it(tool, bad_file, images, tmp_path, run_tool):
         "export": ("--format", "fastreid", "--output", tmp_path / "out.pth"),
         "predict": ("--images", tmp_path / "images", "--output", tmp_path / "out.npz"),
     }[tool]
-    status, out, err = run_tool(tool, "--config-file", config_file(tmp_path, tiny_baseline(tmp_path)), *what, "MODEL.WEIGHTS", path)
+    status, out, err = run_tool(
+        tool, "--config-file", config_file(tmp_path, tiny_baseline(tmp_path)), *what, "MODEL.WEIGHTS", path
+    )
     assert status and not out and "Traceback" not in err
     assert said.split("'")[1].split(".*")[0] in err
     assert not list(tmp_path.glob("out*"))
@@ -140,7 +167,11 @@ def test_any_layout_is_taken(entry, wrap, images, tmp_path, monkeypatch):
     torch.save(wrap(state), tmp_path / "w.pth")
     loaded = []
     load_state_dict = torch.nn.Module.load_state_dict
-    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda self, *a, **k: loaded.append(self) or load_state_dict(self, *a, **k))
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "load_state_dict",
+        lambda self, *a, **k: loaded.append(self) or load_state_dict(self, *a, **k),
+    )
     monkeypatch.setattr(Trainer, "train", lambda self: {})
     {**START, **USE}[entry](str(tmp_path / "w.pth"), tmp_path / "out")
     assert loaded
@@ -171,7 +202,9 @@ def peer_files(tmp_path):
             backbone = {"NAME": keys["MODEL.BACKBONE.NAME"], "FEAT_DIM": 16, "PRETRAIN": False}
             heads = {"WITH_BNNECK": True, "POOL_LAYER": "GlobalAvgPool"}
             files.append(tmp_path / f"peer{k}.yml")
-            files[-1].write_text(yaml.safe_dump({"MODEL": {"BACKBONE": backbone, "HEADS": heads, "WEIGHTS": path}}))
+            files[-1].write_text(
+                yaml.safe_dump({"MODEL": {"BACKBONE": backbone, "HEADS": heads, "WEIGHTS": path}})
+            )
         return str([str(file) for file in files])
 
     return write
@@ -189,7 +222,9 @@ def test_without_a_source_the_weights_of_a_peers_file_count(peer_files, tmp_path
     saved = read_state_dict(f"{cfg.OUTPUT_DIR}/model_final.pth")
     for k, same in ((0, True), (1, False)):
         for part in ("students", "teachers"):
-            assert torch.equal(saved[f"model.{part}.{k}.backbone.0.weight"], state["backbone.0.weight"]) == same, (part, k)
+            assert (
+                torch.equal(saved[f"model.{part}.{k}.backbone.0.weight"], state["backbone.0.weight"]) == same
+            ), (part, k)
 
 
 def test_a_peers_file_is_tried_before_the_others_are_trained(peer_files, bad_file, tmp_path, monkeypatch):
@@ -203,5 +238,12 @@ def test_model_of_a_pretrained_config_is_loaded_without_its_backbone(tmp_path):
     """PRETRAIN_PATH of the training need not be there any more."""
     cfg = tiny_baseline(tmp_path / "out")
     torch.save(network(cfg), tmp_path / "w.pth")
-    gone = ("MODEL.BACKBONE.PRETRAIN", "True", "MODEL.BACKBONE.PRETRAIN_PATH", "gone.pth", "MODEL.WEIGHTS", str(tmp_path / "w.pth"))
+    gone = (
+        "MODEL.BACKBONE.PRETRAIN",
+        "True",
+        "MODEL.BACKBONE.PRETRAIN_PATH",
+        "gone.pth",
+        "MODEL.WEIGHTS",
+        str(tmp_path / "w.pth"),
+    )
     assert load_trained(tiny_baseline(tmp_path / "out", *gone)).training is False

@@ -46,13 +46,20 @@ class Tree:
     def python(self, name: str, version: str = CURRENT, script: str = "") -> None:
         """Put an interpreter on PATH, or a script in its place."""
         path = self.programs / name
-        path.write_text(f"#!/bin/sh\n{script}\n" if script else STAND_IN.format(python=sys.executable, version=version))
+        path.write_text(
+            f"#!/bin/sh\n{script}\n" if script else STAND_IN.format(python=sys.executable, version=version)
+        )
         path.chmod(0o755)
 
     def make(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
         self.log.write_text("")
         # of the caller's environment, nothing: this may itself be a child of make
-        variables = {"FAILING": "nothing of the kind", **variables, "PATH": str(self.programs), "LOG": str(self.log)}
+        variables = {
+            "FAILING": "nothing of the kind",
+            **variables,
+            "PATH": str(self.programs),
+            "LOG": str(self.log),
+        }
         program = shutil.which("make")
         assert program, "make is not installed"
         return subprocess.run(
@@ -107,7 +114,9 @@ def test_python_that_does_not_run_is_refused(tree):
 
 @pytest.mark.parametrize(("version", "accepted"), [((3, 9), 0), ((3, 10), 1), ((3, 13), 1), ((3, 14), 0)])
 def test_supported_versions(version, accepted):
-    check = re.search(r"^USABLE := (.*?)\n\n?PYTHONS", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL).group(1)
+    check = re.search(
+        r"^USABLE := (.*?)\n\n?PYTHONS", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL
+    ).group(1)
     code = f"import sys; sys.version_info = {(*version, 1)}\n" + check.replace("\\\n", "")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1 - accepted
 
@@ -158,12 +167,16 @@ def test_choice_is_remembered_and_can_be_changed(tree):
     assert tree.setup() == []
     again = tree.setup("TORCH=torch==2.2.2 'numpy<2'")
     # the lock fits no other torch
-    assert again[-2].endswith("--no-warn-conflicts --no-build-isolation torch==2.2.2 numpy<2 --editable .[gpu,test]")
+    assert again[-2].endswith(
+        "--no-warn-conflicts --no-build-isolation torch==2.2.2 numpy<2 --editable .[gpu,test]"
+    )
     assert tree.setup() == []
     again = tree.setup("EXTRAS=cpu,test")
     assert again[-2].endswith("torch==2.2.2 numpy<2 --editable .[cpu,test]") and "faiss-gpu" in again[-3]
     again = tree.setup("TORCH=", "EXTRAS=gpu,test")
-    assert lock(CURRENT) in again[-2] and "torch==2" not in again[-2] and again[-3].endswith("--yes faiss-cpu")
+    assert (
+        lock(CURRENT) in again[-2] and "torch==2" not in again[-2] and again[-3].endswith("--yes faiss-cpu")
+    )
 
 
 @pytest.mark.parametrize("failing", ["--upgrade pip", "--editable", "fastreid==1.4.0"])

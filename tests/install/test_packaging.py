@@ -100,7 +100,9 @@ def test_lock_pins_every_requirement(metadata, minor):
     for requirement in map(Requirement, ["pip", "setuptools>=64", *metadata["install_requires"], *extras]):
         if requirement.marker is None or requirement.marker.evaluate({"python_version": f"3.{minor}"}):
             found = locked.get(requirement.name, "")
-            assert found and requirement.specifier.contains(found), f"{requirement} is not in the lock: run `make lock`"
+            assert found and requirement.specifier.contains(found), (
+                f"{requirement} is not in the lock: run `make lock`"
+            )
     assert ("infomap" in locked) == (minor > 10)
 
 
@@ -110,7 +112,11 @@ def test_every_import_of_the_package_is_declared(metadata):
     declared = {
         distribution_name(r)
         for r in (
-            *metadata["install_requires"], *extras["cpu"], *extras["onnx"], *extras["parquet"], *extras["infomap"],
+            *metadata["install_requires"],
+            *extras["cpu"],
+            *extras["onnx"],
+            *extras["parquet"],
+            *extras["infomap"],
             *extras["report"],
         )
     }
@@ -164,7 +170,11 @@ def test_what_the_host_imports_at_the_top_is_declared(metadata):
     declared = {
         distribution_name(r)
         for r in (
-            *metadata["install_requires"], *extras["cpu"], *extras["onnx"], *extras["parquet"], *extras["infomap"],
+            *metadata["install_requires"],
+            *extras["cpu"],
+            *extras["onnx"],
+            *extras["parquet"],
+            *extras["infomap"],
             *extras["report"],
         )
     }
@@ -190,7 +200,11 @@ def test_every_file_of_the_package_is_packed(metadata):
         for pattern in patterns
         for file in (ROOT / package.replace(".", "/")).glob(pattern)
     }
-    others = {file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix != ".py" and "__pycache__" not in file.parts}
+    others = {
+        file
+        for file in PACKAGE.rglob("*")
+        if file.is_file() and file.suffix != ".py" and "__pycache__" not in file.parts
+    }
     assert PACKAGE / "report" / "template.html" in others and not others - packed
 
 

@@ -20,15 +20,21 @@ def test_threads(): assert os.environ['OMP_NUM_THREADS'] and os.environ['OMP_WAI
 """
 
 
-def run_sample(tmp_path, *arguments: str, sample: str = OPTIONAL, **variables: str) -> subprocess.CompletedProcess:
+def run_sample(
+    tmp_path, *arguments: str, sample: str = OPTIONAL, **variables: str
+) -> subprocess.CompletedProcess:
     """pytest on one file under the suite's conftest.py."""
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  real_data:\n  slow:\n")
     (tmp_path / "test_sample.py").write_text(sample)
     inherited = {
-        k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_", "FASTREID_", "PYTEST_")) and k != "CI"
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("OMP_", "MKL_", "FASTREID_", "PYTEST_")) and k != "CI"
     }
-    inherited["PYTHONPATH"] = str(ROOT / "tests")  # the suite's own modules, which pytest finds beside its conftest.py
+    inherited["PYTHONPATH"] = str(
+        ROOT / "tests"
+    )  # the suite's own modules, which pytest finds beside its conftest.py
     command = [sys.executable, "-m", "pytest", "-rsfE", "-p", "no:cacheprovider", *arguments, str(tmp_path)]
     return subprocess.run(
         command, cwd=tmp_path, env={**inherited, **variables}, capture_output=True, text=True, check=False
@@ -50,7 +56,9 @@ def test_real_data_is_used_when_there(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "here").touch()
-    shown = run_sample(tmp_path, FASTREID_SSKD_REAL_DATA=str(folder), FASTREID_SSKD_WEIGHTS=str(folder)).stdout
+    shown = run_sample(
+        tmp_path, FASTREID_SSKD_REAL_DATA=str(folder), FASTREID_SSKD_WEIGHTS=str(folder)
+    ).stdout
     assert "4 passed" in shown
 
 
@@ -74,7 +82,9 @@ def test_known(): assert False
 @pytest.mark.parametrize("processes", [(), ("-n", "1")], ids=["one process", "xdist"])
 def test_skip_that_is_not_listed_fails(tmp_path, processes):
     done = run_sample(tmp_path, "--only-listed-skips", *processes, sample=SKIPS)
-    assert "1 failed, 1 passed, 2 skipped, 1 xfailed, 2 errors" in done.stdout and done.returncode == 1, done.stdout
+    assert "1 failed, 1 passed, 2 skipped, 1 xfailed, 2 errors" in done.stdout and done.returncode == 1, (
+        done.stdout
+    )
     assert "test_sample.py:5: this skip is not allowed (Skipped: a whim)" in done.stdout
     assert "list it in tests/conftest.py" in done.stdout
 
