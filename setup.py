@@ -37,7 +37,8 @@ INSTALL_REQUIRES = [
     "scikit-learn>=1.3",
     "numba>=0.58",
     "pillow>=9.4",
-    # one run at a time in an output folder; torch requires it too, and before 4.0 forked workers kept a killed run's lock
+    # one run at a time in an output folder; torch requires it too, and before 4.0 forked workers kept a
+    # killed run's lock
     "filelock>=4.0",
     # the report of a run; torch requires the first, which requires the second
     "jinja2>=3.0",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure an evaluation, compared with a product and an argsort of all distances, and with the host's ranking in Python.
+"""Measure an evaluation, compared with product and argsort, and with the host's ranking in Python.
 
 benchmarks/evaluation.py --threads 2
 """
@@ -51,7 +51,9 @@ class Crowd:
 
 
 def crowd(num_query: int, num_gallery: int, num_ids: int, dim: int, seed: int = 0) -> Crowd:
-    """Seeded features of identities under cameras: neither perfect nor random to rank, with junk and distractors.
+    """Seeded features of identities under cameras.
+
+    Neither perfect nor random to rank, with junk and distractors.
 
     Returns:
         (num_query, dim) and (num_gallery, dim) float32 features, not normalised; identities and cameras.
@@ -138,7 +140,7 @@ def _timed(into: list[float], function: Callable[..., T], *arguments) -> T:
 
 
 def _compare(distances: np.ndarray, labels: tuple, host: tuple) -> tuple[float, int]:
-    """Largest difference of AP, INP and CMC to the host's where no match ties, and how many queries have such a tie.
+    """Largest difference of AP, INP and CMC to the host's without ties, and the number of queries with a tie.
 
     Raises:
         RuntimeError: if one is larger than what sums in another order explain.
@@ -147,7 +149,8 @@ def _compare(distances: np.ndarray, labels: tuple, host: tuple) -> tuple[float, 
     tied = _tied(distances, *labels)
     values = [np.abs(np.subtract(a, b))[~tied].max(initial=0.0) for a, b in zip(ours[1:], host[1:])]
     curve = np.abs(ours[0][: len(host[0])] - host[0]).max()
-    # the host's curve is a float32; a tie moves a query's first match by a place at most as often as there are ties
+    # the host's curve is a float32; a tie moves a query's first match by a place at most as often as there
+    # are ties
     if max(values) > 1e-12 or curve > 1e-6 + tied.sum() / len(tied):
         raise RuntimeError(
             f"AP, INP and CMC differ from the host's by {values} and {curve:.2g}: the ranking is wrong"
@@ -184,7 +187,7 @@ def _memory(sizes: tuple[int, int, int]) -> Row:
 
 
 def _peak(sizes: tuple[int, int, int], threads: int) -> tuple[float, float, float]:
-    """Largest memory of an evaluation above its features, its seconds, and the features' memory, in MB and s."""
+    """Peak memory of an evaluation besides its features [MB], its seconds, and the features' memory [MB]."""
     torch.set_num_threads(threads)
     small = crowd(20, 50, 5, 8)
     evaluate_features(small.query, small.gallery, *small.labels)

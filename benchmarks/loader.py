@@ -28,8 +28,8 @@ _NETWORK = "resnet50"  # for the size of its images and batches; no network is r
 def rows(args: argparse.Namespace) -> list[Row]:
     """One row a setting: files read each time or kept in memory.
 
-    Crops of 128 x 64 pixels are loaded without workers, on one thread, so that the process's CPU time is that of all the
-    work. Every repeat measures the plain way and each setting after it.
+    Crops of 128 x 64 pixels are loaded without workers, on one thread, so that the process's CPU time is that
+    of all the work. Every repeat measures the plain way and each setting after it.
 
     Args:
         args: ``batch``, ``size`` (None: those of ResNet-50), ``peers``, ``repeats``, ``device``, ``seed``.
@@ -79,7 +79,7 @@ def _epochs(cfg: CfgNode, items: list[Item]) -> Callable[[int], Iterable]:
 
 
 def views_per_second(load: Callable[[], Iterable[dict]]) -> float:
-    """Views in the batches that ``load`` gives, a second of this process's CPU time, on whatever device they end."""
+    """Views per second of this process's CPU time, in the batches that ``load`` gives."""
     started, views = time.process_time(), 0
     for batch in load():
         images = batch["images"]

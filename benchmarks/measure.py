@@ -107,7 +107,8 @@ def described(about: dict) -> str:
     """A machine as one sentence."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return (
-        f"{about['device']}, {about['processor']}, {about['cores']} cores, {about['threads']} threads, {about['system']}, load "
+        f"{about['device']}, {about['processor']}, {about['cores']} cores, {about['threads']} threads, "
+        f"{about['system']}, load "
         f"at the start {about['load']}, OMP_WAIT_POLICY={about['OMP_WAIT_POLICY']}; {versions}."
     )
 
@@ -119,10 +120,18 @@ def table(rows: list[Row]) -> str:
         return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
     columns = [
-        {"section": row.section, "what": row.what, "unit": row.unit, "ours": figure(row.ours), "plain": figure(row.plain),
-         "floor": figure(row.floor), "reached (target)": row.target, "note": row.note}
+        {
+            "section": row.section,
+            "what": row.what,
+            "unit": row.unit,
+            "ours": figure(row.ours),
+            "plain": figure(row.plain),
+            "floor": figure(row.floor),
+            "reached (target)": row.target,
+            "note": row.note,
+        }
         for row in rows
-    ]  # fmt: skip
+    ]
     return tabulate(columns, headers="keys", tablefmt="github", disable_numparse=True)
 
 
@@ -154,8 +163,8 @@ def machine() -> dict:
 class ResidentMemory:
     """Highest resident size from now on, above what is resident now.
 
-    On Linux the high-water mark is set back by /proc/self/clear_refs. Where that is not allowed, or there is no /proc, it is
-    what the process's maximum grew by, which is too low if something before reached higher.
+    On Linux the high-water mark is set back by /proc/self/clear_refs. Where that is not allowed, or there is
+    no /proc, it is what the process's maximum grew by, which is too low if something before reached higher.
 
     Attributes:
         method: "VmHWM" or "ru_maxrss", accordingly.

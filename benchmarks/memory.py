@@ -61,8 +61,8 @@ def state_bytes(model: SSKD) -> dict[str, int]:
 def step_bytes(cfg: CfgNode, classes: int) -> dict[str, int]:
     """What a step in float32 takes, part by part; their sum is the most there is at once.
 
-    Computed on the meta device, without data. "one_graph" is what the graph of one student keeps. "transient" are the gradients of
-    two feature maps of the largest size. Workspaces of kernels are not counted.
+    Computed on the meta device, without data. "one_graph" is what the graph of one student keeps. "transient"
+    are the gradients of two feature maps of the largest size. Workspaces of kernels are not counted.
 
     Args:
         cfg: of an ``SSKD`` of equal peers.
@@ -83,22 +83,29 @@ def step_bytes(cfg: CfgNode, classes: int) -> dict[str, int]:
 
 
 def rows(args: argparse.Namespace) -> list[Row]:
-    """ResNet-50 peers at batch 64, 256x128, in float32: peer by peer ("ours"), all graphs at once ("plain"), state ("floor")."""
+    """ResNet-50 peers at batch 64, 256x128, in float32.
+
+    Peer by peer ("ours"), all graphs at once ("plain"), state ("floor").
+    """
     cfg = benchmark_config("resnet50", "cpu", batch=64, peers=args.peers)
     parts = step_bytes(cfg, args.classes)
     ours = sum(parts.values())
     plain = ours + (args.peers - 1) * parts["one_graph"]
     floor = sum(parts[part] for part in ("students", "teachers", "gradients", "moments"))
     height, width = cfg.INPUT.SIZE_TRAIN
-    return [Row(
-        section="memory",
-        what=f"resnet50, K = {args.peers}, batch {cfg.SOLVER.IMS_PER_BATCH}, {height}x{width}, float32",
-        unit="GB",
-        ours=ours / _GB, plain=plain / _GB, floor=floor / _GB,
-        target=f"{ours / _GB:.1f} GB (<= 11)",
-        note="computed, not measured; ours: one student's graph at a time, plain: all; floor: weights, gradients, moments",
-        details=parts,
-    )]  # fmt: skip
+    return [
+        Row(
+            section="memory",
+            what=f"resnet50, K = {args.peers}, batch {cfg.SOLVER.IMS_PER_BATCH}, {height}x{width}, float32",
+            unit="GB",
+            ours=ours / _GB,
+            plain=plain / _GB,
+            floor=floor / _GB,
+            target=f"{ours / _GB:.1f} GB (<= 11)",
+            note="computed, not measured; ours: one student's graph at a time, plain: all; floor: weights, gradients, moments",
+            details=parts,
+        )
+    ]
 
 
 if __name__ == "__main__":

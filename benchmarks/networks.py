@@ -24,7 +24,10 @@ _WORKERS = 4  # of configs/base_network.yml
 
 
 def _workers(device: str) -> int:
-    """None on the CPU, whose cores the networks have; those of the shipped configs where they load while a device computes."""
+    """None on the CPU, whose cores the networks have.
+
+    Those of the shipped configs where they load while a device computes.
+    """
     return 0 if torch.device(device).type == "cpu" else _WORKERS
 
 
@@ -55,24 +58,48 @@ def benchmark_config(
     backbone, depth, channels, own_batch, own_size = NETWORKS[name]
     height, width = size or own_size
     options = {
-        "MODEL.META_ARCHITECTURE": "SSKD", "MODEL.DEVICE": device, "MODEL.BACKBONE.NAME": backbone,
-        "MODEL.BACKBONE.DEPTH": depth, "MODEL.BACKBONE.FEAT_DIM": channels, "MODEL.BACKBONE.LAST_STRIDE": 1,
-        "MODEL.BACKBONE.PRETRAIN": False, "MODEL.HEADS.NAME": "EmbeddingHead", "MODEL.HEADS.POOL_LAYER": "GlobalAvgPool",
-        "MODEL.HEADS.WITH_BNNECK": True, "MODEL.HEADS.NECK_FEAT": "before", "MODEL.HEADS.CLS_LAYER": "Linear",
-        "INPUT.SIZE_TRAIN": [height, width], "INPUT.SIZE_TEST": [height, width], "INPUT.FLIP.ENABLED": True,
-        "INPUT.PADDING.ENABLED": True, "INPUT.PADDING.SIZE": max(1, height // 25), "INPUT.REA.ENABLED": True,
-        "DATALOADER.NUM_WORKERS": _workers(device), "DATALOADER.NUM_INSTANCE": 4, "CUDNN_BENCHMARK": True, "SOLVER.OPT": "Adam", "SOLVER.BASE_LR": 3.5e-4,
-        "SOLVER.IMS_PER_BATCH": batch or own_batch, "SOLVER.AMP.ENABLED": dtype != "float32", "SEED": 1,
-        "SSKD.AMP_DTYPE": "auto" if dtype == "float32" else dtype, "SSKD.NUM_PEERS": peers, "SSKD.ITERS_PER_EPOCH": steps,
-        "SSKD.CHANNELS_LAST": channels_last, "SSKD.COMPILE": compiled,
-    }  # fmt: skip
+        "MODEL.META_ARCHITECTURE": "SSKD",
+        "MODEL.DEVICE": device,
+        "MODEL.BACKBONE.NAME": backbone,
+        "MODEL.BACKBONE.DEPTH": depth,
+        "MODEL.BACKBONE.FEAT_DIM": channels,
+        "MODEL.BACKBONE.LAST_STRIDE": 1,
+        "MODEL.BACKBONE.PRETRAIN": False,
+        "MODEL.HEADS.NAME": "EmbeddingHead",
+        "MODEL.HEADS.POOL_LAYER": "GlobalAvgPool",
+        "MODEL.HEADS.WITH_BNNECK": True,
+        "MODEL.HEADS.NECK_FEAT": "before",
+        "MODEL.HEADS.CLS_LAYER": "Linear",
+        "INPUT.SIZE_TRAIN": [height, width],
+        "INPUT.SIZE_TEST": [height, width],
+        "INPUT.FLIP.ENABLED": True,
+        "INPUT.PADDING.ENABLED": True,
+        "INPUT.PADDING.SIZE": max(1, height // 25),
+        "INPUT.REA.ENABLED": True,
+        "DATALOADER.NUM_WORKERS": _workers(device),
+        "DATALOADER.NUM_INSTANCE": 4,
+        "CUDNN_BENCHMARK": True,
+        "SOLVER.OPT": "Adam",
+        "SOLVER.BASE_LR": 3.5e-4,
+        "SOLVER.IMS_PER_BATCH": batch or own_batch,
+        "SOLVER.AMP.ENABLED": dtype != "float32",
+        "SEED": 1,
+        "SSKD.AMP_DTYPE": "auto" if dtype == "float32" else dtype,
+        "SSKD.NUM_PEERS": peers,
+        "SSKD.ITERS_PER_EPOCH": steps,
+        "SSKD.CHANNELS_LAST": channels_last,
+        "SSKD.COMPILE": compiled,
+    }
     return load_config("", [str(part) for option in options.items() for part in option])
 
 
 def write_crops(
     folder: Path, count: int, size: tuple[int, int] = (128, 64), seed: int = 0
 ) -> list[tuple[str, int, int]]:
-    """Write ``count`` images of (height, width) ``size``; (path, identity, camera) of each, four images an identity."""
+    """Write ``count`` images of (height, width) ``size``.
+
+    (path, identity, camera) of each, four images an identity.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     random, (height, width) = np.random.default_rng(seed), size
     items = []

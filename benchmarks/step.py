@@ -40,15 +40,16 @@ def rows(args: argparse.Namespace) -> list[Row]:
 
 
 def measure_step(name: str, args: argparse.Namespace) -> Row:
-    """Measure ``args.repeats`` rounds of our step, the plain one and the floor, one after the other in each round.
+    """Measure ``args.repeats`` rounds of our step, the plain one and the floor, interleaved.
 
-    Ours is the trainer's: the next batch of its loader, losses and backward passes, optimiser, moving average. The plain one
-    makes its batch by the host's transforms. The floor has the precision and memory layout of ours.
+    Ours is the trainer's: the next batch of its loader, losses and backward passes, optimiser, moving
+    average. The plain one makes its batch by the host's transforms. The floor has the precision and memory
+    layout of ours.
 
     Args:
         name: of a network in :data:`networks.NETWORKS`.
-        args: ``batch``, ``size`` (None: the network's), ``peers``, ``classes``, ``repeats``, ``precision``, ``device``,
-            ``channels_last``, ``compile``, ``seed``.
+        args: ``batch``, ``size`` (None: the network's), ``peers``, ``classes``, ``repeats``, ``precision``,
+            ``device``, ``channels_last``, ``compile``, ``seed``.
     """
     rounds = _UNMEASURED + args.repeats
     cfg = benchmark_config(
@@ -119,7 +120,10 @@ def _synchronise(device_type: str) -> None:
 def _in_turn(
     kinds: dict[str, Callable[[int], object]], rounds: int, device_type: str
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Wall and CPU seconds of every measured call; the order of the kinds turns from round to round, so that none is favoured."""
+    """Wall and CPU seconds of every measured call.
+
+    The order of the kinds turns from round to round, so that none is favoured.
+    """
     wall: dict[str, list[float]] = {kind: [] for kind in kinds}
     cpu: dict[str, list[float]] = {kind: [] for kind in kinds}
     names = list(kinds)
@@ -145,12 +149,22 @@ def _row(name: str, args: argparse.Namespace, cfg: CfgNode, precision: str, wall
         section="step",
         what=f"{name}, K = {args.peers}, batch {cfg.SOLVER.IMS_PER_BATCH}, {height}x{width}",
         unit="s/step",
-        ours=median["ours"], plain=median["plain"], floor=median["floor"],
+        ours=median["ours"],
+        plain=median["plain"],
+        floor=median["floor"],
         target=f"over the floor {over:+.1%}{of_cpu} (<= {_LIMITS[on_cpu]:.0%}); plain / ours {gain:.2f} (>= 1)",
-        note=precision + (", channels last" if args.channels_last else "") + (", compiled" if args.compile else "")
+        note=precision
+        + (", channels last" if args.channels_last else "")
+        + (", compiled" if args.compile else "")
         + (f", {cfg.DATALOADER.NUM_WORKERS} workers" if cfg.DATALOADER.NUM_WORKERS else ""),
-        details={"seconds": wall, "cpu_seconds": cpu, "overhead": over, "cpu_overhead": over_cpu, "plain_over_ours": gain},
-    )  # fmt: skip
+        details={
+            "seconds": wall,
+            "cpu_seconds": cpu,
+            "overhead": over,
+            "cpu_overhead": over_cpu,
+            "plain_over_ours": gain,
+        },
+    )
 
 
 def _ratio(one: Sequence[float], other: Sequence[float]) -> float:
@@ -161,8 +175,8 @@ def _ratio(one: Sequence[float], other: Sequence[float]) -> float:
 class BareStep:
     """Teachers forward, students forward and backward, of views and gradients that are there already.
 
-    Without loading, losses, moving average or optimiser. It moves no parameter, only running statistics, so it may share its
-    model with another step.
+    Without loading, losses, moving average or optimiser. It moves no parameter, only running statistics, so
+    it may share its model with another step.
 
     Args:
         model: in training mode.
@@ -250,7 +264,10 @@ def looped_multi_similarity(
     margin: float = 0.1,
     itself: float = 1e-5,
 ) -> torch.Tensor:
-    """Multi-similarity with mining, anchor by anchor; arguments as in :func:`fastreid_sskd.losses.multi_similarity`."""
+    """Multi-similarity with mining, anchor by anchor.
+
+    Arguments as in :func:`fastreid_sskd.losses.multi_similarity`.
+    """
     normalised = F.normalize(features, dim=1)
     similarity = normalised @ normalised.t()
     losses = []
@@ -274,7 +291,10 @@ def looped_multi_similarity(
 def plain_losses(
     cfg: CfgNode, features: torch.Tensor, logits: torch.Tensor, taught: torch.Tensor, labels: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The method's four weighted losses of one student: features (B, d), logits and the next teacher's (B, C)."""
+    """The method's four weighted losses of one student.
+
+    Features (B, d), logits and the next teacher's (B, C).
+    """
     losses = cfg.SSKD.LOSSES
     predictions = logits.log_softmax(dim=1)
     epsilon = losses.LabelSmoothCE.EPSILON

@@ -26,7 +26,10 @@ _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False,
 
 
 class _AsWritten(yaml.SafeLoader):
-    """YAML whose values stay text: the key, not YAML, says what 1e-3, 2024_05_01 or 2024-05-01 is. Merging (<<) works."""
+    """YAML whose values stay text: the key, not YAML, says what 1e-3, 2024_05_01 or 2024-05-01 is.
+
+    Merging (<<) works.
+    """
 
     yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012 - as yaml has it
 
@@ -48,7 +51,8 @@ def merge_file(cfg: CfgNode, path: str, loaded_by: Sequence[str] = ()) -> None:
 
     Args:
         cfg: not frozen, changed in place.
-        path: the file. ``SSKD.SOURCE.CONFIG`` and ``SSKD.PEERS`` in it are relative to its folder, and become absolute.
+        path: the file. ``SSKD.SOURCE.CONFIG`` and ``SSKD.PEERS`` in it are relative to its folder, and become
+            absolute.
         loaded_by: the files that have led here by ``_BASE_``.
 
     Raises:
@@ -61,7 +65,8 @@ def merge_file(cfg: CfgNode, path: str, loaded_by: Sequence[str] = ()) -> None:
     if base is not None:
         if base in _NOTHING or not isinstance(base, str):
             raise ValueError(
-                f"config file {path!r}: _BASE_ takes the path of one file; got {base!r}: name it, or leave _BASE_ out"
+                f"config file {path!r}: _BASE_ takes the path of one file; got {base!r}: name it, or leave "
+                "_BASE_ out"
             )
         here = [*loaded_by, os.path.realpath(path)]
         base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
@@ -88,11 +93,13 @@ def _read(path: str, loaded_by: Sequence[str]) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark.line + 1
         raise ValueError(
-            f"config file {path!r} is no YAML, line {at}: {error.problem}; correct that line or the one before"
+            f"config file {path!r} is no YAML, line {at}: {error.problem}; correct that line or the one "
+            "before"
         ) from None
     if given in _NOTHING:
         raise ValueError(
-            f"config file {path!r} is empty: write the keys that differ from the defaults, or at least a _BASE_"
+            f"config file {path!r} is empty: write the keys that differ from the defaults, or at least a "
+            "_BASE_"
         )
     if not isinstance(given, dict):
         raise ValueError(f"config file {path!r} has no keys: write SECTION: {{KEY: value}}, as in configs/")  # noqa: TRY004
@@ -100,7 +107,9 @@ def _read(path: str, loaded_by: Sequence[str]) -> dict[str, Any]:
 
 
 def merge_overrides(cfg: CfgNode, opts: Sequence) -> None:
-    """Change a config to what KEY, value, KEY, value, ... say; files in them are relative to the working directory.
+    """Change a config to what KEY, value, KEY, value, ...
+
+    Say; files in them are relative to the working directory.
 
     Args:
         cfg: not frozen, changed in place.
@@ -108,8 +117,8 @@ def merge_overrides(cfg: CfgNode, opts: Sequence) -> None:
 
     Raises:
         UnknownNameError: if a key is unknown, naming the nearest.
-        ValueError: if a value is not what its key takes, or for what people write by habit: an option or a file where a key
-            belongs, KEY=value.
+        ValueError: if a value is not what its key takes, or for what people write by habit: an option or a
+            file where a key belongs, KEY=value.
     """
     opts = list(opts)
     for item in map(str, opts[::2]):
@@ -119,7 +128,8 @@ def merge_overrides(cfg: CfgNode, opts: Sequence) -> None:
             raise ValueError(f"{item!r} is no key of the config: write KEY value, not KEY=value")
         if os.sep in item or os.path.isfile(item):
             raise ValueError(
-                f"{item!r} stands where a key of the config belongs: --resume takes no file, it goes on from the last checkpoint in "
+                f"{item!r} stands where a key of the config belongs: --resume takes no file, it goes on "
+                "from the last checkpoint in "
                 "OUTPUT_DIR; weights are given by MODEL.WEIGHTS FILE"
             )
     if len(opts) % 2:
@@ -151,7 +161,8 @@ def _merge(
         elif name not in node:
             meant = f"{key}.{below}" if below else key
             raise UnknownNameError(
-                f"there is no key {meant}{nearest(meant, [*dict(_keys(cfg)), *(above + other for other in node)])}"
+                "there is no key "
+                f"{meant}{nearest(meant, [*dict(_keys(cfg)), *(above + other for other in node)])}"
             )
         elif not isinstance(node[name], CfgNode):
             if is_section:
@@ -185,7 +196,8 @@ def _absolute(value: str | list, folder: str) -> str | list:
     return value and os.path.abspath(os.path.join(folder, value))
 
 
-# ---- one value ----------------------------------------------------------------------------------------------------
+# ---- one value
+# ----------------------------------------------------------------------------------------------------
 
 
 def _as_type_of(default: Any, given: Any, key: str) -> Any:
@@ -249,7 +261,10 @@ def _text(given: Any) -> str:
 
 
 def _list(given: Any) -> list:
-    """Elements, those of text as written: of a list in Python's or YAML's way, of text with commas, or one that is alone."""
+    """Elements, those of text as written.
+
+    Of a list in Python's or YAML's way, of text with commas, or one that is alone.
+    """
     if given in _NOTHING:
         return []
     if isinstance(given, Mapping):
@@ -276,6 +291,10 @@ def _as_written(text: str, tree: ast.expr) -> Any:
 
 
 _TYPES = {
-    bool: ("True or False", _boolean), int: ("a whole number", _whole), float: ("a number", _real), str: ("text", _text),
-    list: ("a list", _list), tuple: ("a list", _list),
-}  # fmt: skip
+    bool: ("True or False", _boolean),
+    int: ("a whole number", _whole),
+    float: ("a number", _real),
+    str: ("text", _text),
+    list: ("a list", _list),
+    tuple: ("a list", _list),
+}

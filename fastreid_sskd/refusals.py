@@ -1,4 +1,7 @@
-"""What is refused and what has failed: an error with an exit status is told in one message, any other with its traceback."""
+"""What is refused and what has failed.
+
+An error with an exit status is told in one message, any other with its traceback.
+"""
 
 import contextlib
 import difflib
@@ -15,7 +18,10 @@ REFUSED = 2
 
 
 class UnknownNameError(KeyError):
-    """A key of the config, or the name of a data set, that does not exist; says which do. Printed without KeyError's quotes."""
+    """A key of the config, or the name of a data set, that does not exist; says which do.
+
+    Printed without KeyError's quotes.
+    """
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -25,7 +31,10 @@ _OF_INPUT = (ImportError, OSError, ValueError, UnknownNameError)
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known one that may be meant, letter case aside; "" if none is near."""
+    """The end of a message about an unknown name.
+
+    The known one that may be meant, letter case aside; "" if none is near.
+    """
     by_capitals = {name.upper(): name for name in known}
     near = difflib.get_close_matches(given.upper(), by_capitals, 1)
     return f"; the nearest that there is: {by_capitals[near[0]]}" if near else ""
@@ -33,12 +42,15 @@ def nearest(given: str, known: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def checking(*also: type[Exception]) -> Iterator[None]:
-    """What is given is read and checked in the body, and nothing is trained: its errors are refusals. Also a decorator.
+    """What is given is read and checked in the body, and nothing is trained: its errors are refusals.
+
+    Also a decorator.
 
     They keep their type and get the attribute ``exit_status``. An error class may have one of its own.
 
     Args:
-        also: errors that are refusals here, beside those of input: ImportError, OSError, ValueError, UnknownNameError.
+        also: errors that are refusals here, beside those of input: ImportError, OSError, ValueError,
+            UnknownNameError.
     """
     try:
         yield

@@ -1,4 +1,7 @@
-"""What all tests share: thread counts, folders of real images and weights that a machine may have, the skips allowed."""
+"""What all tests share.
+
+Thread counts, folders of real images and weights that a machine may have, the skips allowed.
+"""
 
 import logging
 import os
@@ -123,7 +126,9 @@ def data_sets(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a run of two source models and two epochs of two peers on the tiny target, evaluated after each."""
+    """Folder of a run of two source models and two epochs of two peers on the tiny target, evaluated after
+    each.
+    """
     from tiny_reid import tiny_adaptation
 
     from fastreid_sskd.engine import run
@@ -137,7 +142,10 @@ def finished_folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def host_logging():
-    """Undoes what the host's `setup_logger` does to the logger of all tests; the log goes to pytest meanwhile."""
+    """Undoes what the host's `setup_logger` does to the logger of all tests.
+
+    The log goes to pytest meanwhile.
+    """
     logger = logging.getLogger("fastreid")
     before = logger.propagate, logger.level, list(logger.handlers)
     yield

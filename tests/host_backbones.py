@@ -24,10 +24,34 @@ def config(backbone: str, *opts, num_peers: int = 2) -> CfgNode:
     name, depth, width, keys = BACKBONES[backbone]
     cfg = get_cfg()
     add_sskd_config(cfg)
-    cfg.merge_from_list([
-        "MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", "SSKD", "MODEL.BACKBONE.NAME", name, "MODEL.BACKBONE.DEPTH", depth,
-        "MODEL.BACKBONE.FEAT_DIM", width, "MODEL.BACKBONE.PRETRAIN", False, "MODEL.HEADS.WITH_BNNECK", True,
-        "MODEL.HEADS.POOL_LAYER", "GlobalAvgPool", "MODEL.HEADS.NECK_FEAT", "before", "INPUT.SIZE_TRAIN", SIZE,
-        "INPUT.SIZE_TEST", SIZE, "SSKD.NUM_PEERS", num_peers, *keys, *opts,
-    ])  # fmt: skip
+    cfg.merge_from_list(
+        [
+            "MODEL.DEVICE",
+            "cpu",
+            "MODEL.META_ARCHITECTURE",
+            "SSKD",
+            "MODEL.BACKBONE.NAME",
+            name,
+            "MODEL.BACKBONE.DEPTH",
+            depth,
+            "MODEL.BACKBONE.FEAT_DIM",
+            width,
+            "MODEL.BACKBONE.PRETRAIN",
+            False,
+            "MODEL.HEADS.WITH_BNNECK",
+            True,
+            "MODEL.HEADS.POOL_LAYER",
+            "GlobalAvgPool",
+            "MODEL.HEADS.NECK_FEAT",
+            "before",
+            "INPUT.SIZE_TRAIN",
+            SIZE,
+            "INPUT.SIZE_TEST",
+            SIZE,
+            "SSKD.NUM_PEERS",
+            num_peers,
+            *keys,
+            *opts,
+        ]
+    )
     return cfg

@@ -1,4 +1,6 @@
-"""A device of the tests' own, "other": memory apart from the CPU's, computed by its operators. For one process and its end.
+"""A device of the tests' own, "other": memory apart from the CPU's, computed by its operators.
+
+For one process and its end.
 
 Registering it changes torch for good, so it is for processes that are started for that, see `own_processes`.
 """
@@ -26,8 +28,9 @@ def missing():
 def register(build):
     """Build it in the folder `build`, where it is not yet there, and make it torch's device "other".
 
-    Returns an object whose `take_waits()` is what the host has waited for since it was called last, as {what: times}, and
-    whose `take_peak()` is the most memory [bytes] that was taken at once since it was called last.
+    Returns an object whose `take_waits()` is what the host has waited for since it was called last, as {what:
+    times}, and whose `take_peak()` is the most memory [bytes] that was taken at once since it was called
+    last.
     """
     from torch.utils.cpp_extension import load
 
@@ -55,7 +58,9 @@ def _module():
 
 
 def _read_storages():
-    """`torch.save` and `copy.deepcopy` copy storages, which torch does by operators for its own devices only."""
+    """`torch.save` and `copy.deepcopy` copy storages, which torch does by operators for its own devices
+    only.
+    """
     kinds = torch.UntypedStorage
     clone, cpu = kinds.clone, kinds.cpu
 

@@ -1,4 +1,7 @@
-"""Whether two runs ended the same: checkpoints bit for bit, metrics.json number for number; measured times apart."""
+"""Whether two runs ended the same.
+
+Checkpoints bit for bit, metrics.json number for number; measured times apart.
+"""
 
 import json
 import re

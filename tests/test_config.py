@@ -1,4 +1,7 @@
-"""The SSKD node: read everywhere, the method's numbers as defaults, and every config that ships with the package."""
+"""The SSKD node.
+
+Read everywhere, the method's numbers as defaults, and every config that ships with the package.
+"""
 
 import ast
 import dataclasses
@@ -30,8 +33,13 @@ from fastreid_sskd.modeling.sskd import LABEL_STATISTICS
 
 ALL = sorted(path.name for path in CONFIGS.glob("*.yml"))
 FULL = [
-    "sskd_m2d.yml", "sskd_d2m.yml", "sskd_m2msmt.yml", "sskd_d2msmt.yml", "sskd_msmt2m.yml", "sskd_m2d_bn16.yml",
-]  # fmt: skip
+    "sskd_m2d.yml",
+    "sskd_d2m.yml",
+    "sskd_m2msmt.yml",
+    "sskd_d2msmt.yml",
+    "sskd_msmt2m.yml",
+    "sskd_m2d_bn16.yml",
+]
 SOURCES = ["source_m2d.yml", "source_d2m.yml", "source_m2msmt.yml", "source_d2msmt.yml", "source_msmt2m.yml"]
 
 
@@ -56,11 +64,14 @@ def leaves(node, prefix=""):
     return found
 
 
-# ---- what the node holds and who reads it -----------------------------------------------------------------------
+# ---- what the node holds and who reads it
+# -----------------------------------------------------------------------
 
 
 def keys_read(path):
-    """Dotted names that a source file reads, with `name = a.b.c` followed, and keys that it spells in strings."""
+    """Dotted names that a source file reads, with `name = a.b.c` followed, and keys that it spells in
+    strings.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     aliases = {
         node.targets[0].id: node.value
@@ -105,7 +116,10 @@ def test_every_key_is_read():
 
 
 def test_reading_is_found_where_it_is(tmp_path):
-    """The search itself: a chain, an alias, and neither an assignment nor another node's key of the same name."""
+    """The search itself.
+
+    A chain, an alias, and neither an assignment nor another node's key of the same name.
+    """
     path = tmp_path / "code.py"
     path.write_text(
         "cfg.SSKD.WRITTEN = 1\nnode = self.cfg.SSKD.CLUSTER\nnode.K1 + cfg.SSKD.PLAIN + cfg.OTHER.K2\n"
@@ -162,31 +176,83 @@ def test_defaults_are_the_methods():
     cfg = new_config()
     assert cfg.SEED == -1
     assert leaves(cfg.SSKD) == {
-        "NUM_PEERS": 3, "GATHER_LOSSES": True, "PEERS": [], "PEER_ARCHITECTURE": "Baseline", "COMBINE": "auto", "SELECT_BY": "mAP", "ITERS_PER_EPOCH": 400, "BN_CHUNK": 0, "EVAL_WITH": "best", "LOG_PERIOD": 50,
-        "KEEP_CHECKPOINTS": 2, "CHECKPOINT_SECONDS": 1800, "CHECKPOINT_ITERS": 0, "MAY_DIFFER": [], "DETERMINISTIC": False,
-        "AMP_DTYPE": "auto", "CHANNELS_LAST": False, "CACHE_IMAGES": 0, "COMPILE": False, "EMA.MOMENTUM": 0.999,
-        "EMA.WINDOW": 0.0, "SOFT_LABELS.BN": "batch", "SOFT_LABELS.TEMPERATURE": 1.0, "SOFT_LABELS.CONFIDENCE": 0.8,
-        **{f"FOLDERS.CropFolder.{key}": "" for key in ("TRAIN", "QUERY", "GALLERY", "CAMERA", "IDENTITY", "JUNK")},
-        "LOSSES.LabelSmoothCE.WEIGHT": 0.5, "LOSSES.LabelSmoothCE.EPSILON": 0.1, "LOSSES.SoftCE.WEIGHT": 0.5,
-        "LOSSES.MultiSimilarity.WEIGHT": 3.0, "LOSSES.MultiSimilarity.ALPHA": 2.0,
-        "LOSSES.MultiSimilarity.BETA": 40.0, "LOSSES.MultiSimilarity.BASE": 0.5,
-        "LOSSES.MultiSimilarity.MARGIN": 0.1, "LOSSES.NuclearNorm.WEIGHT": 1.5,
-        "LOSSES.ClusterContrast.WEIGHT": 0.0, "LOSSES.ClusterContrast.TEMPERATURE": 0.05,
+        "NUM_PEERS": 3,
+        "GATHER_LOSSES": True,
+        "PEERS": [],
+        "PEER_ARCHITECTURE": "Baseline",
+        "COMBINE": "auto",
+        "SELECT_BY": "mAP",
+        "ITERS_PER_EPOCH": 400,
+        "BN_CHUNK": 0,
+        "EVAL_WITH": "best",
+        "LOG_PERIOD": 50,
+        "KEEP_CHECKPOINTS": 2,
+        "CHECKPOINT_SECONDS": 1800,
+        "CHECKPOINT_ITERS": 0,
+        "MAY_DIFFER": [],
+        "DETERMINISTIC": False,
+        "AMP_DTYPE": "auto",
+        "CHANNELS_LAST": False,
+        "CACHE_IMAGES": 0,
+        "COMPILE": False,
+        "EMA.MOMENTUM": 0.999,
+        "EMA.WINDOW": 0.0,
+        "SOFT_LABELS.BN": "batch",
+        "SOFT_LABELS.TEMPERATURE": 1.0,
+        "SOFT_LABELS.CONFIDENCE": 0.8,
+        **{
+            f"FOLDERS.CropFolder.{key}": ""
+            for key in ("TRAIN", "QUERY", "GALLERY", "CAMERA", "IDENTITY", "JUNK")
+        },
+        "LOSSES.LabelSmoothCE.WEIGHT": 0.5,
+        "LOSSES.LabelSmoothCE.EPSILON": 0.1,
+        "LOSSES.SoftCE.WEIGHT": 0.5,
+        "LOSSES.MultiSimilarity.WEIGHT": 3.0,
+        "LOSSES.MultiSimilarity.ALPHA": 2.0,
+        "LOSSES.MultiSimilarity.BETA": 40.0,
+        "LOSSES.MultiSimilarity.BASE": 0.5,
+        "LOSSES.MultiSimilarity.MARGIN": 0.1,
+        "LOSSES.NuclearNorm.WEIGHT": 1.5,
+        "LOSSES.ClusterContrast.WEIGHT": 0.0,
+        "LOSSES.ClusterContrast.TEMPERATURE": 0.05,
         "LOSSES.ClusterContrast.MOMENTUM": 0.1,
-        "LOSSES.SoftTriplet.WEIGHT": 0.0, "LOSSES.SoftTriplet.MARGIN": 0.0, "LOSSES.PeerSoftTriplet.WEIGHT": 0.0,
-        "ERASING.AREA": (0.02, 0.4), "ERASING.ASPECT": (0.3, 3.3),
-        "CLUSTER.K1": 20, "CLUSTER.K2": 6, "CLUSTER.VARIANT": "sskd", "CLUSTER.KNN": "auto",
-        "CLUSTER.METHOD": "dbscan", "CLUSTER.EPS": 0.0, "CLUSTER.PAIRS_PER_IMAGE": 0.0, "CLUSTER.RHO": 1.6e-3,
-        "CLUSTER.MIN_SAMPLES": 4, "CLUSTER.REDUCED_DIM": 0, "CLUSTER.IVF_LISTS": 0,
-        "CLUSTER.IVF_PROBES": 0, "CLUSTER.MIN_RECALL": 0.98,
-        "CLUSTER.NUM_CLUSTERS": 0, "CLUSTER.EPS_EVERY": 0, "CLUSTER.EPS_MIN": 0.0, "CLUSTER.EPS_MAX": 0.0,
-        "CLUSTER.MAX_NOISE_SHARE": 0.9, "CLUSTER.MAX_LARGEST_SHARE": 0.25, "CLUSTER.ON_LIMIT": "warn",
-        "CLUSTER.ON_COLLAPSE": "stop", "CLUSTER.CAMERA_STATISTICS": False, "CLUSTER.EPS_RULE": "pairs",
+        "LOSSES.SoftTriplet.WEIGHT": 0.0,
+        "LOSSES.SoftTriplet.MARGIN": 0.0,
+        "LOSSES.PeerSoftTriplet.WEIGHT": 0.0,
+        "ERASING.AREA": (0.02, 0.4),
+        "ERASING.ASPECT": (0.3, 3.3),
+        "CLUSTER.K1": 20,
+        "CLUSTER.K2": 6,
+        "CLUSTER.VARIANT": "sskd",
+        "CLUSTER.KNN": "auto",
+        "CLUSTER.METHOD": "dbscan",
+        "CLUSTER.EPS": 0.0,
+        "CLUSTER.PAIRS_PER_IMAGE": 0.0,
+        "CLUSTER.RHO": 1.6e-3,
+        "CLUSTER.MIN_SAMPLES": 4,
+        "CLUSTER.REDUCED_DIM": 0,
+        "CLUSTER.IVF_LISTS": 0,
+        "CLUSTER.IVF_PROBES": 0,
+        "CLUSTER.MIN_RECALL": 0.98,
+        "CLUSTER.NUM_CLUSTERS": 0,
+        "CLUSTER.EPS_EVERY": 0,
+        "CLUSTER.EPS_MIN": 0.0,
+        "CLUSTER.EPS_MAX": 0.0,
+        "CLUSTER.MAX_NOISE_SHARE": 0.9,
+        "CLUSTER.MAX_LARGEST_SHARE": 0.25,
+        "CLUSTER.ON_LIMIT": "warn",
+        "CLUSTER.ON_COLLAPSE": "stop",
+        "CLUSTER.CAMERA_STATISTICS": False,
+        "CLUSTER.EPS_RULE": "pairs",
         "CLUSTER.EPS_RADII": [0.24, 0.28, 0.32, 0.36, 0.4, 0.44, 0.48, 0.52, 0.56, 0.6, 0.64, 0.68],
         "CLUSTER.EPS_LARGEST_SHARE": 0.03,
-        "SOURCE.SKIP": False, "SOURCE.WEIGHTS": [], "SOURCE.CONFIG": "", "SOURCE.OPTS": [], "SOURCE.BN_DATASETS": (),
+        "SOURCE.SKIP": False,
+        "SOURCE.WEIGHTS": [],
+        "SOURCE.CONFIG": "",
+        "SOURCE.OPTS": [],
+        "SOURCE.BN_DATASETS": (),
         "SOURCE.CLASSIFIER_STD": 0.001,
-    }  # fmt: skip
+    }
 
 
 def test_every_key_has_a_meaning_and_a_place_on_the_page():
@@ -257,7 +323,8 @@ def test_missing_file():
         load_config("no_such.yml")
 
 
-# ---- the configs ------------------------------------------------------------------------------------------------
+# ---- the configs
+# ------------------------------------------------------------------------------------------------
 
 
 def test_configs_that_are_promised_exist():
@@ -356,7 +423,10 @@ def learning_rates(cfg):
 
 @pytest.mark.parametrize("name", SOURCES[:1])
 def test_source_learning_rate(name):
-    """Linear from 0.01 over 10 epochs, x 0.1 from the 40th and the 70th epoch on: the 40th's candidate has had one."""
+    """Linear from 0.01 over 10 epochs, x 0.1 from the 40th and the 70th epoch on.
+
+    The 40th's candidate has had one.
+    """
     expected = []
     for step in range(80 * 100):
         warm = min(1.0, 0.01 + (1 - 0.01) * step / 1000)

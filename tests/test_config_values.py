@@ -237,7 +237,10 @@ def test_anchors_and_dotted_keys(tmp_path):
 
 
 def test_a_users_folder_of_crops(tmp_path):
-    """By a file, then by overrides: what is not given stays absent, as in the configs of earlier checkpoints."""
+    """By a file, then by overrides.
+
+    What is not given stays absent, as in the configs of earlier checkpoints.
+    """
     (tmp_path / "own.yml").write_text("SSKD: {FOLDERS: {Mine: {TRAIN: 2024_05}}}\n")
     cfg = load_config(
         str(tmp_path / "own.yml"), ["SSKD.FOLDERS.Mine.IDENTITY", r"(\d+)", "SSKD.FOLDERS.Other.TRAIN", "7"]

@@ -1,7 +1,10 @@
-"""A whole re-ID world that trains in seconds: two data sets of a few dozen tiny images, and a network of 5,000 weights.
+"""A whole re-ID world that trains in seconds.
 
-The data sets lie on disk as Market-1501 and DukeMTMC-reID do, so that the host's own classes read them. An identity is
-two colours (upper and lower half of a 32 x 16 image); cameras differ in brightness and every image in its noise.
+Two data sets of a few dozen tiny images, and a network of 5,000 weights.
+
+The data sets lie on disk as Market-1501 and DukeMTMC-reID do, so that the host's own classes read them. An
+identity is two colours (upper and lower half of a 32 x 16 image); cameras differ in brightness and every
+image in its noise.
 """
 
 import fastreid_sskd  # noqa: F401  first of all: it mends the host before anything else imports it
@@ -73,22 +76,66 @@ def load_checkpoint(path) -> dict:
 
 # The overrides that make any config of this package tiny.
 TINY = [
-    "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "build_tiny_reid_backbone", "MODEL.BACKBONE.FEAT_DIM", "16",
-    "MODEL.BACKBONE.PRETRAIN", "False", "INPUT.SIZE_TRAIN", "[32, 16]", "INPUT.SIZE_TEST", "[32, 16]",
-    "INPUT.PADDING.SIZE", "2", "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "8", "TEST.IMS_PER_BATCH", "32",
-    "SSKD.LOG_PERIOD", "1", "CUDNN_BENCHMARK", "False", "SEED", "1",
-]  # fmt: skip
+    "MODEL.DEVICE",
+    "cpu",
+    "MODEL.BACKBONE.NAME",
+    "build_tiny_reid_backbone",
+    "MODEL.BACKBONE.FEAT_DIM",
+    "16",
+    "MODEL.BACKBONE.PRETRAIN",
+    "False",
+    "INPUT.SIZE_TRAIN",
+    "[32, 16]",
+    "INPUT.SIZE_TEST",
+    "[32, 16]",
+    "INPUT.PADDING.SIZE",
+    "2",
+    "DATALOADER.NUM_WORKERS",
+    "0",
+    "SOLVER.IMS_PER_BATCH",
+    "8",
+    "TEST.IMS_PER_BATCH",
+    "32",
+    "SSKD.LOG_PERIOD",
+    "1",
+    "CUDNN_BENCHMARK",
+    "False",
+    "SEED",
+    "1",
+]
 
 # Clusters of 8 images in 48: small neighbourhoods.
 TINY_TARGET = [
-    *TINY, "SSKD.NUM_PEERS", "2", "SSKD.ITERS_PER_EPOCH", "3", "SOLVER.MAX_EPOCH", "2", "SSKD.CLUSTER.K1", "6",
-    "SSKD.CLUSTER.K2", "2", "SSKD.CLUSTER.PAIRS_PER_IMAGE", "2.0",
-]  # fmt: skip
+    *TINY,
+    "SSKD.NUM_PEERS",
+    "2",
+    "SSKD.ITERS_PER_EPOCH",
+    "3",
+    "SOLVER.MAX_EPOCH",
+    "2",
+    "SSKD.CLUSTER.K1",
+    "6",
+    "SSKD.CLUSTER.K2",
+    "2",
+    "SSKD.CLUSTER.PAIRS_PER_IMAGE",
+    "2.0",
+]
 
 TINY_SOURCE = [
-    *TINY, "SSKD.ITERS_PER_EPOCH", "2", "SOLVER.MAX_EPOCH", "2", "SOLVER.WARMUP_ITERS", "2", "SOLVER.STEPS", "[]",
-    "SOLVER.CHECKPOINT_PERIOD", "1", "TEST.EVAL_PERIOD", "1",
-]  # fmt: skip
+    *TINY,
+    "SSKD.ITERS_PER_EPOCH",
+    "2",
+    "SOLVER.MAX_EPOCH",
+    "2",
+    "SOLVER.WARMUP_ITERS",
+    "2",
+    "SOLVER.STEPS",
+    "[]",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "1",
+    "TEST.EVAL_PERIOD",
+    "1",
+]
 
 
 def tiny_adaptation(output: Path, *opts: str) -> CfgNode:
@@ -110,12 +157,35 @@ def tiny_source(output: Path, *opts: str) -> CfgNode:
 def tiny_baseline(output: Path, *opts: str) -> CfgNode:
     """A plain fast-reid config: its Baseline on Market-1501, frozen."""
     overrides = [
-        *TINY, "MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.POOL_LAYER", "GlobalAvgPool",
-        "MODEL.HEADS.WITH_BNNECK", "True", "DATALOADER.NUM_INSTANCE", "4", "DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler",
-        "MODEL.LOSSES.NAME", "('CrossEntropyLoss', 'TripletLoss')", "SOLVER.MAX_EPOCH", "2", "SOLVER.WARMUP_ITERS", "0",
-        "SOLVER.CHECKPOINT_PERIOD", "1", "TEST.EVAL_PERIOD", "1", "DATASETS.NAMES", "('Market1501',)",
-        "DATASETS.TESTS", "('Market1501',)", "OUTPUT_DIR", str(output), *opts,
-    ]  # fmt: skip
+        *TINY,
+        "MODEL.META_ARCHITECTURE",
+        "Baseline",
+        "MODEL.HEADS.POOL_LAYER",
+        "GlobalAvgPool",
+        "MODEL.HEADS.WITH_BNNECK",
+        "True",
+        "DATALOADER.NUM_INSTANCE",
+        "4",
+        "DATALOADER.SAMPLER_TRAIN",
+        "NaiveIdentitySampler",
+        "MODEL.LOSSES.NAME",
+        "('CrossEntropyLoss', 'TripletLoss')",
+        "SOLVER.MAX_EPOCH",
+        "2",
+        "SOLVER.WARMUP_ITERS",
+        "0",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "1",
+        "TEST.EVAL_PERIOD",
+        "1",
+        "DATASETS.NAMES",
+        "('Market1501',)",
+        "DATASETS.TESTS",
+        "('Market1501',)",
+        "OUTPUT_DIR",
+        str(output),
+        *opts,
+    ]
     cfg = load_config("", overrides)
     cfg.freeze()
     return cfg

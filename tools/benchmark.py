@@ -6,14 +6,16 @@
     tools/benchmark.py table runs/sskd_m2d --published --format latex
     tools/benchmark.py run --config-file configs/demo.yml --runs 3 --output runs/demo3
     tools/benchmark.py grid configs/ablation/grid.yml --output runs/ablation
-    tools/benchmark.py grid configs/rivals/grid.yml --config-file configs/sskd_cuhk2m_mobilenet.yml --output runs/rivals \
+    tools/benchmark.py grid configs/rivals/grid.yml --config-file configs/sskd_cuhk2m_mobilenet.yml --output
+    runs/rivals \
         --against "SSKD as released"
     tools/benchmark.py zoo                                              # writes MODEL_ZOO.md
 
-What is given to `table` is [NAME=]FOLDER (a run, or a folder of runs) or [NAME=]CONFIG:WEIGHTS. With --tests the
-model_final.pth of each run is evaluated on those sets. `run` and `grid` resume when they are given again, and
-end with status 3 if a run stopped because its pseudo-labels cannot be trained on, or because it has diverged.
-Results are of the last epoch; --selection last,best adds the rows that a run chose, and the table says on what.
+What is given to `table` is [NAME=]FOLDER (a run, or a folder of runs) or [NAME=]CONFIG:WEIGHTS. With --tests
+the model_final.pth of each run is evaluated on those sets. `run` and `grid` resume when they are given again,
+and end with status 3 if a run stopped because its pseudo-labels cannot be trained on, or because it has
+diverged. Results are of the last epoch; --selection last,best adds the rows that a run chose, and the table
+says on what.
 """
 
 import argparse
@@ -39,7 +41,8 @@ def check_table_file(path: str, reads=()) -> None:
     ending = check_output(path, (".csv", ".json", ".md", ".tex", ".txt"), reads)
     if os.path.exists(path) and (ending == ".json" or os.path.basename(path) == "log.txt"):
         raise ValueError(
-            f"{path!r} is there and may hold a run's results: give the table another name, or remove that file"
+            f"{path!r} is there and may hold a run's results: give the table another name, or remove that "
+            "file"
         )
 
 
@@ -151,7 +154,8 @@ def main() -> int:
         given_elsewhere = {"SEED", "OUTPUT_DIR"} & set(args.opts[::2])
         if given_elsewhere:
             parser.error(
-                f"--opts {' and '.join(sorted(given_elsewhere))}: give --runs or --seeds, and --output, instead"
+                f"--opts {' and '.join(sorted(given_elsewhere))}: give --runs or --seeds, and --output, "
+                "instead"
             )
     if args.output_file:
         try:

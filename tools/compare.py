@@ -5,13 +5,17 @@
     tools/compare.py --config-file configs/sskd_msmt2m_osnet.yml --output runs/osnet --seeds 1,2,3 \\
         SSKD.SOURCE.WEIGHTS "['osnet_x0_25_msmt17.pth']"
 
-The grid of configs/comparison/grid.yml. Its rows start from the same source models and, where they train, have the same network,
-views and number of steps: direct transfer, direct transfer with batch-norm statistics of the target, one network with
-hard pseudo-labels only, SSKD (each teacher and the ensemble, last epoch), and the supervised upper bound. Finished runs
-in the same folder are reused, unfinished ones are resumed; a folder of other settings is refused. A row that cannot be had
-(the upper bound of a target without identities) is left out, and said before training and below the table.
+The grid of configs/comparison/grid.yml. Its rows start from the same source models and, where they train,
+have the same network,
+views and number of steps: direct transfer, direct transfer with batch-norm statistics of the target, one
+    network with
+hard pseudo-labels only, SSKD (each teacher and the ensemble, last epoch), and the supervised upper bound.
+Finished runs in the same folder are reused, unfinished ones are resumed; a folder of other settings is
+refused. A row that cannot be had (the upper bound of a target without identities) is left out, and said
+before training and below the table.
 
-Exit status: 0 done, 1 failed, 2 refused (the command line, a folder of other settings or in use), 3 the table lacks a row
+Exit status: 0 done, 1 failed, 2 refused (the command line, a folder of other settings or in use), 3 the table
+    lacks a row
 whose pseudo-labels cannot be trained on or that has diverged, 4 stopped by SIGTERM or SIGINT after saving.
 """
 
@@ -61,7 +65,8 @@ def main() -> int:
     minutes, cfg = (time.time() - start) / 60, resolve(load_config(args.config_file, args.opts))
     table = "\n\n".join([benchmark.write_table(outcome.results, "markdown"), *outcome.notes()])
     print(
-        f"\n{table}\n\nTest set {cfg.DATASETS.TESTS[0]}, seeds {', '.join(map(str, args.seeds))}, {cfg.SSKD.NUM_PEERS} peers, "
+        f"\n{table}\n\nTest set {cfg.DATASETS.TESTS[0]}, seeds {', '.join(map(str, args.seeds))}, "
+        f"{cfg.SSKD.NUM_PEERS} peers, "
         f"{cfg.SOLVER.MAX_EPOCH * cfg.SSKD.ITERS_PER_EPOCH} steps of {cfg.SOLVER.IMS_PER_BATCH} images, "
         f"last epoch (nothing chosen on the test set), {torch.get_num_threads()} threads, {minutes:.1f} min."
     )

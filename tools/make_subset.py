@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Make a Market-1501-style data set of the first N training identities, by links to the original images.
 
-    tools/make_subset.py --source DATASETS/Market-1501-v15.09.15 --output SUBSET/Market-1501-v15.09.15 --identities 200
+    tools/make_subset.py --source DATASETS/Market-1501-v15.09.15 --output SUBSET/Market-1501-v15.09.15
+    --identities 200
 
 Query and gallery are linked whole. Use it with FASTREID_DATASETS=SUBSET.
 """
@@ -40,7 +41,8 @@ def main() -> int:
     source, output = (os.path.realpath(folder) for folder in (args.source, args.output))
     if os.path.commonpath([source, output]) == source:
         parser.error(
-            f"--output {args.output!r} is inside --source, whose images it would add to: give a folder elsewhere"
+            f"--output {args.output!r} is inside --source, whose images it would add to: give a folder "
+            "elsewhere"
         )
     if os.path.exists(args.output):
         parser.error(f"{args.output!r} is there already: give another --output, or remove it")

@@ -39,7 +39,9 @@ def evaluate_pair(
     opts: Sequence = (),
     records: str = "",
 ) -> list[Result]:
-    """Evaluate a model on test sets: stock fast-reid's, a source model, or every teacher and the ensemble of SSKD.
+    """Evaluate a model on test sets.
+
+    Stock fast-reid's, a source model, or every teacher and the ensemble of SSKD.
 
     Args:
         config_file: describes the model.
@@ -47,11 +49,12 @@ def evaluate_pair(
         tests: registered data sets; () for the config's ``DATASETS.TESTS``.
         name: method's name in the table; "": made from the config.
         opts: overrides of the config, KEY value ...
-        records: folder for JSON records, by config, file of weights and test sets; what is there is not evaluated
-            again.
+        records: folder for JSON records, by config, file of weights and test sets; what is there is not
+            evaluated again.
 
     Returns:
-        A row a network and test set. Epochs and hours are those of the run that the weights lie in, if they do.
+        A row a network and test set. Epochs and hours are those of the run that the weights lie in, if they
+        do.
 
     Raises:
         FileNotFoundError: if config or weights are missing.
@@ -82,7 +85,9 @@ def evaluate_pair(
 
 
 def evaluate_folder(folder: str, tests: Sequence[str], **kwargs) -> list[Result]:
-    """Evaluate ``model_final.pth`` of a run, or of every run below a folder; keywords as :func:`evaluate_pair`.
+    """Evaluate ``model_final.pth`` of a run, or of every run below a folder.
+
+    Keywords as :func:`evaluate_pair`.
 
     Raises:
         FileNotFoundError: if there is no such file there.

@@ -19,9 +19,9 @@ _PAIR = re.compile(r"(\S+) -> (\S+)")
 def load_published(path: str) -> list[dict[str, Any]]:
     """Read and check a file of published figures, a YAML list.
 
-    An entry has ``method``, ``where`` (the document and the place in it), ``verified`` (whether somebody has read the
-    figures there), ``results`` ({"Source -> Target": [mAP, Rank-1, Rank-5, Rank-10]}, null for what is not given), and
-    may have ``backbone`` and ``selection``.
+    An entry has ``method``, ``where`` (the document and the place in it), ``verified`` (whether somebody has
+    read the figures there), ``results`` ({"Source -> Target": [mAP, Rank-1, Rank-5, Rank-10]}, null for what
+    is not given), and may have ``backbone`` and ``selection``.
 
     Raises:
         ValueError: naming the entry, if one is not of this form, or is verified and names no place.
@@ -67,7 +67,7 @@ def _is_figure(figure: Any) -> bool:
 
 
 def published_results(entries: list[dict], pairs: Collection[str]) -> tuple[list[Result], list[str]]:
-    """Rows of the verified figures for some pairs, and the methods left out because nobody could check theirs.
+    """Rows of the verified figures for some pairs, and the methods left out as unverified.
 
     Args:
         entries: of :func:`load_published`.

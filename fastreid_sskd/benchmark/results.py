@@ -39,17 +39,20 @@ class Result:
         method: what was evaluated, as a table names it.
         target: the test set.
         metrics: {"mAP", "Rank-1", "Rank-5", "Rank-10", "mINP"} in percent; those that are unknown are absent.
-        source: what the model was trained on before, data sets or the name of a file of weights; "" if unknown.
+        source: what the model was trained on before, data sets or the name of a file of weights; "" if
+            unknown.
         backbone: the network.
         selection: how the epoch and the network were chosen.
-        images_per_bn: images that shared batch-norm statistics in training; None: nothing was trained, or unknown.
+        images_per_bn: images that shared batch-norm statistics in training; None: nothing was trained, or
+            unknown.
         epochs: of this training; 0: nothing was trained; None: unknown.
-        hours: spent in training steps and pseudo-label refreshes of this run, evaluation and stage 1 left out.
+        hours: spent in training steps and pseudo-label refreshes of this run, evaluation and stage 1 left
+            out.
         device: what it was trained on, or evaluated on where nothing was trained.
         seed: of the run, None if unknown.
         run: folder or file of weights that it comes from.
-        labels: "precision" and "recall" (BCubed) of the last pseudo-labels against the target's identities and the ratio
-            that is "noise", each [0, 1]; {} where they are not known.
+        labels: "precision" and "recall" (BCubed) of the last pseudo-labels against the target's identities
+            and the ratio that is "noise", each [0, 1]; {} where they are not known.
         published: where the figures can be read, for those that were not measured here; else "".
     """
 
@@ -112,18 +115,20 @@ def _read_json(path: str) -> Any:
             raise ValueError(f"{path!r} is not JSON: {error}") from error
 
 
-# ---- folders -----------------------------------------------------------------------------------------------------
+# ---- folders
+# -----------------------------------------------------------------------------------------------------
 
 
 def collect(folder: str, selections: Collection[str] = ("last",), name: str = "") -> list[Result]:
     """Read the results of a run folder, or of all runs below a folder, such as a grid's.
 
-    Source models and earlier runs inside a run are not results of their own. Untrained models stand first; the rest is in
-    the order of the grid's record, if there is one.
+    Source models and earlier runs inside a run are not results of their own. Untrained models stand first;
+    the rest is in the order of the grid's record, if there is one.
 
     Args:
         folder: where to look.
-        selections: "last" (the last epoch's rows) and/or "best" (the row that the run chose, by what it says it did).
+        selections: "last" (the last epoch's rows) and/or "best" (the row that the run chose, by what it says
+            it did).
         name: method's name in place of the one found.
 
     Raises:
@@ -140,7 +145,8 @@ def collect(folder: str, selections: Collection[str] = ("last",), name: str = ""
     results = [result for run in find_runs(folder) for result in read_run(run, selections)]
     if not results:
         raise ValueError(
-            f"no finished run with figures in {folder!r}: looked for {', '.join((RECORD, *_FILES))} there and below; "
+            f"no finished run with figures in {folder!r}: looked for {', '.join((RECORD, *_FILES))} there "
+            "and below; "
             "--tests evaluates the model of a run that had no test set"
         )
     record, order = os.path.join(folder, RECORD), []
@@ -159,7 +165,10 @@ def _renamed(method: str, name: str) -> str:
 
 
 def find_runs(folder: str) -> Iterator[str]:
-    """The run folders at and below a folder, by name; those inside a run (its source models, earlier runs) left out."""
+    """The run folders at and below a folder, by name.
+
+    Those inside a run (its source models, earlier runs) left out.
+    """
     names = set(os.listdir(folder))
     if names & set(_FILES) or {RECORD, "config.yaml"} <= names:
         yield folder
@@ -188,7 +197,8 @@ def read_run(folder: str, selections: Collection[str] = ("last",), *, named: boo
     Args:
         folder: of the run.
         selections: as for :func:`collect`.
-        named: take the record that a grid has written, with its names, if there is one; else all that the run evaluated.
+        named: take the record that a grid has written, with its names, if there is one; else all that the run
+            evaluated.
 
     Raises:
         ValueError: if a file is damaged, or its config is not to be found.
@@ -207,7 +217,8 @@ def _read_rows(folder: str) -> Rows:
         isinstance(found, dict) and "mAP" in found for found in rows.values()
     ):
         raise ValueError(
-            f"{path!r} does not hold the rows of a table, {{row: {{metric: percent}}}}: remove it to make them again"
+            f"{path!r} does not hold the rows of a table, {{row: {{metric: percent}}}}: remove it to make "
+            "them again"
         )
     return rows
 
@@ -272,7 +283,8 @@ def _near(folder: str, name: str) -> str:
         if os.path.isfile(path):
             return path
     raise ValueError(
-        f"{folder!r} holds results but no {name}, and neither does the folder above: is it a whole run folder?"
+        f"{folder!r} holds results but no {name}, and neither does the folder above: is it a whole run "
+        "folder?"
     )
 
 
@@ -300,7 +312,10 @@ def row_suffix(row: str, of: int) -> str:
 
 
 def _best_rows(record: dict, make: Callable[..., Result]) -> list[Result]:
-    """The row that results.json calls the best, and what it was chosen on; [] where there was nothing to choose."""
+    """The row that results.json calls the best, and what it was chosen on.
+
+    [] where there was nothing to choose.
+    """
     best, adapted = (
         record["best"],
         [evaluation for evaluation in record["evaluations"] if evaluation["epoch"]],
@@ -313,16 +328,22 @@ def _best_rows(record: dict, make: Callable[..., Result]) -> list[Result]:
         (e["results"] for e in record["evaluations"] if e["epoch"] == best["epoch"]), {}
     )  # {}: not evaluated
     return [
-        make(suffix=f", best {'teacher' if len(rows) > 1 else 'epoch'}", target=test, metrics=rows[best["row"]],
-             selection=f"best on {best['chosen_on']}")
+        make(
+            suffix=f", best {'teacher' if len(rows) > 1 else 'epoch'}",
+            target=test,
+            metrics=rows[best["row"]],
+            selection=f"best on {best['chosen_on']}",
+        )
         for test, rows in chosen.items()
-    ]  # fmt: skip
+    ]
 
 
 def _host_rows(
     config: Mapping, scalars: Mapping[str, Series], make: Callable[..., Result], best: bool = False
 ) -> list[Result]:
-    """An evaluation in metrics.json, of stage 1 and of plain fast-reid models: the last epoch's, or the best one.
+    """An evaluation in metrics.json, of stage 1 and of plain fast-reid models.
+
+    The last epoch's, or the best one.
 
     Nothing of a run whose last epoch has no evaluation yet.
     """
@@ -342,10 +363,15 @@ def _host_rows(
     results = []
     for test, prefix in prefixes.items():
         metrics = {name: dict(scalars.get(prefix + name, {})).get(at) for name in METRICS}
-        results.append(make(
-            method="" if test == tests[0] else describe(config, test)["method"], suffix=", best epoch" * best, target=test,
-            selection=selection, metrics={name: value for name, value in metrics.items() if value is not None},
-        ))  # fmt: skip
+        results.append(
+            make(
+                method="" if test == tests[0] else describe(config, test)["method"],
+                suffix=", best epoch" * best,
+                target=test,
+                selection=selection,
+                metrics={name: value for name, value in metrics.items() if value is not None},
+            )
+        )
     return results
 
 
@@ -364,7 +390,8 @@ def device_of(folder: str, config: Mapping) -> str:
     return device
 
 
-# ---- metrics.json ------------------------------------------------------------------------------------------------
+# ---- metrics.json
+# ------------------------------------------------------------------------------------------------
 
 
 def read_scalars(folder: str) -> dict[str, Series]:
@@ -390,7 +417,8 @@ def read_scalars(folder: str) -> dict[str, Series]:
             if number == len(lines):
                 break
             raise ValueError(
-                f"line {number} of {path!r} is not what a run writes, a JSON object with an iteration: {error}"
+                f"line {number} of {path!r} is not what a run writes, a JSON object with an iteration: "
+                f"{error}"
             ) from error
         for name, value in scalars.items():
             found.setdefault(name, {})[iteration] = value
@@ -415,11 +443,15 @@ def training_hours(scalars: Mapping[str, Series]) -> float | None:
     return seconds / 3600
 
 
-# ---- config.yaml -------------------------------------------------------------------------------------------------
+# ---- config.yaml
+# -------------------------------------------------------------------------------------------------
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """The ``config.yaml`` of a run as a dict: also that of an older version, whose keys are no longer known."""
+    """The ``config.yaml`` of a run as a dict.
+
+    Also that of an older version, whose keys are no longer known.
+    """
     with open(path, encoding="utf-8") as file:
         try:
             config = yaml.safe_load(file)
@@ -441,7 +473,7 @@ def as_dict(cfg: CfgNode) -> dict[str, Any]:
 
 
 def describe(config: Mapping[str, Any], test: str, processes: int = 1) -> dict[str, Any]:
-    """The fields of a ``Result`` that the config of a training gives, for one test set and number of processes."""
+    """The fields of a ``Result`` that a config gives, for one test set and number of processes."""
     architecture = config["MODEL"]["META_ARCHITECTURE"]
     if architecture == "SSKD":
         method = "SSKD"
@@ -469,7 +501,7 @@ def backbone_name(config: Mapping[str, Any]) -> str:
 
 
 def source_name(config: Mapping[str, Any]) -> str:
-    """What the weights that a run starts from were trained on, else the data sets of stage 1, else what it trains on.
+    """What the start weights were trained on, else the data sets of stage 1, else those of the run.
 
     Of weights that are not this package's source models, the names of the files.
     """

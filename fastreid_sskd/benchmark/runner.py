@@ -1,4 +1,7 @@
-"""Grids: variants of one config, each trained over seeds; what is finished is kept, and the rest is resumed."""
+"""Grids.
+
+Variants of one config, each trained over seeds; what is finished is kept, and the rest is resumed.
+"""
 
 import argparse
 import contextlib
@@ -35,7 +38,8 @@ _RUNS = ("train", "start", "batch_norm", "one_network", "supervised")
 _NOTHING_TRAINED = ("start", "batch_norm")
 _VARIANTS = {"one_network": one_network_config, "supervised": supervised_config}
 
-# Also harmless here: a path, since source models are compared with what the file says, and what the data set tells.
+# Also harmless here: a path, since source models are compared with what the file says, and what the data set
+# tells.
 _HARMLESS = (*names_with("any"), "SSKD.SOURCE.CONFIG", "MODEL.HEADS.NUM_CLASSES")
 
 
@@ -46,9 +50,9 @@ class Cell:
     Attributes:
         name: in the table.
         opts: the overrides that make it, KEY value ...
-        run: "train", or a baseline from the same source models: "start", the ensemble of the source models as they are;
-            "batch_norm", the same with the target's batch-norm statistics; "one_network", a network with hard pseudo-labels
-            only; "supervised", a network that is given the target's identities.
+        run: "train", or a baseline from the same source models: "start", the ensemble of the source models as
+            they are; "batch_norm", the same with the target's batch-norm statistics; "one_network", a network
+            with hard pseudo-labels only; "supervised", a network that is given the target's identities.
         steps: times as many iterations an epoch as the config has [>= 1].
         teachers: a row for each teacher too, not for the ensemble alone.
     """
@@ -68,8 +72,9 @@ class Grid:
         config: file of the base config.
         cells: the variants.
         seeds: every cell is run with each.
-        share_source: start from source models that are made with the base config: all cells and seeds from one set ("all"),
-            the cells of a seed from a set of that seed ("seed"), or each run from its own ("").
+        share_source: start from source models that are made with the base config: all cells and seeds from
+            one set ("all"), the cells of a seed from a set of that seed ("seed"), or each run from its own
+            ("").
     """
 
     config: str
@@ -104,7 +109,10 @@ class Outcome:
 
 
 def load_grid(path: str) -> Grid:
-    """Read a grid: ``config`` (relative to the file), ``seeds``, ``share_source``, and ``cells``, each with fields of ``Cell``.
+    """Read a grid.
+
+    ``config`` (relative to the file), ``seeds``, ``share_source``, and ``cells``, each with fields of
+    ``Cell``.
 
     Raises:
         ValueError: if a key or value is not known, or two cells have one name.
@@ -124,7 +132,8 @@ def load_grid(path: str) -> Grid:
     twice = sorted({name for name in folders if folders.count(name) > 1})
     if twice or not cells:
         raise ValueError(
-            f"cells of {path!r} need names that differ in letters and digits: {', '.join(twice) or 'there is none'}"
+            f"cells of {path!r} need names that differ in letters and digits: "
+            f"{', '.join(twice) or 'there is none'}"
         )
     share = data.get("share_source", "")
     share = "all" if share is True else share or ""
@@ -142,7 +151,8 @@ def _cell(entry: Any, path: str) -> Cell:
     known = {"name", "opts", "run", "steps", "teachers"}
     if not isinstance(entry, dict) or "name" not in entry or not set(entry) <= known:
         raise ValueError(
-            f"a cell of {path!r} has a name and may have opts, {{KEY: value}}, run, steps and teachers; got {entry!r}"
+            f"a cell of {path!r} has a name and may have opts, {{KEY: value}}, run, steps and teachers; got "
+            f"{entry!r}"
         )
     cell = Cell(
         **{**entry, "opts": tuple(part for pair in (entry.get("opts") or {}).items() for part in pair)}
@@ -182,9 +192,10 @@ def repeat(config: str, runs: int, name: str = "", opts: Sequence = ()) -> Grid:
 def run_grid(grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence = ()) -> Outcome:
     """Train every cell with every seed that is not finished yet.
 
-    A run's folder is ``OUTPUT/<cell>/seed<i>``, and holds its ``record.json`` when it is finished. ``record.json`` in
-    ``OUTPUT`` holds the results of all finished runs of the grid's cells, whichever were asked for. A run whose training
-    cannot continue is left out with a warning; any other error ends the grid, and the next call resumes it.
+    A run's folder is ``OUTPUT/<cell>/seed<i>``, and holds its ``record.json`` when it is finished.
+    ``record.json`` in ``OUTPUT`` holds the results of all finished runs of the grid's cells, whichever were
+    asked for. A run whose training cannot continue is left out with a warning; any other error ends the grid,
+    and the next call resumes it.
 
     Args:
         grid: what to run.
@@ -193,7 +204,8 @@ def run_grid(grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence =
         opts: overrides for all cells, before their own.
 
     Raises:
-        ValueError: if a name is not one of a cell's, a cell's config cannot work, or a folder holds a run with other settings.
+        ValueError: if a name is not one of a cell's, a cell's config cannot work, or a folder holds a run
+            with other settings.
         FileNotFoundError, ImportError: as :func:`fastreid_sskd.engine.run`.
         FolderInUseError: if another process writes into a run's folder.
         Stopped: a ``SystemExit``, if SIGTERM or SIGINT came; what is done is kept.
@@ -215,7 +227,8 @@ def run_grid(grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence =
     )
 
 
-# ---- one run of a grid -------------------------------------------------------------------------------------------
+# ---- one run of a grid
+# -------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -224,8 +237,10 @@ class _Job:
 
     Attributes:
         cell: the variant.
-        cfg: frozen; its ``OUTPUT_DIR`` is the job's folder, and what the folder holds has to be of these settings.
-        source: config of the source models that it starts from, made once in its ``OUTPUT_DIR``; None: of none.
+        cfg: frozen; its ``OUTPUT_DIR`` is the job's folder, and what the folder holds has to be of these
+            settings.
+        source: config of the source models that it starts from, made once in its ``OUTPUT_DIR``; None: of
+            none.
         unavailable: why it cannot be run, "" if it can.
         stopped: why its training could not continue, "" if it did.
     """
@@ -269,7 +284,8 @@ def _plan(grid: Grid, output: str, only: Sequence[str], opts: Sequence) -> tuple
     earlier = glob.glob(os.path.join(glob.escape(output), "seed*", "sskd"))
     if earlier:
         raise OtherConfigError(
-            f"{output!r} holds a comparison that an earlier version made ({earlier[0]}): `tools/benchmark.py table` reads it; "
+            f"{output!r} holds a comparison that an earlier version made ({earlier[0]}): "
+            "`tools/benchmark.py table` reads it; "
             "choose another output folder"
         )
     jobs = [
@@ -317,8 +333,10 @@ def _job(grid: Grid, cell: Cell, seed: int, output: str, opts: Sequence) -> _Job
             source = _shared_source(grid, seed, output, opts)
             if 1 < source.SSKD.NUM_PEERS < cfg.SSKD.NUM_PEERS:
                 raise ValueError(
-                    f"{cell.name!r} has SSKD.NUM_PEERS {cfg.SSKD.NUM_PEERS}, and the source models that are shared are those of the "
-                    f"{source.SSKD.NUM_PEERS} peers of {grid.config!r}: set it there to the most that a cell has"
+                    f"{cell.name!r} has SSKD.NUM_PEERS {cfg.SSKD.NUM_PEERS}, and the source models that are "
+                    "shared are those of the "
+                    f"{source.SSKD.NUM_PEERS} peers of {grid.config!r}: set it there to the most that a "
+                    "cell has"
                 )
     for config in filter(None, (cfg, source)):
         config.freeze()
@@ -331,24 +349,30 @@ def _check_evaluated(cfg: CfgNode) -> None:
         raise ValueError("DATASETS.TESTS is empty, so the table would have no figures: name a test set")
     if cfg.TEST.EVAL_PERIOD < 1:
         raise ValueError(
-            f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}, so the last epoch would not be evaluated: set it to 1 or more"
+            f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}, so the last epoch would not be evaluated: set it "
+            "to 1 or more"
         )
 
 
 def _check_baseline(cell: Cell, cfg: CfgNode) -> None:
     if cfg.MODEL.META_ARCHITECTURE != "SSKD":
         raise ValueError(
-            f"{cell.name!r} is a baseline of an SSKD config, and MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}"
+            f"{cell.name!r} is a baseline of an SSKD config, and MODEL.META_ARCHITECTURE is "
+            f"{cfg.MODEL.META_ARCHITECTURE}"
         )
     if starts_from_backbone(cfg) or cfg.MODEL.WEIGHTS and not cfg.SSKD.SOURCE.WEIGHTS:
         raise ValueError(
-            f"{cell.name!r} starts from source models: leave MODEL.WEIGHTS empty and SSKD.SOURCE.SKIP False, and give "
+            f"{cell.name!r} starts from source models: leave MODEL.WEIGHTS empty and SSKD.SOURCE.SKIP "
+            "False, and give "
             "SSKD.SOURCE.WEIGHTS or SSKD.SOURCE.CONFIG"
         )
 
 
 def _starts_from_source(cfg: CfgNode) -> bool:
-    """Whether a cell starts from source models: an adaptation, or one network that is given the target's identities."""
+    """Whether a cell starts from source models.
+
+    An adaptation, or one network that is given the target's identities.
+    """
     return (
         cfg.MODEL.META_ARCHITECTURE == "SSKD"
         or cfg.MODEL.META_ARCHITECTURE == "SSKDSource"
@@ -362,7 +386,8 @@ def _shared_source(grid: Grid, seed: int, output: str, opts: Sequence) -> CfgNod
     cfg = load_config(grid.config, [*opts, "OUTPUT_DIR", output])
     if cfg.SEED < 0:
         raise ValueError(
-            f"share_source needs a SEED in {grid.config!r}: another call would draw another, and could not use the source models"
+            f"share_source needs a SEED in {grid.config!r}: another call would draw another, and could not "
+            "use the source models"
         )
     return resolve(cfg)
 
@@ -370,10 +395,12 @@ def _shared_source(grid: Grid, seed: int, output: str, opts: Sequence) -> CfgNod
 def _check_same_settings(job: _Job) -> None:
     """Refuse to report as new, or to resume, what a job's folder holds of a run with other settings.
 
-    A folder in which nothing has been learned yet may be given other settings. Paths may be spelled differently.
+    A folder in which nothing has been learned yet may be given other settings. Paths may be spelled
+    differently.
 
     Raises:
-        OtherConfigError: if a key differs that has an effect on the result, naming the first three with both values.
+        OtherConfigError: if a key differs that has an effect on the result, naming the first three with both
+            values.
     """
     if not is_recorded(job.folder) and not os.path.isfile(os.path.join(job.folder, "last_checkpoint")):
         return
@@ -410,7 +437,10 @@ def _check_same_settings(job: _Job) -> None:
 
 
 def _check_jobs(jobs: Sequence[_Job]) -> None:
-    """Find what would only be found after hours, in all jobs; finished ones need neither images nor source models."""
+    """Find what would only be found after hours, in all jobs.
+
+    Finished ones need neither images nor source models.
+    """
     passed: set[str] = set()  # the seeds of a cell do not differ in what is checked
     for job in filter(lambda job: job.source and job.left, jobs):
         if job.cell.name in passed:

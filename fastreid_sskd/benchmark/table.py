@@ -91,7 +91,8 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
     The same run given twice counts once.
 
     Raises:
-        ValueError: if two different runs of one row have the same seed: they differ by something a table cannot show.
+        ValueError: if two different runs of one row have the same seed: they differ by something a table
+            cannot show.
     """
     rows: dict[tuple, Summary] = {}
     for result in results:
@@ -106,7 +107,8 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
         for twin in row.results:
             if twin.seed == result.seed is not None and os.path.realpath(twin.run) != place:
                 raise ValueError(
-                    f"{twin.run!r} and {result.run!r} are both seed {result.seed} of {result.method!r}: name them apart, NAME=FOLDER"
+                    f"{twin.run!r} and {result.run!r} are both seed {result.seed} of {result.method!r}: "
+                    "name them apart, NAME=FOLDER"
                 )
         row.results.append(result)
     return list(rows.values())
@@ -121,8 +123,9 @@ def write_table(
         results: of any methods, sets and seeds; may be none.
         fmt: one of ``FORMATS``. "csv" and "json" give every column in plain numbers.
         all_columns: keep the columns in which all rows agree; else they are said once, below the table.
-        against: a method of the table. A column of all formats but "csv" and "json" gives each row's gain in mAP over it,
-            seed by seed, as mean and standard deviation, and says where the mean is not larger than the deviation.
+        against: a method of the table. A column of all formats but "csv" and "json" gives each row's gain in
+            mAP over it, seed by seed, as mean and standard deviation, and says where the mean is not larger
+            than the deviation.
 
     Raises:
         ValueError: if the format is not known, no row is of ``against``, or as :func:`summarise`.
@@ -216,7 +219,8 @@ def _notes(rows: Sequence[Summary], shared: dict[str, str], against: str) -> lis
         notes.append("Mean ± standard deviation over seeds.")
     if against:
         notes.append(
-            f"{_gain_column(against)}: mean ± standard deviation of the differences between equal seeds (how many); within spread: "
+            f"{_gain_column(against)}: mean ± standard deviation of the differences between equal seeds "
+            "(how many); within spread: "
             "the mean is not larger than the deviation. A single seed has no spread."
         )
     places = dict.fromkeys((row.method, row.published) for row in rows if row.published)

@@ -12,15 +12,16 @@ __all__ = ["render_zoo"]
 
 
 def render_zoo(template: str, records: str, runs: str = "") -> str:
-    """The text of a template in which ``{{ table("run_a") }}`` stands for the table of the results of ``runs/run_a``.
+    """Render a template in which ``{{ table("run_a") }}`` stands for the results of ``runs/run_a``.
 
-    ``table`` also takes ``source`` and ``target``, to call a data set by a better name than its class, ``best`` (also
-    the rows chosen on the test set) and any format of :func:`write_table` as ``fmt``.
+    ``table`` also takes ``source`` and ``target``, to call a data set by a better name than its class,
+    ``best`` (also the rows chosen on the test set) and any format of :func:`write_table` as ``fmt``.
 
     Args:
         template: a file of Markdown.
         records: folder of the records, a JSON file of each run's name.
-        runs: folder of run folders; where it has one of that name, its record is written first. "": records only.
+        runs: folder of run folders; where it has one of that name, its record is written first. "": records
+            only.
 
     Raises:
         FileNotFoundError: if there is no template, or neither a run folder nor a record of that name.

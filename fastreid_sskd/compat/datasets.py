@@ -1,4 +1,7 @@
-"""Patches of the host's data sets: what they read off the names of files and the lines of lists, and nothing else."""
+"""Patches of the host's data sets.
+
+What they read off the names of files and the lines of lists, and nothing else.
+"""
 
 import logging
 import os
@@ -21,8 +24,8 @@ class Names:
 
     Attributes:
         example: path below the folder of the data set's images.
-        rule: regular expression, searched for in the path without its ending. Its group ``camera`` is the camera, the
-            others, joined by "-", are the identity.
+        rule: regular expression, searched for in the path without its ending. Its group ``camera`` is the
+            camera, the others, joined by "-", are the identity.
         folders: regular expressions of the sub-folders that hold images; "" is the folder itself.
         camera: of all images, where names say none.
         numbers: identities and cameras are numbers, with a prefix in training images only; -1 is no identity.
@@ -114,7 +117,8 @@ def list_folder(names: Names) -> Callable[..., list[tuple]]:
         name, count = type(self).__name__, sum(parts.values())
         if odd:
             raise ValueError(
-                f"{name}: {len(odd)} of {count} images in {folder!r} are not named like {names.example!r} (first: {odd[0]!r}; "
+                f"{name}: {len(odd)} of {count} images in {folder!r} are not named like {names.example!r} "
+                f"(first: {odd[0]!r}; "
                 f"rule: {names.rule!r}): rename them, move them away, {_WAY_OUT}"
             )
         missing = [part for part, found in parts.items() if not found]
@@ -214,7 +218,8 @@ def _veri_wild(self: Any, path: str, is_train: bool = True) -> list[tuple]:
     unknown = [line[0] for line in lines if line["image"] not in self.imgid2camid]
     if unknown:
         raise ValueError(
-            f"{path!r}: {unknown[0]!r} is not in {self.vehicle_info!r}: complete that list, or remove the line"
+            f"{path!r}: {unknown[0]!r} is not in {self.vehicle_info!r}: complete that list, or remove the "
+            "line"
         )
     return [
         _item(self, self.imgid2imgpath[image], int(line["who"]), int(self.imgid2camid[image]), is_train)
@@ -264,14 +269,16 @@ PATCHES = (
     Patch(
         "image-names",
         "data/datasets/*.py: process_dir, process_train",
-        "identities and cameras are found in the path of the root too, with one digit and below asserted limits; other "
+        "identities and cameras are found in the path of the root too, with one digit and below asserted "
+        "limits; other "
         "endings, links and roots with brackets are left out silently; the order is the disk's",
         _patch_names,
     ),
     Patch(
         "image-lists",
         "data/datasets/msmt17.py:98, AirportALERT.py:35, vehicleid.py:53, veriwild.py:59",
-        "a blank or odd line ends in a traceback that names neither; VehicleID draws another gallery at each evaluation",
+        "a blank or odd line ends in a traceback that names neither; VehicleID draws another gallery at "
+        "each evaluation",
         _patch_lists,
     ),
 )

@@ -18,7 +18,7 @@ FAISS_CPU = 3  # the host's search_option for faiss on the CPU
 
 
 def _together(host_inference: Callable[..., dict]) -> Callable[..., dict]:
-    """Return the host's evaluation on a data set, whose processes fail together or go on to the results together."""
+    """Return the host's evaluation on a data set, whose processes fail together or succeed together."""
 
     def inference_on_dataset(model: Any, data_loader: Any, evaluator: Any, flip_test: bool = False) -> dict:
         """As the host's; what is raised over the batches in one process is raised in all."""

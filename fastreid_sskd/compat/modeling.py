@@ -122,15 +122,17 @@ def _whole_backbone(host_build: Callable[[Any], nn.Module]) -> Callable[[Any], n
             if isinstance(error, ModuleNotFoundError) and error.name != "gdown":
                 raise
             raise FileNotFoundError(
-                "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it to a file on "
-                "disk, or install gdown so that fast-reid can download them, or set MODEL.BACKBONE.PRETRAIN to False"
+                "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it "
+                "to a file on "
+                "disk, or install gdown so that fast-reid can download them, or set MODEL.BACKBONE.PRETRAIN "
+                "to False"
             ) from error
 
     return build_backbone
 
 
 def _whole_model(host_load: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the host's `Checkpointer.load`, which refuses a file without the whole backbone of a re-ID model."""
+    """Return the host's `Checkpointer.load`, which refuses a file without a whole backbone."""
 
     @functools.wraps(host_load)
     def load(self: Any, path: str, checkpointables: list[str] | None = None) -> Any:
@@ -195,7 +197,8 @@ PATCHES = (
     Patch(
         "pretrained-backbone",
         "modeling/backbones/build.py:21",
-        "PRETRAIN_PATH with other names, or of another network, leaves the backbone random and the log at INFO",
+        "PRETRAIN_PATH with other names, or of another network, leaves the backbone random and the log at "
+        "INFO",
         lambda: swap("fastreid.modeling.backbones.build", "build_backbone", _whole_backbone),
     ),
     Patch(

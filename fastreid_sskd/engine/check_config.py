@@ -1,6 +1,9 @@
-"""Whether a config can work, before anything is trained or written: names, ranges, network, optimiser, clustering.
+"""Whether a config can work, before anything is trained or written.
 
-Of every config, plain ones and those of both stages, by :func:`.pipeline.check_run`; what a run does not read is not checked.
+Names, ranges, network, optimiser, clustering.
+
+Of every config, plain ones and those of both stages, by :func:`.pipeline.check_run`; what a run does not read
+is not checked.
 """
 
 import inspect
@@ -39,25 +42,46 @@ _HOST_DEPTHS = {
     "build_mobilenetv2_backbone": ("1.0x", "0.75x", "0.5x", "0.35x", "0.25x", "0.1x"),
     "build_mobilenetv3_backbone": ("Large", "Small"),
     "build_shufflenetv2_backbone": ("0.5x", "1.0x", "1.5x", "2.0x"),
-    "build_repvgg_backbone": ("A0", "A1", "A2", "B0", "B1", "B1g2", "B1g4", "B2", "B2g2", "B2g4", "B3", "B3g2", "B3g4"),
-    "build_regnet_backbone": tuple(f"{size}{kind}" for size in (200, 400, 800, 1600, 3200, 4000, 6400) for kind in "xy"),
+    "build_repvgg_backbone": (
+        "A0",
+        "A1",
+        "A2",
+        "B0",
+        "B1",
+        "B1g2",
+        "B1g4",
+        "B2",
+        "B2g2",
+        "B2g4",
+        "B3",
+        "B3g2",
+        "B3g4",
+    ),
+    "build_regnet_backbone": tuple(
+        f"{size}{kind}" for size in (200, 400, 800, 1600, 3200, 4000, 6400) for kind in "xy"
+    ),
     "build_effnet_backbone": ("b0", "b1", "b2", "b3", "b4", "b5"),
     "build_vit_backbone": ("small", "base"),
-}  # fmt: skip
-#: settings that name an entry of a registry of fast-reid's or torch's, which may be registered later, so they are looked up
+}
+#: settings that name an entry of a registry of fast-reid's or torch's, which may be registered later, so they
+#: are looked up
 _REGISTERED: dict[str, Callable[[CfgNode], Collection[str]]] = {
-    "MODEL.META_ARCHITECTURE": lambda cfg: META_ARCH_REGISTRY._obj_map,  # the host's registries have no other way to ask
+    # the host's registries have no other way to ask
+    "MODEL.META_ARCHITECTURE": lambda cfg: META_ARCH_REGISTRY._obj_map,
     "MODEL.BACKBONE.NAME": lambda cfg: BACKBONE_REGISTRY._obj_map,
-    "MODEL.BACKBONE.DEPTH": lambda cfg: _HOST_DEPTHS.get(cfg.MODEL.BACKBONE.NAME, (cfg.MODEL.BACKBONE.DEPTH,)),
+    "MODEL.BACKBONE.DEPTH": lambda cfg: _HOST_DEPTHS.get(
+        cfg.MODEL.BACKBONE.NAME, (cfg.MODEL.BACKBONE.DEPTH,)
+    ),
     "MODEL.HEADS.NAME": lambda cfg: REID_HEADS_REGISTRY._obj_map,
     "MODEL.HEADS.POOL_LAYER": lambda cfg: pooling.__all__,
     "MODEL.HEADS.CLS_LAYER": lambda cfg: any_softmax.__all__,
     "SOLVER.OPT": lambda cfg: [
-        name for name, value in vars(torch.optim).items() if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
-        and name != "Optimizer"
+        name
+        for name, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and name != "Optimizer"
     ],
     "SSKD.CLUSTER.METHOD": lambda cfg: CLUSTERING_METHODS,
-}  # fmt: skip
+}
 
 
 def _is_read(cfg: CfgNode, key: Key) -> bool:
@@ -111,12 +135,14 @@ def _check_losses(cfg: CfgNode) -> None:
         return
     if not kd.MODEL_CONFIG and not kd.EMA.ENABLED:
         raise ValueError(
-            "a Distiller learns from teachers, and KD.MODEL_CONFIG names none: give their config files there and their weights in "
+            "a Distiller learns from teachers, and KD.MODEL_CONFIG names none: give their config files "
+            "there and their weights in "
             "KD.MODEL_WEIGHTS, or set KD.EMA.ENABLED to True"
         )
     if len(kd.MODEL_CONFIG) != len(kd.MODEL_WEIGHTS):
         raise ValueError(
-            f"KD.MODEL_CONFIG names {len(kd.MODEL_CONFIG)} teachers and KD.MODEL_WEIGHTS {len(kd.MODEL_WEIGHTS)}: give a file of weights "
+            f"KD.MODEL_CONFIG names {len(kd.MODEL_CONFIG)} teachers and KD.MODEL_WEIGHTS "
+            f"{len(kd.MODEL_WEIGHTS)}: give a file of weights "
             "for each"
         )
 
@@ -132,7 +158,8 @@ def _check_value(name: str, value: Any, rule: Rule | OneOf) -> None:
         if given not in rule.names:
             known = ", ".join(rule.names)
             raise ValueError(
-                f"{name} must be one of {known}; got {given!r}{nearest(given, rule.names) or ': choose one of them'}"
+                f"{name} must be one of {known}; got "
+                f"{given!r}{nearest(given, rule.names) or ': choose one of them'}"
             )
 
 
@@ -152,8 +179,10 @@ def build_network(cfg: CfgNode) -> nn.Module:
         if error.name != "gdown":
             raise
         raise FileNotFoundError(
-            "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it to a file on "
-            "disk, or install gdown so that fast-reid can download them, or set MODEL.BACKBONE.PRETRAIN to False"
+            "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it to a "
+            "file on "
+            "disk, or install gdown so that fast-reid can download them, or set MODEL.BACKBONE.PRETRAIN to "
+            "False"
         ) from error
     # RuntimeError: also what is not implemented, and MGN's fixed sizes
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
@@ -177,7 +206,8 @@ def check_network(cfg: CfgNode, num_classes: int) -> None:
         num_classes: of the training data, 0 where they are not known yet.
 
     Raises:
-        ValueError: if it cannot be built or fails, its feature has another size than ``FEAT_DIM``, or layers cannot be frozen.
+        ValueError: if it cannot be built or fails, its feature has another size than ``FEAT_DIM``, or layers
+            cannot be frozen.
     """
     small = without_pretraining(cfg)
     small.MODEL.DEVICE = "cpu"
@@ -187,7 +217,8 @@ def check_network(cfg: CfgNode, num_classes: int) -> None:
     if cfg.MODEL.FREEZE_LAYERS:
         if not cfg.SOLVER.FREEZE_ITERS:
             raise ValueError(
-                f"MODEL.FREEZE_LAYERS {', '.join(cfg.MODEL.FREEZE_LAYERS)} would learn from the start, as SOLVER.FREEZE_ITERS is 0: set "
+                f"MODEL.FREEZE_LAYERS {', '.join(cfg.MODEL.FREEZE_LAYERS)} would learn from the start, as "
+                "SOLVER.FREEZE_ITERS is 0: set "
                 "it to the iterations that they stay frozen for, or leave FREEZE_LAYERS empty"
             )
         FreezeLayers(students or [model], cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS)
@@ -218,13 +249,15 @@ def _check_forward(network: nn.Module, cfg: CfgNode, batch: torch.Tensor | dict)
         channels, given = maps[-1].shape[1], cfg.MODEL.BACKBONE.FEAT_DIM
         if channels != given:
             raise ValueError(
-                f"MODEL.BACKBONE.FEAT_DIM is {given}, and the maps of {cfg.MODEL.BACKBONE.NAME} {cfg.MODEL.BACKBONE.DEPTH} have {channels} "
+                f"MODEL.BACKBONE.FEAT_DIM is {given}, and the maps of {cfg.MODEL.BACKBONE.NAME} "
+                f"{cfg.MODEL.BACKBONE.DEPTH} have {channels} "
                 f"channels: set it to {channels}"
             )
     if failure is not None:
         height, width = (batch if torch.is_tensor(batch) else batch["images"]).shape[2:]
         raise ValueError(
-            f"the network that MODEL describes fails on an image of {height} x {width} pixels, {type(failure).__name__}: {failure}"
+            f"the network that MODEL describes fails on an image of {height} x {width} pixels, "
+            f"{type(failure).__name__}: {failure}"
         ) from failure
 
 
@@ -235,7 +268,8 @@ def check_optimizer(cfg: CfgNode) -> torch.optim.Optimizer:
         The optimiser.
 
     Raises:
-        ValueError: if it cannot, as those that want sparse gradients, a closure or matrices; or a setting of it is out of range.
+        ValueError: if it cannot, as those that want sparse gradients, a closure or matrices; or a setting of
+            it is out of range.
     """
     network = nn.Sequential(OrderedDict(backbone=nn.Conv2d(1, 1, 1, bias=False), heads=nn.BatchNorm2d(1)))
     try:
@@ -245,7 +279,8 @@ def check_optimizer(cfg: CfgNode) -> torch.optim.Optimizer:
         optimizer.step()
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"SOLVER.OPT {cfg.SOLVER.OPT} cannot train a network with the settings of SOLVER, {type(error).__name__}: {error}; "
+            f"SOLVER.OPT {cfg.SOLVER.OPT} cannot train a network with the settings of SOLVER, "
+            f"{type(error).__name__}: {error}; "
             "Adam, AdamW and SGD can"
         ) from error
     return optimizer
@@ -255,6 +290,7 @@ def check_clustering(cfg: CfgNode, num_images: int) -> None:
     """Check what ``SSKD.CLUSTER`` says against the number of the target's images N.
 
     Raises:
-        ValueError: if N < 2, lists are empty, a share of the pairs is none or rounds to none, or clusters are not in 2..N.
+        ValueError: if N < 2, lists are empty, a share of the pairs is none or rounds to none, or clusters are
+            not in 2..N.
     """
     check_options(ClusterOptions.from_cfg(cfg), num_images)

@@ -42,7 +42,7 @@ _RESUMABLE = re.compile(r"(model_\d+|step_\d+|model_best|model_final)\.pth")
 
 
 def _plain(state: Any) -> Any:
-    """A copy of a state without classes that ``torch.load(weights_only=True)`` refuses (a scheduler's Counter)."""
+    """Copy a state without classes that ``torch.load(weights_only=True)`` refuses (a Counter)."""
     if isinstance(state, dict):
         items = {key: _plain(value) for key, value in state.items()}
         return items if isinstance(state, Counter) or type(state) is dict else type(state)(items)
@@ -52,10 +52,14 @@ def _plain(state: Any) -> Any:
 
 
 def damage(path: str) -> str | None:
-    """What is wrong with a checkpoint file: None if it is whole by the checksums (CRC-32) that torch.save put in it."""
+    """What is wrong with a checkpoint file.
+
+    None if it is whole by the checksums (CRC-32) that torch.save put in it.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            # an entry that is compressed or a folder is none of torch's, which would read something else from it
+            # an entry that is compressed or a folder is none of torch's, which would read something else from
+            # it
             odd = [
                 info.filename
                 for info in archive.infolist()
@@ -68,7 +72,10 @@ def damage(path: str) -> str | None:
 
 
 def read_stamp(path: str) -> dict[str, Any]:
-    """The numbers beside a checkpoint's tensors, which are left on the disk: "epoch", "processes"; {} where there is no such file."""
+    """The numbers beside a checkpoint's tensors, which are left on the disk.
+
+    "epoch", "processes"; {} where there is no such file.
+    """
     if not zipfile.is_zipfile(path):
         return {}
     saved = read_file(path, mmap=True)
@@ -80,9 +87,12 @@ def read_stamp(path: str) -> dict[str, Any]:
 
 
 def last_checkpoint(folder: str) -> str:
-    """The checkpoint that a run in the folder goes on from; "" where there is none, that is, no ``last_checkpoint``.
+    """The checkpoint that a run in the folder goes on from.
 
-    That is the file ``last_checkpoint`` names; if it is damaged or gone, the newest whole one beside it, with a warning.
+    "" where there is none, that is, no ``last_checkpoint``.
+
+    That is the file ``last_checkpoint`` names; if it is damaged or gone, the newest whole one beside it, with
+    a warning.
     """
     pointer = os.path.join(folder, "last_checkpoint")
     if not folder or not os.path.isfile(pointer):
@@ -103,8 +113,8 @@ def last_checkpoint(folder: str) -> str:
 class Checkpointer(HostCheckpointer):
     """The host's checkpointer with atomic writes, safe reads and no silently skipped weights.
 
-    A file under a checkpoint's name is complete, and the one before it stays until then. Anything with ``state_dict`` and
-    ``load_state_dict`` can be added to ``checkpointables``.
+    A file under a checkpoint's name is complete, and the one before it stays until then. Anything with
+    ``state_dict`` and ``load_state_dict`` can be added to ``checkpointables``.
 
     Attributes:
         stamp: plain values written into every file, as the run's config.
@@ -127,7 +137,8 @@ class Checkpointer(HostCheckpointer):
         for key, value in model.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise FloatingPointError(
-                    f"{key} of the model is not finite: training has diverged. {name}.pth is not written; lower "
+                    f"{key} of the model is not finite: training has diverged. {name}.pth is not written; "
+                    "lower "
                     "SOLVER.BASE_LR and go on from the checkpoint before"
                 )
         data: dict[str, Any] = {"model": model}
@@ -173,7 +184,8 @@ class Checkpointer(HostCheckpointer):
 
         Args:
             path: a file that ``save`` wrote.
-            check: is given the file's content before anything is loaded, and raises if it does not belong here.
+            check: is given the file's content before anything is loaded, and raises if it does not belong
+                here.
 
         Raises:
             ValueError: if the file is damaged, or of another model: what does not fit is not skipped.
@@ -244,8 +256,9 @@ def check_same_run(
 ) -> None:
     """Check that a checkpoint was written under a config that means the same run.
 
-    The table :data:`..config.KEYS` says which keys may differ, and so does ``SSKD.MAY_DIFFER``. ``SOLVER.MAX_EPOCH`` may if neither the
-    learning rate nor the teachers' window depends on it. Another value of a key that acts only at the start is logged as a warning.
+    The table :data:`..config.KEYS` says which keys may differ, and so does ``SSKD.MAY_DIFFER``.
+    ``SOLVER.MAX_EPOCH`` may if neither the learning rate nor the teachers' window depends on it. Another
+    value of a key that acts only at the start is logged as a warning.
 
     Args:
         checkpoint: a file's content.
@@ -281,7 +294,8 @@ def check_same_run(
 
     if others:
         raise OtherConfigError(
-            f"{what}: it is of another config ({values(others)}). Give these keys their old values, or another "
+            f"{what}: it is of another config ({values(others)}). Give these keys their old values, or "
+            "another "
             "OUTPUT_DIR to start anew; keys changed on purpose go into SSKD.MAY_DIFFER"
         )
     if at_start:
@@ -289,7 +303,7 @@ def check_same_run(
 
 
 def image_names(paths: Sequence[str]) -> torch.Tensor:
-    """(N,) int64, CRC-32 of each path below the folder that all N have in common, so that the folder may be moved."""
+    """(N,) int64, CRC-32 of each path below the folder that all N share, so that it may be moved."""
     paths = [os.path.abspath(path) for path in paths]
     common = os.path.commonpath({os.path.dirname(path) for path in paths}) if paths else ""
     return torch.tensor(
@@ -301,13 +315,16 @@ def image_names(paths: Sequence[str]) -> torch.Tensor:
 def check_same_images(
     checkpoint: dict[str, Any], images: Mapping[str, Sequence[str]], what: str, may_differ: Sequence[str] = ()
 ) -> None:
-    """Check that a checkpoint is of the images that are there now, by their names and order; what they show is not looked at.
+    """Check that a checkpoint is of the images that are there now, by their names and order.
+
+    What they show is not looked at.
 
     Args:
         checkpoint: a file's content.
         images: {key that names the data sets: paths}.
         what: as for :func:`check_same_run`.
-        may_differ: ``SSKD.MAY_DIFFER``; a key of ``images`` is not looked at, unless there are pseudo-labels of its images.
+        may_differ: ``SSKD.MAY_DIFFER``; a key of ``images`` is not looked at, unless there are pseudo-labels
+            of its images.
 
     Raises:
         OtherConfigError: if they are others, with their numbers and the first that differs.
@@ -335,7 +352,8 @@ def check_same_images(
             "",
         )
         raise OtherConfigError(
-            f"{what}: it was trained on other images of {key}: {len(saved)} then, {len(now)} now, {int(new.sum())} of them new, {gone} "
+            f"{what}: it was trained on other images of {key}: {len(saved)} then, {len(now)} now, "
+            f"{int(new.sum())} of them new, {gone} "
             f"gone{first}. Go on with the images that the run began with, or give another "
             "OUTPUT_DIR to start anew"
         )

@@ -43,9 +43,10 @@ logger = logging.getLogger("fastreid.sskd.defaults")
 def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     """A fast-reid config with the SSKD node, from a file (its ``_BASE_`` included) and overrides; not frozen.
 
-    ``SSKD.SOURCE.CONFIG`` and ``SSKD.PEERS`` become absolute paths: in a file they are relative to that file, in ``opts`` to
-    the working directory. So a run can be repeated from the ``config.yaml`` in its output folder. Without a test set
-    (``DATASETS.TESTS`` empty) ``TEST.EVAL_PERIOD`` becomes 0: there is nothing to evaluate.
+    ``SSKD.SOURCE.CONFIG`` and ``SSKD.PEERS`` become absolute paths: in a file they are relative to that file,
+    in ``opts`` to the working directory. So a run can be repeated from the ``config.yaml`` in its output
+    folder. Without a test set (``DATASETS.TESTS`` empty) ``TEST.EVAL_PERIOD`` becomes 0: there is nothing to
+    evaluate.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -66,7 +67,9 @@ def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
 
 @checking()
 def resolve(cfg: CfgNode) -> CfgNode:
-    """Fill in what depends on the machine or on chance: a device that is there, and a seed that can be given again.
+    """Fill in what depends on the machine or on chance.
+
+    A device that is there, and a seed that can be given again.
 
     Raises:
         ValueError: if ``MODEL.DEVICE`` is no device of torch.
@@ -74,7 +77,8 @@ def resolve(cfg: CfgNode) -> CfgNode:
     check_device(cfg.MODEL.DEVICE)
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         logger.warning(
-            "MODEL.DEVICE is %s, and torch finds no CUDA device: the CPU is used (set it to cpu to have no warning)",
+            "MODEL.DEVICE is %s, and torch finds no CUDA device: the CPU is used (set it to cpu to have no "
+            "warning)",
             cfg.MODEL.DEVICE,
         )
         cfg.MODEL.DEVICE = "cpu"
@@ -101,7 +105,8 @@ def check_device(device: str) -> None:
 def use_device(device: str) -> None:
     """Make a CUDA device that is named by its number ("cuda:1") this process's current one.
 
-    Generators, peak memory, waits for the device and what asks for its abilities are those of the current device.
+    Generators, peak memory, waits for the device and what asks for its abilities are those of the current
+    device.
     """
     named = torch.device(device)
     if named.type == "cuda" and named.index is not None:
@@ -109,12 +114,18 @@ def use_device(device: str) -> None:
 
 
 def starts_from_backbone(cfg: CfgNode) -> bool:
-    """Whether there is no source: the peers are bare backbones, of ``MODEL.BACKBONE.PRETRAIN_PATH`` or random."""
+    """Whether there is no source.
+
+    The peers are bare backbones, of ``MODEL.BACKBONE.PRETRAIN_PATH`` or random.
+    """
     return cfg.SSKD.SOURCE.SKIP and not cfg.SSKD.SOURCE.WEIGHTS and not cfg.MODEL.WEIGHTS
 
 
 def without_pretraining(cfg: CfgNode) -> CfgNode:
-    """A copy of the config for a network whose weights come from elsewhere: no ImageNet weights are looked for."""
+    """A copy of the config for a network whose weights come from elsewhere.
+
+    No ImageNet weights are looked for.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE.PRETRAIN = False
@@ -152,8 +163,8 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 def begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Start a run's log, write its config to ``OUTPUT_DIR/config.yaml``, seed all generators.
 
-    The config of an earlier run in the folder stays until this one starts to train (see :func:`.output_dir.start_run`),
-    which it never does with ``--eval-only``.
+    The config of an earlier run in the folder stays until this one starts to train (see
+    :func:`.output_dir.start_run`), which it never does with ``--eval-only``.
     """
     if not cfg.OUTPUT_DIR:
         raise ValueError("OUTPUT_DIR is empty: name a folder, the log and config.yaml are written there")
@@ -183,10 +194,13 @@ _OF_A_RUN = re.compile(
 
 @checking()
 def start_run(cfg: CfgNode, *, from_scratch: bool) -> None:
-    """Make ``OUTPUT_DIR`` this run's, at the moment that nothing can refuse it any more; to be called by every process.
+    """Make ``OUTPUT_DIR`` this run's, at the moment that nothing can refuse it any more.
 
-    Writes ``config.yaml``. A run from scratch first moves the files of an earlier one (checkpoints, results, scalars and
-    their ``config.yaml``) to ``earlier-1``, ``earlier-2``, ... inside the folder, so that none is taken for its own.
+    To be called by every process.
+
+    Writes ``config.yaml``. A run from scratch first moves the files of an earlier one (checkpoints, results,
+    scalars and their ``config.yaml``) to ``earlier-1``, ``earlier-2``, ... inside the folder, so that none is
+    taken for its own.
 
     Args:
         cfg: of the run; without ``OUTPUT_DIR`` there is nothing to do.
@@ -217,7 +231,8 @@ def _move_earlier_run(cfg: CfgNode) -> None:
     starts = [path for path in _start_weights(cfg) if os.path.realpath(path) in files]
     if starts:
         raise ValueError(
-            f"the run is to start from {starts[0]!r}, a file of the earlier run in OUTPUT_DIR, whose place it takes: give "
+            f"the run is to start from {starts[0]!r}, a file of the earlier run in OUTPUT_DIR, whose place "
+            "it takes: give "
             "another OUTPUT_DIR, or --resume to continue the earlier run"
         )
     number = 1 + max((int(match[1]) for match in map(EARLIER.fullmatch, there) if match), default=0)
@@ -227,7 +242,8 @@ def _move_earlier_run(cfg: CfgNode) -> None:
     for name in [*names, *({"config.yaml"} & set(there))]:
         os.replace(os.path.join(folder, name), os.path.join(aside, name))
     logger.warning(
-        "this run starts from scratch: the %d files (%.0f MB) of the earlier run in %s are now in %s, which may be deleted",
+        "this run starts from scratch: the %d files (%.0f MB) of the earlier run in %s are now in %s, which "
+        "may be deleted",
         len(names), size, folder, aside,
     )  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""What the evaluations of an adaptation have given so far: the last, the best, and what the best was chosen on."""
+"""What the evaluations of an adaptation have given so far.
+
+The last, the best, and what the best was chosen on.
+"""
 
 import datetime
 import json
@@ -33,7 +36,8 @@ __all__ = [
 
 logger = logging.getLogger("fastreid.sskd.events")
 
-#: what ``SSKD.SELECT_BY`` takes beside "mAP", each with the score that a larger value of is better, in [-1, 1]
+#: what ``SSKD.SELECT_BY`` takes beside "mAP", each with the score that a larger value of is better, in [-1,
+#: 1]
 LABEL_FREE = {
     "silhouette": lambda signals: signals["silhouette"],
     "noise": lambda signals: 1 - signals["noise_share"],
@@ -44,10 +48,10 @@ LABEL_FREE = {
 class Record:
     """Every evaluation of a run, in the order of time.
 
-    The best teacher is the one with the highest mAP on the first test set after any epoch, the start (epoch 0, direct transfer)
-    included. The released code selects so among its epochs. It looks at the *test* identities, so it is an optimistic protocol,
-    and ``table`` says so beside the last epoch's rows, which need no selection. With one of :data:`LABEL_FREE` the best is what
-    :meth:`select` was told of.
+    The best teacher is the one with the highest mAP on the first test set after any epoch, the start (epoch
+    0, direct transfer) included. The released code selects so among its epochs. It looks at the *test*
+    identities, so it is an optimistic protocol, and ``table`` says so beside the last epoch's rows, which
+    need no selection. With one of :data:`LABEL_FREE` the best is what :meth:`select` was told of.
 
     Args:
         tests: names of the test sets, ``DATASETS.TESTS``.
@@ -76,7 +80,10 @@ class Record:
         self.selected = state["selected"]
 
     def select(self, epoch: int, peer: int, score: float) -> bool:
-        """Offer the state after ``epoch`` epochs, ``peer`` its best teacher; True if it is the best so far."""
+        """Offer the state after ``epoch`` epochs, ``peer`` its best teacher.
+
+        True if it is the best so far.
+        """
         if self.selected["score"] is not None and not score > self.selected["score"]:
             return False
         self.selected = {"epoch": epoch, "peer": peer, "score": score}
@@ -105,7 +112,9 @@ class Record:
 
     @property
     def best(self):
-        """(evaluation, row) of the best teacher so far, the earliest of equals; None for an epoch without evaluation.
+        """(evaluation, row) of the best teacher so far, the earliest of equals.
+
+        None for an epoch without evaluation.
 
         (None, None) where what needs no labels has chosen none.
         """
@@ -127,7 +136,7 @@ class Record:
 
     @property
     def no_better_than_start(self) -> bool:
-        """Whether the best state is the one before any epoch, although there have been epochs with something to compare."""
+        """Whether the best state is the one before any epoch, although epochs have been compared with it."""
         if self.label_free:
             return self.selected["score"] is not None and self.selected["epoch"] == 0
         return bool(self.evaluations) and self.last["epoch"] > 0 and self.best[0]["epoch"] == 0
@@ -214,10 +223,12 @@ _TIMED = 200  # steps whose median speed the remaining time is made from
 
 
 class ProgressPrinter(EventWriter):
-    """One line of progress: epoch, iteration, losses (summed over the peers), images a second, learning rate, time left.
+    """One line of progress.
 
-    Once an iteration, and plain text, so that it reads the same in a terminal and in log.txt. Puts ``eta_seconds`` and
-    ``images_per_second`` for the other writers.
+    Epoch, iteration, losses (summed over the peers), images a second, learning rate, time left.
+
+    Once an iteration, and plain text, so that it reads the same in a terminal and in log.txt. Puts
+    ``eta_seconds`` and ``images_per_second`` for the other writers.
 
     Args:
         max_iter: iterations of the run. max_epoch: its epochs. 0: not said.
@@ -270,8 +281,9 @@ class ProgressPrinter(EventWriter):
 class _Unwritten:
     """The scalars that have been put since they were last written, each under its own iteration.
 
-    The host's writers remember one iteration for all scalars, so what is put after a write at the same iteration
-    (an evaluation at the end of an epoch whose last losses are written already) never gets into their files.
+    The host's writers remember one iteration for all scalars, so what is put after a write at the same
+    iteration (an evaluation at the end of an epoch whose last losses are written already) never gets into
+    their files.
     """
 
     def __init__(self, window_size: int):
@@ -369,7 +381,10 @@ _WINDOW = 200
 
 
 def storage_state(storage: EventStorage) -> dict:
-    """{name: its last values with their iterations (n, 2), how many there were, their mean, whether it is smoothed}."""
+    """{name.
+
+    Its last values with their iterations (n, 2), how many there were, their mean, whether it is smoothed}.
+    """
     return {
         name: {
             "values": torch.tensor(history.values()[-_WINDOW:], dtype=torch.float64).reshape(-1, 2),

@@ -1,4 +1,7 @@
-"""Hooks of fast-reid's training loop, in the order in which they run. Hooks only act; labels' rules and results live elsewhere."""
+"""Hooks of fast-reid's training loop, in the order in which they run.
+
+Hooks only act; labels' rules and results live elsewhere.
+"""
 
 import dataclasses
 import logging
@@ -47,25 +50,32 @@ logger = logging.getLogger("fastreid.sskd.hooks")
 
 
 class PseudoLabelRefresh(HookBase):
-    """Method, "at the start of each epoch": features, distance, eps, clusters, classifiers, labels, optimiser.
+    """Method, "at the start of each epoch".
 
-    Several processes share the extraction of the features and the search for neighbours (:func:`.shared_candidates`); the
-    main one does the rest and tells the labels. An error in any of them is raised in all.
+    Features, distance, eps, clusters, classifiers, labels, optimiser.
+
+    Several processes share the extraction of the features and the search for neighbours
+    (:func:`.shared_candidates`); the main one does the rest and tells the labels. An error in any of them is
+    raised in all.
 
     Runs in ``before_epoch`` and has to be registered before every hook that looks at the epoch's data. eps is
-    estimated at the first refresh and is part of the checkpoint; ``SSKD.CLUSTER.EPS``, when given, goes before it, so
-    that a run that stopped for its clusters can be resumed with another one.
+    estimated at the first refresh and is part of the checkpoint; ``SSKD.CLUSTER.EPS``, when given, goes
+    before it, so that a run that stopped for its clusters can be resumed with another one.
 
-    Labels that have collapsed (see ``check_usable``) end the run, or, with ``SSKD.CLUSTER.ON_COLLAPSE: keep``, are
-    replaced by the last good ones: the classifiers become the centroids of the new features under the old labels, eps
+    Labels that have collapsed (see ``check_usable``) end the run, or, with ``SSKD.CLUSTER.ON_COLLAPSE:
+    keep``, are
+    replaced by the last good ones: the classifiers become the centroids of the new features under the old
+        labels, eps
     stays that of the last good refresh, and ``refresh/kept`` is 1.
 
-    With ``SSKD.SOFT_LABELS.TEMPERATURE`` 0 the model's temperature is found anew, and with its ``BN: refresh`` the teachers'
-    batch-norm statistics are estimated on the target before the features are extracted.
+    With ``SSKD.SOFT_LABELS.TEMPERATURE`` 0 the model's temperature is found anew, and with its ``BN:
+    refresh`` the teachers' batch-norm statistics are estimated on the target before the features are
+    extracted.
 
     Logs under ``refresh/``: clusters, noise share,
     eps, largest and median cluster, share of labels changed, seconds per stage; and, where the target carries
-    identities, NMI, AMI, ARI and BCubed precision, recall and F under ``diagnostics/``, which training never sees.
+    identities, NMI, AMI, ARI and BCubed precision, recall and F under ``diagnostics/``, which training never
+    sees.
 
     Args:
         cfg: the run's config.
@@ -123,7 +133,10 @@ class PseudoLabelRefresh(HookBase):
         self._report(result, seconds, kept, sharpness)
 
     def _estimate_batch_norm(self) -> None:
-        """By the main process, on images in random order: their paths' may be that of the people, few of them in a batch."""
+        """By the main process, on images in random order.
+
+        Their paths' may be that of the people, few of them in a batch.
+        """
         order = np.random.default_rng(max(self.cfg.SEED, 0)).permutation(len(self.items))
         on_main(lambda: reestimate_batch_norm(self.cfg, self.model, [self.items[i] for i in order]))
         broadcast_buffers(self.model)
@@ -147,7 +160,7 @@ class PseudoLabelRefresh(HookBase):
         return result, kept, seconds
 
     def _labels_of(self, features, candidates, options: ClusterOptions) -> tuple[PseudoLabels, bool]:
-        """Pseudo-labels of features (N, d), and whether they are the last good ones, as the new ones have collapsed."""
+        """Pseudo-labels of features (N, d), and whether the last good ones replace collapsed ones."""
         result = pseudo_labels(
             features, options=options, previous=self._previous(), candidates=candidates, **self._search()
         )
@@ -157,21 +170,28 @@ class PseudoLabelRefresh(HookBase):
         return dataclasses.replace(result, centroids=torch.as_tensor(result.centroids).cpu()), kept
 
     def _collapsed(self, result) -> bool:
-        """Whether the last good labels must stand in; raises PseudoLabelError where they may not or there are none."""
+        """Whether the last good labels must stand in.
+
+        Raises PseudoLabelError where they may not or there are none.
+        """
         try:
             check_usable(result.report, self.options)
         except PseudoLabelError as error:
             if self.cfg.SSKD.CLUSTER.ON_COLLAPSE == "stop" or self.labels is None:
                 raise
             logger.warning(
-                "epoch %d: the pseudo-labels have collapsed (%s); going on with those of the last good refresh, as "
+                "epoch %d: the pseudo-labels have collapsed (%s); going on with those of the last good "
+                "refresh, as "
                 "SSKD.CLUSTER.ON_COLLAPSE is keep", self.trainer.epoch, error,
             )  # fmt: skip
             return True
         return False
 
     def cluster(self, features, previous) -> PseudoLabels:
-        """Pseudo-labels of features (N, d) by the run's settings and the eps it has; changes nothing. ``previous``: (N,) or None."""
+        """Pseudo-labels of features (N, d) by the run's settings and the eps it has; changes nothing.
+
+        ``previous``: (N,) or None.
+        """
         return pseudo_labels(features, options=self._options(), previous=previous, **self._search())
 
     def distances(self, features) -> scipy.sparse.csr_matrix:
@@ -182,7 +202,10 @@ class PseudoLabelRefresh(HookBase):
         return None if self.labels is None else self.labels.numpy()
 
     def _options(self, estimate_again: bool = False) -> ClusterOptions:
-        """The options of this refresh: with the eps that was estimated before, unless it is to be estimated again."""
+        """The options of this refresh.
+
+        With the eps that was estimated before, unless it is to be estimated again.
+        """
         return self.options.replace(eps=self.options.eps or (0.0 if estimate_again else self.eps))
 
     def _search(self) -> dict:
@@ -216,7 +239,8 @@ class PseudoLabelRefresh(HookBase):
         storage.put_scalars(smoothing_hint=False, **{f"refresh/{k}": float(v) for k, v in scalars.items()})
         storage.put_scalars(smoothing_hint=False, **{f"diagnostics/{k}": v for k, v in agreement.items()})
         logger.info(
-            "epoch %d: %d clusters of %d images, %.1f %% noise, eps %.4f, largest %d, median %g, changed %s, %.1f s%s",
+            "epoch %d: %d clusters of %d images, %.1f %% noise, eps %.4f, largest %d, median %g, changed "
+            "%s, %.1f s%s",
             self.trainer.epoch,
             report.num_clusters,
             report.num_images,
@@ -239,11 +263,13 @@ class PseudoLabelRefresh(HookBase):
 
 
 class FreezeLayers(HookBase):
-    """Keeps layers without gradient and in evaluation mode, batch norm's statistics included; then lets them learn.
+    """Keeps layers without gradient and in evaluation mode, batch norm's statistics included.
 
-    Acts before every step, by the step's number alone: a resumed run, or one whose mode an evaluation has changed, goes on
-    as it should. The host counts steps in the optimiser, from 0 again after a resume, and unfreezes batch norm with the
-    first evaluation.
+    Then lets them learn.
+
+    Acts before every step, by the step's number alone: a resumed run, or one whose mode an evaluation has
+    changed, goes on as it should. The host counts steps in the optimiser, from 0 again after a resume, and
+    unfreezes batch norm with the first evaluation.
 
     Args:
         networks: those that have the layers; each student and each teacher of the peers.
@@ -287,10 +313,12 @@ class FreezeLayers(HookBase):
 
 
 class PeerEMA(HookBase):
-    """Moves every mean teacher towards its student: after each optimiser step, before evaluation and checkpoints.
+    """Moves every mean teacher towards its student.
 
-    Logs ``ema_decay``, the alpha of the step. Several processes' teachers get the main one's batch-norm statistics where their
-    labels depend on them.
+    After each optimiser step, before evaluation and checkpoints.
+
+    Logs ``ema_decay``, the alpha of the step. Several processes' teachers get the main one's batch-norm
+    statistics where their labels depend on them.
 
     Args:
         model: a :class:`fastreid_sskd.modeling.SSKD`.
@@ -309,16 +337,20 @@ class PeerEMA(HookBase):
 
 
 class LabelFreeSelection(HookBase):
-    """After every epoch clusters the target once more and says how good that looks; the best so far is ``model_best``.
+    """After every epoch clusters the target once more and says how good that looks.
 
-    The start is a candidate too, by its clusters before the first step, except for the stability of labels, which it has none of.
+    The best so far is ``model_best``.
 
-    Logs under ``selection/``: clusters, noise share, the share of labels changed since this epoch's refresh, the mean
-    silhouette on the sparse Jaccard distances (noise counts 0) of the combined feature and of each teacher's own under the
-    same labels, and ``score``, the one that ``SSKD.SELECT_BY`` names. The teacher that is best is the one with the highest
-    silhouette, at the epoch with the highest score; the earliest of equals. An epoch whose clusters have collapsed (see
-    ``check_usable``) has no score and is not selected: few clusters look calm and free of noise. Costs a refresh an epoch, and a search for
-    neighbours for each teacher. To be registered after the refresh and before the checkpoints, whose metric is
+    The start is a candidate too, by its clusters before the first step, except for the stability of labels,
+    which it has none of.
+
+    Logs under ``selection/``: clusters, noise share, the share of labels changed since this epoch's refresh,
+    the mean silhouette on the sparse Jaccard distances (noise counts 0) of the combined feature and of each
+    teacher's own under the same labels, and ``score``, the one that ``SSKD.SELECT_BY`` names. The teacher
+    that is best is the one with the highest silhouette, at the epoch with the highest score; the earliest of
+    equals. An epoch whose clusters have collapsed (see ``check_usable``) has no score and is not selected:
+    few clusters look calm and free of noise. Costs a refresh an epoch, and a search for neighbours for each
+    teacher. To be registered after the refresh and before the checkpoints, whose metric is
     ``selection/score``. Nothing is trained on what it finds.
 
     Args:
@@ -354,16 +386,25 @@ class LabelFreeSelection(HookBase):
         if score is not None and self.record.select(done, own.index(max(own)), score):
             self.refresh.model.best_peer.fill_(self.record.selected["peer"])
         logger.info(
-            "epoch %d: %d clusters, %.1f %% noise, %.1f %% of labels changed, silhouette %.3f (%s); %s %s; best so far, "
-            "without labels: %s", done, signals["clusters"], 100 * signals["noise_share"],
-            100 * signals["changed_share"], signals["silhouette"], ", ".join(f"teacher {k} {v:.3f}" for k, v in enumerate(own)),
-            self.record.select_by, "-" if score is None else f"{score:.4f}",
-            "none" if self.record.selected["score"] is None else "teacher {peer} after {epoch} epochs".format(**self.record.selected),
-        )  # fmt: skip
+            "epoch %d: %d clusters, %.1f %% noise, %.1f %% of labels changed, silhouette %.3f (%s); %s %s; "
+            "best so far, "
+            "without labels: %s",
+            done,
+            signals["clusters"],
+            100 * signals["noise_share"],
+            100 * signals["changed_share"],
+            signals["silhouette"],
+            ", ".join(f"teacher {k} {v:.3f}" for k, v in enumerate(own)),
+            self.record.select_by,
+            "-" if score is None else f"{score:.4f}",
+            "none"
+            if self.record.selected["score"] is None
+            else "teacher {peer} after {epoch} epochs".format(**self.record.selected),
+        )
         return signals
 
     def _signals(self, done: int) -> tuple[dict, list[float]]:
-        """What says how good the epoch's teachers are together, "score" only where they can be selected, and each silhouette."""
+        """Signals of the teachers together, "score" only if selectable, and each one's silhouette."""
         refresh, model = self.refresh, self.refresh.model
         features = extract_features(model, extraction_loader(refresh.cfg, refresh.items, cache=refresh.cache))
         combined = model.combine(features)
@@ -392,7 +433,8 @@ class LabelFreeSelection(HookBase):
 class PeriodicEvaluation(HookBase):
     """Evaluates after every ``period`` epochs and after the last; 0: never.
 
-    The host's ``EvalHook`` divides by a period of 0, and evaluates in ``after_train``, also when training failed.
+    The host's ``EvalHook`` divides by a period of 0, and evaluates in ``after_train``, also when training
+    failed.
 
     Args:
         period: ``TEST.EVAL_PERIOD`` [epochs, >= 0].
@@ -415,10 +457,10 @@ class PeriodicEvaluation(HookBase):
 
 
 class ScalarWriters(HookBase):
-    """The host's ``PeriodicWriter`` whose scalars and files a resumed run goes on with where the checkpoint was.
+    """The host's ``PeriodicWriter``, whose scalars and files a resumed run continues.
 
-    Writes every ``period`` iterations and at the end of an epoch, before the checkpoint. The last values of each scalar
-    are in it, so that smoothed ones go on too; what was written after it is cut off metrics.json.
+    Writes every ``period`` iterations and at the end of an epoch, before the checkpoint. The last values of
+    each scalar are in it, so that smoothed ones go on too; what was written after it is cut off metrics.json.
 
     Args:
         build: makes the writers, when training begins.
@@ -468,10 +510,13 @@ class ScalarWriters(HookBase):
 
 
 class Checkpoints(HookBase):
-    """Saves after every ``period`` epochs and after the last; the best by ``metric`` as ``model_best``; and inside epochs.
+    """Saves after every ``period`` epochs and after the last.
 
-    The best metric is part of the checkpoint, so a resumed run does not overwrite a better model. Of the periodic files
-    the last ``keep`` stay, and as many of those inside epochs (``step_0000123.pth``), until the run is done. Registered
+    The best by ``metric`` as ``model_best``; and inside epochs.
+
+    The best metric is part of the checkpoint, so a resumed run does not overwrite a better model. Of the
+    periodic files the last ``keep`` stay, and as many of those inside epochs (``step_0000123.pth``), until
+    the run is done. Registered
     last: what a file holds is what a resumed run begins with.
 
     Args:
@@ -479,7 +524,8 @@ class Checkpoints(HookBase):
         period: ``SOLVER.CHECKPOINT_PERIOD`` [epochs, >= 1].
         keep: ``SSKD.KEEP_CHECKPOINTS`` [files, >= 1].
         metric_name: the scalar in the event storage that a larger value of is better.
-        seconds, iters: ``SSKD.CHECKPOINT_SECONDS`` and ``_ITERS``, how often to save inside an epoch; 0: not so.
+        seconds, iters: ``SSKD.CHECKPOINT_SECONDS`` and ``_ITERS``, how often to save inside an epoch; 0: not
+            so.
     """
 
     def __init__(
@@ -498,7 +544,8 @@ class Checkpoints(HookBase):
             )
         if seconds < 0 or iters < 0:
             raise ValueError(
-                f"SSKD.CHECKPOINT_SECONDS and SSKD.CHECKPOINT_ITERS must be >= 0 (0: off), got {seconds} and {iters}"
+                f"SSKD.CHECKPOINT_SECONDS and SSKD.CHECKPOINT_ITERS must be >= 0 (0: off), got {seconds} "
+                f"and {iters}"
             )
         self.checkpointer = checkpointer
         self.period = period
@@ -526,7 +573,10 @@ class Checkpoints(HookBase):
         return bool(by_iteration or (self.seconds and time.monotonic() - self._saved_at >= self.seconds))
 
     def save_start(self, value: float) -> None:
-        """Write ``model_best`` with the state before any epoch, whose metric is ``value``; a run is not resumed from there."""
+        """Write ``model_best`` with the state before any epoch, whose metric is ``value``.
+
+        A run is not resumed from there.
+        """
         self.best_metric = value
         self.checkpointer.save("model_best", last=False, epoch=-1)
 

@@ -1,4 +1,7 @@
-"""One command for the whole method: pre-train the peers on the source, report direct transfer, adapt to the target."""
+"""One command for the whole method.
+
+Pre-train the peers on the source, report direct transfer, adapt to the target.
+"""
 
 import contextlib
 import gc
@@ -121,13 +124,17 @@ def evaluate_start(cfg: CfgNode, weights: Sequence[str], *, batch_norm: bool = F
 
 
 def run(cfg: CfgNode, resume: bool = False) -> dict:
-    """Check what the config describes and train it; for ``SSKD`` both stages. Returns the last evaluation's results.
+    """Check what the config describes and train it; for ``SSKD`` both stages.
 
-    A run from scratch moves the files of an earlier one in ``OUTPUT_DIR`` aside, see :func:`.output_dir.start_run`.
+    Returns the last evaluation's results.
+
+    A run from scratch moves the files of an earlier one in ``OUTPUT_DIR`` aside, see
+    :func:`.output_dir.start_run`.
 
     Raises:
         FolderInUseError: if another run writes into ``OUTPUT_DIR``.
-        OtherConfigError: if a checkpoint that would be gone on from, or a finished source model, is of another config or other images.
+        OtherConfigError: if a checkpoint that would be gone on from, or a finished source model, is of
+            another config or other images.
         PseudoLabelError: if the pseudo-labels cannot be trained on.
         FloatingPointError: if a loss or the model is not finite.
         Stopped: a ``SystemExit``, if SIGTERM or SIGINT came; the run is saved.
@@ -158,7 +165,7 @@ def _choose_kernels(cfg: CfgNode) -> None:
 
 @contextlib.contextmanager
 def _memory_given_back() -> Iterator[None]:
-    """A trainer, its hooks and its loop refer to each other, and Python would free their networks some runs later."""
+    """Free a finished trainer at once: it and its hooks refer to each other."""
     try:
         yield
     finally:
@@ -191,16 +198,20 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
                 trainer.keep_start(trainer.record.metric)
         else:
             logger.info(
-                "nothing is evaluated: %s", "no teacher is best, and SSKD.EVAL_WITH best is teacher 0 of the last epoch"
-                if not trainer.record.label_free else f"the best epoch and teacher are chosen by {cfg.SSKD.SELECT_BY}"
-            )  # fmt: skip
+                "nothing is evaluated: %s",
+                "no teacher is best, and SSKD.EVAL_WITH best is teacher 0 of the last epoch"
+                if not trainer.record.label_free
+                else f"the best epoch and teacher are chosen by {cfg.SSKD.SELECT_BY}",
+            )
     results = trainer.train()
     if trainer.record.evaluations:
         logger.info("results:\n%s", trainer.record.table())
     if trainer.record.no_better_than_start:
         logger.warning(
-            "no epoch is better than the start, by %s: model_best is the start. Look at the refreshes first (noise, clusters): "
-            "SSKD.CLUSTER.EPS_RULE and CAMERA_STATISTICS; then at SSKD.SOFT_LABELS.BN running, SSKD.EMA.WINDOW and SOLVER.BASE_LR",
+            "no epoch is better than the start, by %s: model_best is the start. Look at the refreshes first "
+            "(noise, clusters): "
+            "SSKD.CLUSTER.EPS_RULE and CAMERA_STATISTICS; then at SSKD.SOFT_LABELS.BN running, "
+            "SSKD.EMA.WINDOW and SOLVER.BASE_LR",
             trainer.record.select_by,
         )  # fmt: skip
     if trainer.record.label_free and trainer.record.selected["score"] is None:
@@ -210,7 +221,8 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
         )
     elif trainer.record.label_free:
         logger.info(
-            "model_best holds the state after %(epoch)d epochs, its best teacher is %(peer)d: chosen by %(by)s without labels",
+            "model_best holds the state after %(epoch)d epochs, its best teacher is %(peer)d: chosen by "
+            "%(by)s without labels",
             {**trainer.record.selected, "by": cfg.SSKD.SELECT_BY},
         )
     return results
@@ -218,7 +230,9 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
 
 @checking()
 def check_run(cfg: CfgNode, resume: bool = False) -> None:
-    """What would only be found out later: :func:`check_inputs`, of stage 1 too if it is to be trained, and where a run starts.
+    """What would only be found out later.
+
+    :func:`check_inputs`, of stage 1 too if it is to be trained, and where a run starts.
 
     Raises:
         FileNotFoundError: if weights are missing, or as :func:`check_inputs`.
@@ -240,17 +254,23 @@ def check_run(cfg: CfgNode, resume: bool = False) -> None:
 
 
 def _check_readable(key: str, path: str) -> None:
-    """Whether a file holds weights, of whatever network; leaves its tensors on the disk. Raises WeightsError if not."""
+    """Whether a file holds weights, of whatever network; leaves its tensors on the disk.
+
+    Raises WeightsError if not.
+    """
     with said_of(key):
         read_state_dict(path, mmap=True)
 
 
 @checking()
 def check_inputs(cfg: CfgNode) -> None:
-    """What can be found out of one config, plain or of a stage, before anything is trained: settings, data, network, optimiser.
+    """What can be found out of one config, plain or of a stage, before anything is trained.
+
+    Settings, data, network, optimiser.
 
     Raises:
-        ValueError: if a setting is out of its range, a batch cannot hold P x K, a data set is empty, or nothing can be learned.
+        ValueError: if a setting is out of its range, a batch cannot hold P x K, a data set is empty, or
+            nothing can be learned.
         FileNotFoundError: if images are not where they should be.
         ImportError: if a setting needs a package that is not installed.
     """
@@ -276,13 +296,15 @@ def check_evaluation(cfg: CfgNode) -> None:
     """Check that there is something to evaluate on.
 
     Raises:
-        ValueError: if no test set is named, one has no query or no gallery, or a setting of ``TEST`` is out of its range.
+        ValueError: if no test set is named, one has no query or no gallery, or a setting of ``TEST`` is out
+            of its range.
         FileNotFoundError: if images are not where they should be.
     """
     check_settings(cfg, ("MODEL.", "INPUT.", "DATALOADER.NUM_WORKERS", "TEST."))
     if not cfg.DATASETS.TESTS:
         raise ValueError(
-            "DATASETS.TESTS is empty: name a test set, or set TEST.EVAL_PERIOD to 0 and train without evaluation"
+            "DATASETS.TESTS is empty: name a test set, or set TEST.EVAL_PERIOD to 0 and train without "
+            "evaluation"
         )
     for name in cfg.DATASETS.TESTS:
         test_items(name, cfg.SSKD.FOLDERS)
@@ -296,10 +318,14 @@ def _train(cls: type[Trainer], cfg: CfgNode, resume: bool) -> dict:
 
 
 def source_config(cfg: CfgNode, k: int) -> CfgNode:
-    """The stage 1 config of peer k: ``SSKD.SOURCE.CONFIG``, the peers' network, a seed and folder of its own."""
+    """The stage 1 config of peer k.
+
+    ``SSKD.SOURCE.CONFIG``, the peers' network, a seed and folder of its own.
+    """
     if not cfg.SSKD.SOURCE.CONFIG:
         raise ValueError(
-            "SSKD needs source models: give SSKD.SOURCE.WEIGHTS (or MODEL.WEIGHTS), or in SSKD.SOURCE.CONFIG the "
+            "SSKD needs source models: give SSKD.SOURCE.WEIGHTS (or MODEL.WEIGHTS), or in "
+            "SSKD.SOURCE.CONFIG the "
             "config that pre-trains them"
         )
     source = load_config(cfg.SSKD.SOURCE.CONFIG)
@@ -321,7 +347,8 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
         already = source.SSKD.FOLDERS.get(name, {})
         if any(already.values()) and already != folder:
             raise ValueError(
-                f"SSKD.FOLDERS.{name} is one folder in {cfg.SSKD.SOURCE.CONFIG} and another in the config of the target: "
+                f"SSKD.FOLDERS.{name} is one folder in {cfg.SSKD.SOURCE.CONFIG} and another in the config "
+                "of the target: "
                 "give them different names"
             )
         source.SSKD.FOLDERS[name] = folder.clone()
@@ -336,7 +363,8 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
         merge_overrides(source, cfg.SSKD.SOURCE.OPTS)
         if source.OUTPUT_DIR != own_folder:
             raise ValueError(
-                "OUTPUT_DIR would be one folder for all peers, and each has its own below the run's: leave it out"
+                "OUTPUT_DIR would be one folder for all peers, and each has its own below the run's: leave "
+                "it out"
             )
     # a seed in OPTS is the peers' common one too: with the same seed they would be the same model
     source.SEED = derive_seed(source.SEED if source.SEED >= 0 else cfg.SEED, k) >> 1
@@ -351,11 +379,12 @@ def check_source(cfg: CfgNode) -> None:
     """Check what the peers are to start from, before anything is trained; needs no images.
 
     Raises:
-        FileNotFoundError: if a file of weights, or the source's config, is not there, or images of a stage 1 that is to be trained.
+        FileNotFoundError: if a file of weights, or the source's config, is not there, or images of a stage 1
+            that is to be trained.
         OtherConfigError: if a source model in ``OUTPUT_DIR`` was trained with another config.
         WeightsError: if a given file cannot be read.
-        ValueError: if nothing says how to pre-train, a data set is source and target, stage 1 cannot work, or a file that is
-            given beside peers to be pre-trained is of another network.
+        ValueError: if nothing says how to pre-train, a data set is source and target, stage 1 cannot work, or
+            a file that is given beside peers to be pre-trained is of another network.
     """
     given = _given_weights(cfg)
     for key, path in given:
@@ -384,13 +413,14 @@ def _check_domains(cfg: CfgNode, source: CfgNode) -> None:
     both = sorted(set(source.DATASETS.NAMES) & set(cfg.DATASETS.NAMES))
     if both:
         raise ValueError(
-            f"{', '.join(both)} is source (DATASETS.NAMES of {cfg.SSKD.SOURCE.CONFIG}) and target (DATASETS.NAMES): "
+            f"{', '.join(both)} is source (DATASETS.NAMES of {cfg.SSKD.SOURCE.CONFIG}) and target "
+            "(DATASETS.NAMES): "
             "name different data sets"
         )
 
 
 def pretrains(cfg: CfgNode) -> bool:
-    """Whether peers of an SSKD config start from source models that are not given, and so have to be pre-trained."""
+    """Whether an SSKD config has source models to pre-train, as not all are given."""
     return not starts_from_backbone(cfg) and not all(path for _, path in _given_weights(cfg))
 
 
@@ -407,14 +437,17 @@ def _given_weights(cfg: CfgNode) -> list[tuple[str, str]]:
 
 
 def source_weights(cfg: CfgNode) -> list[str]:
-    """The files that the peers start from: those given, else pre-trained now; [] if ``MODEL.WEIGHTS`` is the start.
+    """The files that the peers start from.
 
-    Given are ``SSKD.SOURCE.WEIGHTS``, or the ``MODEL.WEIGHTS`` of a file in ``SSKD.PEERS``. Peers without are pre-trained,
-    each with its own seed; finished ones in ``OUTPUT_DIR`` are reused. With ``SSKD.SOURCE.SKIP`` they stay as they are built
-    (""), and all of them none is []. See :func:`check_source`, which comes first.
+    Those given, else pre-trained now; [] if ``MODEL.WEIGHTS`` is the start.
+
+    Given are ``SSKD.SOURCE.WEIGHTS``, or the ``MODEL.WEIGHTS`` of a file in ``SSKD.PEERS``. Peers without are
+    pre-trained, each with its own seed; finished ones in ``OUTPUT_DIR`` are reused. With ``SSKD.SOURCE.SKIP``
+    they stay as they are built (""), and all of them none is []. See :func:`check_source`, which comes first.
 
     Returns:
-        Of a pre-trained peer the better of the evaluated epochs on the source's test set, else the last epoch.
+        Of a pre-trained peer the better of the evaluated epochs on the source's test set, else the last
+        epoch.
 
     Raises:
         OtherConfigError: if a source model in ``OUTPUT_DIR`` was trained with another config.
@@ -425,7 +458,8 @@ def source_weights(cfg: CfgNode) -> list[str]:
     if starts_from_backbone(cfg):
         if not all(given):
             logger.warning(
-                "no source: %d peers start from %s, and know nothing of people; their first clusters are what looks alike",
+                "no source: %d peers start from %s, and know nothing of people; their first clusters are "
+                "what looks alike",
                 given.count(""),
                 "pre-trained backbones" if cfg.MODEL.BACKBONE.PRETRAIN else "random weights",
             )

@@ -1,4 +1,7 @@
-"""What a refresh takes from the target beside clusters: batch-norm statistics, a temperature of the soft labels, a shared search."""
+"""What a refresh takes from the target beside clusters.
+
+Batch-norm statistics, a temperature of the soft labels, a shared search.
+"""
 
 import copy
 import dataclasses
@@ -65,13 +68,14 @@ def estimate_necks(
 ) -> None:
     """Give batch norms whose statistics the source weights did not bring those of the target's images.
 
-    Such a neck is the identity at first, so the length of what it gives, and with it the sharpness of the soft labels, is
-    the backbone's. Exact mean and variance over all images of the pooled features, in evaluation mode; student and teacher
-    get the same.
+    Such a neck is the identity at first, so the length of what it gives, and with it the sharpness of the
+    soft labels, is the backbone's. Exact mean and variance over all images of the pooled features, in
+    evaluation mode; student and teacher get the same.
 
     Args:
         items: (path, identity, camera) of the target's images; identities are not used.
-        absent: for each peer the tensors that its weights lacked, as :func:`..modeling.load_source_weights` returns them.
+        absent: for each peer the tensors that its weights lacked, as :func:`..modeling.load_source_weights`
+            returns them.
         cache: of the images, where the run has one.
     """
     layers = [
@@ -106,10 +110,13 @@ def estimate_necks(
 
 
 def find_temperature(logits: Sequence[torch.Tensor], confidence: float) -> float:
-    """The T at which softmax(logits / T) has this mean highest probability, by bisection: it falls as T grows.
+    """The T at which softmax(logits / T) has this mean highest probability, by bisection.
+
+    It falls as T grows.
 
     Args:
-        logits: (n, C) of each peer. confidence: in (0, 1); of up to 1 / C or so only a uniform label is as unsure.
+        logits: (n, C) of each peer. confidence: in (0, 1); of up to 1 / C or so only a uniform label is as
+            unsure.
     """
     gaps = [values.float() - values.float().amax(1, keepdim=True) for values in logits]
     spread = float(torch.stack([-gap.mean() for gap in gaps]).mean())
@@ -127,17 +134,17 @@ def find_temperature(logits: Sequence[torch.Tensor], confidence: float) -> float
 def soft_labels(
     cfg: CfgNode, model: SSKD, items: Sequence[Item], labels: np.ndarray, cache: CropCache | None = None
 ) -> dict[str, float]:
-    """The temperature for ``SSKD.SOFT_LABELS.CONFIDENCE``, and what the teachers' labels of the target look like with it.
+    """Find the temperature for ``SSKD.SOFT_LABELS.CONFIDENCE`` and describe the soft labels it gives.
 
-    Measured in evaluation mode on at most :data:`SAMPLE` labelled images without augmentation, evenly taken from all. Call it
-    when the classifiers are those of these labels.
+    Measured in evaluation mode on at most :data:`SAMPLE` labelled images without augmentation, evenly taken
+    from all. Call it when the classifiers are those of these labels.
 
     Args:
         labels: (N,) pseudo-labels of the items, -1 for none.
 
     Returns:
-        {"temperature"}, and means over images and teachers: "label_probability" of the pseudo-label, "label_agreement", the
-        share of images whose likeliest label it is, "label_entropy" [nats].
+        {"temperature"}, and means over images and teachers: "label_probability" of the pseudo-label,
+        "label_agreement", the share of images whose likeliest label it is, "label_entropy" [nats].
     """
     labelled = np.flatnonzero(labels >= 0)
     chosen = labelled[np.linspace(0, len(labelled) - 1, min(len(labelled), SAMPLE)).round().astype(int)]
@@ -162,27 +169,30 @@ def soft_labels(
     }
 
 
-#: rows whose candidates are sent and merged at a time, so that the main process never holds those of all shards
+#: rows whose candidates are sent and merged at a time, so that the main process never holds those of all
+#: shards
 _ROWS = 65_536
 
 
 def shared_candidates(features: torch.Tensor, options: ClusterOptions, **search) -> Candidates | None:
-    """Candidates of the k-NN search of ``pseudo_labels(features, options, **search)``, each process having searched its shard.
+    """Candidates of the neighbor search of ``pseudo_labels``, each rank having searched its shard.
 
-    Every process has to call this with the same features and options. Labels are those of one process's search,
-    as :func:`merge_shards` says; what is sent does not depend on how many columns the features have.
+    Every process has to call this with the same features and options. Labels are those of one process's
+    search, as :func:`merge_shards` says; what is sent does not depend on how many columns the features have.
 
     Args:
-        features: (N, d), all of them. options, search: those of `pseudo_labels`, ``search`` its ``device`` and ``cameras``.
+        features: (N, d), all of them. options, search: those of `pseudo_labels`, ``search`` its ``device``
+            and ``cameras``.
 
     Returns:
-        In the main process; None elsewhere, and where there is nothing to share: one process, or a method that
-        searches no neighbours.
+        In the main process; None elsewhere, and where there is nothing to share: one process, or a method
+        that searches no neighbours.
 
     Raises:
         Exception: what a process's search has raised, in every process.
 
-    Memory: every process holds candidates of all rows, O(N k), the main process besides those of all shards for 65,536.
+    Memory: every process holds candidates of all rows, O(N k), the main process besides those of all shards
+        for 65,536.
     """
     if comm.get_world_size() == 1 or find_method(options.method).uses == "features":
         return None
@@ -213,7 +223,8 @@ def one_network_config(cfg: CfgNode) -> CfgNode:
     """One network that learns from hard pseudo-labels only: no peers, no soft labels, no averaging teacher.
 
     Differs from the SSKD config ``cfg`` in what SSKD adds: one peer, the weight of ``SoftCE`` given to
-    ``LabelSmoothCE``, and a teacher that *is* the student (decay 0). Everything else, steps included, is the same.
+    ``LabelSmoothCE``, and a teacher that *is* the student (decay 0). Everything else, steps included, is the
+    same.
     """
     cfg = copy.deepcopy(cfg)
     cfg.defrost()
@@ -228,7 +239,10 @@ def one_network_config(cfg: CfgNode) -> CfgNode:
 
 
 def supervised_config(cfg: CfgNode) -> CfgNode:
-    """The upper bound: one network that is given the target's identities, from the same source weights and steps."""
+    """The upper bound.
+
+    One network that is given the target's identities, from the same source weights and steps.
+    """
     cfg = peer_config(one_network_config(cfg), 0)
     cfg.SSKD.PEERS = []
     cfg.MODEL.META_ARCHITECTURE = "SSKDSource"
@@ -242,7 +256,8 @@ def supervised_config(cfg: CfgNode) -> CfgNode:
 def reestimate_batch_norm(cfg: CfgNode, model: SSKD, items: Iterable[Item]) -> None:
     """Replace every teacher's batch-norm statistics by those of the given images: the cheapest adaptation.
 
-    Averages over full batches of ``TEST.IMS_PER_BATCH``, as PreciseBN does; weights and students stay as they are.
+    Averages over full batches of ``TEST.IMS_PER_BATCH``, as PreciseBN does; weights and students stay as they
+    are.
 
     Args:
         cfg: for the test transforms and the batch size.

@@ -42,7 +42,8 @@ class AdaptationTrainer(Trainer):
     Attributes:
         items: (path, identity, camera) of the target's training images; identities are for diagnostics only.
         record: every evaluation so far and the best teacher.
-        absent: tensors that the weights which a run starts from lacked, of each peer; () for a run that is gone on with.
+        absent: tensors that the weights which a run starts from lacked, of each peer; () for a run that is
+            gone on with.
     """
 
     absent: Sequence[Sequence[str]] = ()
@@ -61,7 +62,8 @@ class AdaptationTrainer(Trainer):
         check_training_batch(cfg)
         if cfg.DATASETS.COMBINEALL:
             raise ValueError(
-                "DATASETS.COMBINEALL would train on the target's query and gallery, which the result is measured on: set it to False; a "
+                "DATASETS.COMBINEALL would train on the target's query and gallery, which the result is "
+                "measured on: set it to False; a "
                 "source may have it, in SSKD.SOURCE.CONFIG"
             )
         check_clustering(cfg, len(training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)))
@@ -70,7 +72,7 @@ class AdaptationTrainer(Trainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The peers, without ImageNet weights, whose place the source models' or a checkpoint's take, unless there are none."""
+        """Build the peers, without ImageNet weights if source models or a checkpoint replace them."""
         return super().build_model(cfg if starts_from_backbone(cfg) else without_pretraining(cfg))
 
     @classmethod
@@ -92,13 +94,17 @@ class AdaptationTrainer(Trainer):
         window = 1 / (1 - momentum) if momentum < 1 else float("inf")
         if momentum and window > self.max_iter * LONG_WINDOW * (1 + 1e-9):
             logger.warning(
-                "the teachers average over %.0f steps, more than a quarter of the run's %d, and lag behind the students: set "
+                "the teachers average over %.0f steps, more than a quarter of the run's %d, and lag behind "
+                "the students: set "
                 "SSKD.EMA.WINDOW, a share of the run (the method's is 0.125)", window, self.max_iter,
             )  # fmt: skip
         return momentum
 
     def before_epoch(self) -> None:
-        """Begin with a refresh; if its labels cannot be trained on, or a signal ends it, keep what the epochs so far have learned."""
+        """Begin with a refresh.
+
+        If its labels cannot be trained on, or a signal ends it, keep what the epochs so far have learned.
+        """
         if self.absent:
             on_main(lambda: estimate_necks(self.cfg, self.model, self.items, self.absent, self._loader.cache))
             self.absent = ()
@@ -126,7 +132,8 @@ class AdaptationTrainer(Trainer):
         self.labels = self.refresh.labels.numpy()
         if len(self.labels) != len(self.items):
             raise ValueError(
-                f"{path} has labels of {len(self.labels)} images, and the target has {len(self.items)} now: go on with the "
+                f"{path} has labels of {len(self.labels)} images, and the target has {len(self.items)} now: "
+                "go on with the "
                 "images that the run began with, or give another OUTPUT_DIR to start anew"
             )
 
@@ -159,7 +166,10 @@ class AdaptationTrainer(Trainer):
 
     @property
     def metric_name(self) -> str:
-        """What ``model_best`` is chosen by: see ``Record.metric``, or without labels ``LabelFreeSelection``."""
+        """What ``model_best`` is chosen by.
+
+        See ``Record.metric``, or without labels ``LabelFreeSelection``.
+        """
         return "selection/score" if self.record.label_free else "metric"
 
     @classmethod
@@ -186,7 +196,10 @@ class AdaptationTrainer(Trainer):
 
 
 class SourceTrainer(Trainer):
-    """Trains an ``SSKDSource``: identity batches of the source, and the target's images through batch norm."""
+    """Trains an ``SSKDSource``.
+
+    Identity batches of the source, and the target's images through batch norm.
+    """
 
     def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
         check_training_batch(cfg)
@@ -212,7 +225,8 @@ class SourceTrainer(Trainer):
         for _, loss in build_losses(cfg).active:
             if loss.requires:
                 raise ValueError(
-                    f"{type(loss).__name__} needs {', '.join(loss.requires)}, which stage 1 has not: set its WEIGHT in SSKD.LOSSES to 0"
+                    f"{type(loss).__name__} needs {', '.join(loss.requires)}, which stage 1 has not: set "
+                    "its WEIGHT in SSKD.LOSSES to 0"
                 )
         _, labels = source_items(cfg)
         if cfg.SSKD.SOURCE.BN_DATASETS:

@@ -37,17 +37,19 @@ logger = logging.getLogger("fastreid.sskd.train_step")
 
 
 class TrainingStep(SimpleTrainer):
-    """The host's training step under a precision, on any device; ``grad_scaler`` is None where none is needed.
+    """The host's training step under a precision, on any device.
 
-    The backward pass of each peer runs before the next student's forward pass, so only one student's activations are in
-    memory. Losses stay on the device until they are read, those of several steps at once.
+    ``grad_scaler`` is None where none is needed.
+
+    The backward pass of each peer runs before the next student's forward pass, so only one student's
+    activations are in memory. Losses stay on the device until they are read, those of several steps at once.
 
     Args:
         model: an ``SSKD``, or one that returns its losses.
         optimizer: of its parameters.
         precision: of the forward passes.
-        read_every: steps after which the losses are read; one that is not finite ends the run then, and with 1 before the
-            optimiser has moved.
+        read_every: steps after which the losses are read; one that is not finite ends the run then, and with
+            1 before the optimiser has moved.
         epoch_length: steps of an epoch, whose last one's are always read.
     """
 
@@ -116,9 +118,9 @@ def build_optimizer(cfg: CfgNode, networks: Sequence[nn.Module]) -> torch.optim.
     """Build ``SOLVER.OPT`` over the parameters of all networks, with the host's rules for each of them.
 
     The rules (``HEADS_LR_FACTOR``, weight decay of norms and biases) go by a parameter's name inside
-    its network. Layers are frozen by :class:`.hooks.FreezeLayers`. The host makes a group of every parameter; groups
-    of equal options are joined here and updated by torch's fused kernel where there is one, which reads every tensor
-    once. ``contiguous=False``: the host's flat buffer never sees a gradient on torch >= 2.
+    its network. Layers are frozen by :class:`.hooks.FreezeLayers`. The host makes a group of every parameter;
+    groups of equal options are joined here and updated by torch's fused kernel where there is one, which
+    reads every tensor once. ``contiguous=False``: the host's flat buffer never sees a gradient on torch >= 2.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -147,10 +149,12 @@ def build_optimizer(cfg: CfgNode, networks: Sequence[nn.Module]) -> torch.optim.
 
 
 def _keep_to_this_machine(optimizer: torch.optim.Optimizer, kernels: Sequence[bool | None]) -> None:
-    """After a checkpoint of another device or memory layout: the kernels of this one, and a state that lies as they need it.
+    """After a checkpoint of another device or memory layout.
 
-    A fused kernel walks a parameter and its moments side by side in memory, whatever their strides say, and counts its steps
-    on its device; torch leaves them on the CPU where the checkpoint's kernel was another.
+    The kernels of this one, and a state that lies as they need it.
+
+    A fused kernel walks a parameter and its moments side by side in memory, whatever their strides say, and
+    counts its steps on its device; torch leaves them on the CPU where the checkpoint's kernel was another.
     """
     for group, fused in zip(optimizer.param_groups, kernels):
         if "fused" in group:
@@ -169,7 +173,10 @@ def _keep_to_this_machine(optimizer: torch.optim.Optimizer, kernels: Sequence[bo
 
 
 def has_fused_kernel(kind: type[torch.optim.Optimizer], groups: Sequence[dict]) -> bool:
-    """Whether torch can update all the groups' parameters by its fused kernel: asked of torch, which knows its devices."""
+    """Whether torch can update all the groups' parameters by its fused kernel.
+
+    Asked of torch, which knows its devices.
+    """
     try:
         kind([{"params": group["params"]} for group in groups], lr=0.0, fused=True)
     except (RuntimeError, TypeError):  # not on this device in this version, or an optimiser without one
@@ -178,7 +185,10 @@ def has_fused_kernel(kind: type[torch.optim.Optimizer], groups: Sequence[dict]) 
 
 
 def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Forget all moments (method, refresh step 6: a fresh Adam). Hooks and schedulers keep the object they hold."""
+    """Forget all moments (method, refresh step 6: a fresh Adam).
+
+    Hooks and schedulers keep the object they hold.
+    """
     optimizer.state.clear()
     optimizer.zero_grad()
 
@@ -187,10 +197,13 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Precision:
-    """``SOLVER.AMP.ENABLED``: float16 with a gradient scaler, or bfloat16, whose range needs none; losses in float32.
+    """``SOLVER.AMP.ENABLED``.
 
-    ``SSKD.AMP_DTYPE`` chooses. "auto" is bfloat16 where the device has units for it, else float16 on CUDA and float32 on the
-    CPU. The host's AMP trainer asserts CUDA and uses the scaler of a namespace that torch has deprecated.
+    Float16 with a gradient scaler, or bfloat16, whose range needs none; losses in float32.
+
+    ``SSKD.AMP_DTYPE`` chooses. "auto" is bfloat16 where the device has units for it, else float16 on CUDA and
+    float32 on the CPU. The host's AMP trainer asserts CUDA and uses the scaler of a namespace that torch has
+    deprecated.
 
     Attributes:
         dtype: of the forward pass; float32 where autocast is off.
@@ -255,10 +268,12 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def compile_backbones(model: nn.Module) -> None:
-    """``SSKD.COMPILE``: compile every module called ``backbone`` in place; parameters, buffers and their names stay.
+    """``SSKD.COMPILE``.
 
-    torch compiles when it sees the first batch. What it cannot do, for want of a C++ compiler or for an operation that it does not
-    know, runs as it is, and torch logs why.
+    Compile every module called ``backbone`` in place; parameters, buffers and their names stay.
+
+    torch compiles when it sees the first batch. What it cannot do, for want of a C++ compiler or for an
+    operation that it does not know, runs as it is, and torch logs why.
     """
     if not hasattr(nn.Module, "compile"):
         logger.warning("the backbones are not compiled: SSKD.COMPILE needs torch 2.2 or later")
@@ -271,10 +286,12 @@ def compile_backbones(model: nn.Module) -> None:
 
 
 class LossRecord:
-    """Keeps each step's losses as a tensor; :meth:`read` waits for the device once and puts them under their iterations.
+    """Keeps each step's losses as a tensor.
 
-    Reading a value makes the host wait for all that the device has been given so far. A record that is read every
-    ``SSKD.LOG_PERIOD`` steps waits that often, and the event storage ends up the same.
+    :meth:`read` waits for the device once and puts them under their iterations.
+
+    Reading a value makes the host wait for all that the device has been given so far. A record that is read
+    every ``SSKD.LOG_PERIOD`` steps waits that often, and the event storage ends up the same.
     """
 
     def __init__(self) -> None:
@@ -284,12 +301,15 @@ class LossRecord:
         return len(self._steps)
 
     def add(self, step: int, losses: dict[str, torch.Tensor], data_time: float) -> None:
-        """Keep a step's losses, scalars on one device; ``data_time``: seconds that its batch was waited for."""
+        """Keep a step's losses, scalars on one device; ``data_time``.
+
+        Seconds that its batch was waited for.
+        """
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         self._steps.append((step, list(losses), values, data_time))
 
     def read(self) -> None:
-        """Put what has been kept into the current event storage, as means over the processes, and keep nothing.
+        """Move the kept losses into the current event storage, as means over the ranks.
 
         With several processes, all of them read at the same step.
 
@@ -343,7 +363,10 @@ def reset_peak_memory(device: torch.device | str) -> None:
 
 
 def put_peak_memory(device: torch.device | str) -> None:
-    """Put ``peak_memory_mb``, tensors' memory in MB of 2**20 bytes, into the current event storage; nothing on the CPU."""
+    """Put ``peak_memory_mb``, tensors' memory in MB of 2**20 bytes, into the current event storage.
+
+    Nothing on the CPU.
+    """
     if torch.device(device).type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**20  # MB
         get_event_storage().put_scalar("peak_memory_mb", peak, smoothing_hint=False)

@@ -61,9 +61,10 @@ class Trainer(DefaultTrainer):
     """``fastreid.engine.DefaultTrainer`` for plain configs, and the base of the two stages of SSKD.
 
     Differs from the host where that is broken or loses something (see ``fastreid_sskd.compat`` for the rest):
-    parameters are optimised themselves, not a flat buffer that gradients never reach; mixed precision works without
-    CUDA; an epoch has at least one iteration; evaluation can be off; a failure before the first step shows its own
-    error; losses are logged every ``SSKD.LOG_PERIOD`` iterations. A run that is saved after any step and resumed ends as
+    parameters are optimised themselves, not a flat buffer that gradients never reach; mixed precision works
+    without CUDA; an epoch has at least one iteration; evaluation can be off; a failure before the first step
+    shows its own error; losses are logged every ``SSKD.LOG_PERIOD`` iterations. A run that is saved after any
+    step and resumed ends as
     one that was never interrupted: the batches of an epoch are a function of the seed and the epoch.
 
     Args:
@@ -88,7 +89,8 @@ class Trainer(DefaultTrainer):
         precision = Precision(cfg)
         if cfg.SOLVER.AMP.ENABLED:
             logger.info("forward passes are in %s", precision.name)
-        # The CPU's losses are there at once. Another device is waited for to read its, so that is done when they are written.
+        # The CPU's losses are there at once. Another device is waited for to read its, so that is done when
+        # they are written.
         every = 1 if precision.device_type == "cpu" else cfg.SSKD.LOG_PERIOD
         self._trainer = TrainingStep(
             model, optimizer, precision, read_every=every, epoch_length=self.iters_per_epoch
@@ -115,7 +117,8 @@ class Trainer(DefaultTrainer):
         self._last_eval_results: dict[str, Any] = {}
         self.register_hooks(self.build_hooks())
 
-    # ---- what a stage may change --------------------------------------------------------------------------------
+    # ---- what a stage may change
+    # --------------------------------------------------------------------------------
 
     def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
         """Find out what there is to train on: the number of classes and the iterations of an epoch."""
@@ -127,7 +130,10 @@ class Trainer(DefaultTrainer):
         return loader.dataset.num_classes, iters_per_epoch
 
     def training_images(self) -> dict[str, list[str]]:
-        """{key that names the data sets: paths} of what is trained on: a checkpoint is of these and goes on with no others."""
+        """{key that names the data sets.
+
+        Paths} of what is trained on: a checkpoint is of these and goes on with no others.
+        """
         return {"DATASETS.NAMES": [item[0] for item in getattr(self._epochs.loader.dataset, "img_items", ())]}
 
     @classmethod
@@ -177,7 +183,8 @@ class Trainer(DefaultTrainer):
         warmup = max(math.ceil(cfg.SOLVER.WARMUP_ITERS / iters_per_epoch), cfg.SOLVER.DELAY_EPOCHS)
         if cfg.SOLVER.SCHED == "CosineAnnealingLR" and warmup >= cfg.SOLVER.MAX_EPOCH:
             raise ValueError(
-                f"warm-up and delay take {warmup} epochs of SOLVER.MAX_EPOCH = {cfg.SOLVER.MAX_EPOCH}, which leaves "
+                f"warm-up and delay take {warmup} epochs of SOLVER.MAX_EPOCH = {cfg.SOLVER.MAX_EPOCH}, "
+                "which leaves "
                 "none to anneal: lower SOLVER.WARMUP_ITERS or SOLVER.DELAY_EPOCHS"
             )
         return build_lr_scheduler(cfg, optimizer, iters_per_epoch)
@@ -194,7 +201,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> dict:
-        """Metrics in percent on ``DATASETS.TESTS``: {data set: metrics}, or those of a single one, as the host gives them."""
+        """Metrics in percent on ``DATASETS.TESTS``.
+
+        {data set: metrics}, or those of a single one, as the host gives them.
+        """
         encoder, results = Encoder(model), {}
         for name in cfg.DATASETS.TESTS:
             loader, evaluator = cls.build_evaluator(cfg, name)
@@ -205,7 +215,10 @@ class Trainer(DefaultTrainer):
 
     @property
     def metric_name(self) -> str:
-        """The scalar that ``model_best`` is chosen by: the host's "metric", (mAP + Rank-1) / 2, of the first test set."""
+        """The scalar that ``model_best`` is chosen by.
+
+        The host's "metric", (mAP + Rank-1) / 2, of the first test set.
+        """
         tests = self.cfg.DATASETS.TESTS
         return f"{tests[0]}/metric" if len(tests) > 1 else "metric"
 
@@ -217,9 +230,12 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Timer, precise BN, freezing, evaluation and learning rate as in the host; then writers, checkpoints.
+        """Timer, precise BN, freezing, evaluation and learning rate as in the host.
 
-        An evaluation may be left for a signal, and is begun again on resume, so the rate of the next epoch comes after it.
+        Then writers, checkpoints.
+
+        An evaluation may be left for a signal, and is begun again on resume, so the rate of the next epoch
+        comes after it.
         """
         cfg = self.cfg
         ret = [hooks.IterationTimer()]
@@ -262,10 +278,13 @@ class Trainer(DefaultTrainer):
         cfg.DATASETS.NAMES = (cfg.TEST.PRECISE_BN.DATASET,)
         return hooks.PreciseBN(self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER)
 
-    # ---- running ------------------------------------------------------------------------------------------------
+    # ---- running
+    # ------------------------------------------------------------------------------------------------
 
     def before_epoch(self) -> None:
-        """Hooks log under the epoch's first iteration; random numbers of the epoch do not depend on those before.
+        """Hooks log under the epoch's first iteration.
+
+        Random numbers of the epoch do not depend on those before.
 
         Without the seed, a network that draws some itself (dropout) would go on differently after a resume.
         """
@@ -291,7 +310,7 @@ class Trainer(DefaultTrainer):
             restore_random_state(states[comm.get_rank()])  # last: the loader draws a seed for its workers
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """With ``resume`` go on from the last checkpoint in ``OUTPUT_DIR`` if there is one, else load MODEL.WEIGHTS."""
+        """Resume from the last checkpoint in ``OUTPUT_DIR`` if asked, else load MODEL.WEIGHTS."""
         path = on_main(lambda: last_checkpoint(self.cfg.OUTPUT_DIR)) if resume else ""
         if path:
             self.resume_from(path)
@@ -316,7 +335,8 @@ class Trainer(DefaultTrainer):
         before = self._position.get("processes", now)
         if before != now:
             logger.warning(
-                "saved by %d processes, gone on with by %d: batch norm saw %d images at once and sees %d from now on, and bits, and "
+                "saved by %d processes, gone on with by %d: batch norm saw %d images at once and sees %d "
+                "from now on, and bits, and "
                 "what a network draws, differ; go on with %d to have the same run", before, now,
                 images_per_bn(self.cfg, before), images_per_bn(self.cfg, now), before,
             )  # fmt: skip
@@ -327,13 +347,18 @@ class Trainer(DefaultTrainer):
             load_model(self.model, self.cfg.MODEL.WEIGHTS)
 
     def start(self) -> None:
-        """Take ``OUTPUT_DIR``, see :func:`.output_dir.start_run`; once, by :meth:`train` or what is done before it."""
+        """Take ``OUTPUT_DIR``, see :func:`.output_dir.start_run`.
+
+        Once, by :meth:`train` or what is done before it.
+        """
         if not self._started:
             start_run(self.cfg, from_scratch=not self._position)
             self._started = True
 
     def train(self) -> dict:
-        """Run from where the last checkpoint was to ``max_epoch``; returns the last evaluation's results ({} without any).
+        """Run from where the last checkpoint was to ``max_epoch``.
+
+        Returns the last evaluation's results ({} without any).
 
         A run that was finished before and is resumed is evaluated again, unless ``TEST.EVAL_PERIOD`` is 0.
 
@@ -385,7 +410,10 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def _between_steps(self, stop: StopRequest) -> None:
-        """Save if it is time to, or to leave: the epoch is gone on with at the next step, without another refresh."""
+        """Save if it is time to, or to leave.
+
+        The epoch is gone on with at the next step, without another refresh.
+        """
         leave, due = agree(stop.signal is not None, self._checkpoints.due(self.iter))
         if leave or due:
             self._save_inside(random_state())
@@ -398,7 +426,10 @@ class Trainer(DefaultTrainer):
         self._checkpoints.save_inside(self.iter, epoch=self.epoch - 1, step=done, random=on_every(random))
 
     def _end_epoch(self) -> None:
-        """The hooks' end of an epoch; an evaluation that a signal ends is made again on resume, from the last step on."""
+        """The hooks' end of an epoch.
+
+        An evaluation that a signal ends is made again on resume, from the last step on.
+        """
         random = random_state()
         try:
             self.after_epoch()

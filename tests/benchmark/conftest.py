@@ -22,9 +22,18 @@ def make_result():
     def make(mAP=50.0, **fields):
         metrics = {"mAP": mAP, "Rank-1": mAP + 10, "Rank-5": mAP + 20, "Rank-10": mAP + 30, "mINP": mAP / 2}
         given = {
-            "method": "m", "target": "T", "metrics": metrics, "source": "S", "backbone": "resnet50", "epochs": 4,
-            "selection": "last epoch", "images_per_bn": 32, "hours": 1.0, "device": "cpu", "seed": 1,
-        }  # fmt: skip
+            "method": "m",
+            "target": "T",
+            "metrics": metrics,
+            "source": "S",
+            "backbone": "resnet50",
+            "epochs": 4,
+            "selection": "last epoch",
+            "images_per_bn": 32,
+            "hours": 1.0,
+            "device": "cpu",
+            "seed": 1,
+        }
         return Result(**{**given, **fields})
 
     return make

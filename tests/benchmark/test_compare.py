@@ -1,4 +1,7 @@
-"""The comparison, a grid of SSKD and its baselines: which rows, from which weights, and when a folder's are taken as its own."""
+"""The comparison, a grid of SSKD and its baselines.
+
+Which rows, from which weights, and when a folder's are taken as its own.
+"""
 
 import functools
 import json
@@ -17,9 +20,14 @@ from fastreid_sskd.engine.checkpoint import OtherConfigError
 from fastreid_sskd.processes import Stopped
 
 ROWS = [
-    "direct transfer", "direct transfer, target BN statistics", "one network, hard labels only", "SSKD, teacher 0",
-    "SSKD, teacher 1", "SSKD, ensemble", "supervised upper bound",
-]  # fmt: skip
+    "direct transfer",
+    "direct transfer, target BN statistics",
+    "one network, hard labels only",
+    "SSKD, teacher 0",
+    "SSKD, teacher 1",
+    "SSKD, ensemble",
+    "supervised upper bound",
+]
 BASE = str(CONFIGS / "sskd_d2m.yml")
 OPTS = [
     *TINY_TARGET,
@@ -124,7 +132,10 @@ def test_its_folder_is_read_as_a_table(compared):
 
 
 def test_what_an_earlier_version_left(compared, tmp_path):
-    """seed1/transfer, seed1/sskd, ..., rows in rows.json: tables read it, a comparison does not write into it."""
+    """seed1/transfer, seed1/sskd, ..., rows in rows.json.
+
+    Tables read it, a comparison does not write into it.
+    """
     folder, rows = compared
     names = {"transfer": ROWS[:2], "one_network": ROWS[2:3], "sskd": ROWS[3:6], "supervised": ROWS[6:]}
     for part, at in (("one_network", ONE), ("sskd", "sskd"), ("supervised", BOUND), ("transfer", None)):
@@ -289,7 +300,8 @@ def test_a_signal_in_an_evaluation_ends_the_comparison(compared, tmp_path, monke
     assert rows_of(tmp_path, *sources) == compared[1]
 
 
-# ---- the tool ----------------------------------------------------------------------------------------------------
+# ---- the tool
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -12,9 +12,12 @@ FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "published.yml"
 
 def entry(**changes):
     given = {
-        "method": "MMT", "where": "its README", "verified": True, "results": {"A -> B": [10.0, 20.0, None, 40.0]},
+        "method": "MMT",
+        "where": "its README",
+        "verified": True,
+        "results": {"A -> B": [10.0, 20.0, None, 40.0]},
         "backbone": "resnet50",
-    }  # fmt: skip
+    }
     return {**given, **changes}
 
 

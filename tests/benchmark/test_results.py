@@ -20,7 +20,8 @@ from fastreid_sskd.benchmark.results import (
 )
 from fastreid_sskd.engine import load_config
 
-# ---- records -----------------------------------------------------------------------------------------------------
+# ---- records
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_results_come_back_from_their_file(tmp_path, make_result):
@@ -55,7 +56,8 @@ def test_another_file_is_refused(tmp_path, text):
         read_results(str(tmp_path / "x.json"))
 
 
-# ---- folders -----------------------------------------------------------------------------------------------------
+# ---- folders
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -267,7 +269,8 @@ def test_no_best_row_where_none_was_chosen_or_evaluated(copy, best):
     assert collect(str(copy), ("last", "best")) == collect(str(copy), ("last",))
 
 
-# ---- metrics.json ------------------------------------------------------------------------------------------------
+# ---- metrics.json
+# ------------------------------------------------------------------------------------------------
 
 
 def write(folder, *lines):
@@ -311,13 +314,16 @@ def test_a_damaged_line_is_named(tmp_path):
 def test_hours_are_steps_and_refreshes():
     """10 steps of 2 s, 5 of 4 s, and 20 s of refreshes."""
     scalars = {
-        "time": [(9, 2.0), (14, 4.0)], "refresh/seconds_features": [(0, 9.0), (10, 8.0)], "refresh/seconds_knn": [(0, 3.0)],
+        "time": [(9, 2.0), (14, 4.0)],
+        "refresh/seconds_features": [(0, 9.0), (10, 8.0)],
+        "refresh/seconds_knn": [(0, 3.0)],
         "refresh/eps": [(0, 1000.0)],
-    }  # fmt: skip
+    }
     assert training_hours(scalars) == pytest.approx(60 / 3600)
 
 
-# ---- config.yaml -------------------------------------------------------------------------------------------------
+# ---- config.yaml
+# -------------------------------------------------------------------------------------------------
 
 
 def config(name="", *opts):
@@ -347,9 +353,14 @@ def test_backbone(builder, depth, ibn, name):
 
 def test_adaptation_between_benchmarks():
     assert describe(config("sskd_m2d.yml"), "DukeMTMC") == {
-        "method": "SSKD", "source": "Market1501", "target": "DukeMTMC", "backbone": "resnet50", "images_per_bn": 64,
-        "epochs": 20, "seed": 1,
-    }  # fmt: skip
+        "method": "SSKD",
+        "source": "Market1501",
+        "target": "DukeMTMC",
+        "backbone": "resnet50",
+        "images_per_bn": 64,
+        "epochs": 20,
+        "seed": 1,
+    }
 
 
 def test_batch_norm_in_chunks():

@@ -97,7 +97,9 @@ def test_cells_and_seeds_from_shared_source_models(tmp_path, started, monkeypatc
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The configs of the runs that are started, which end at once as plain runs do, with a figure that tells them apart."""
+    """The configs of the runs that are started, which end at once as plain runs do, with a figure that tells
+    them apart.
+    """
     configs = []
 
     def run(cfg, resume):
@@ -251,7 +253,10 @@ def test_a_signal_ends_the_whole_grid(tmp_path, started, monkeypatch, in_run):
 
 
 def test_baselines_beside_runs_from_source_models_of_each_seed(tmp_path, started):
-    """Rows of a seed start from its own source models: nothing trained, another statistics, three times the steps, the bound."""
+    """Rows of a seed start from its own source models.
+
+    Nothing trained, another statistics, three times the steps, the bound.
+    """
     opts = (
         "SSKD.LOSSES.LabelSmoothCE.WEIGHT",
         1.0,
@@ -388,7 +393,9 @@ def test_a_bad_grid(tmp_path, data, problem):
 
 
 def test_the_ablation_of_the_project():
-    """Every cell is a config that differs from the base, in keys that there are, and the full method is among them."""
+    """Every cell is a config that differs from the base, in keys that there are, and the full method is among
+    them.
+    """
     cells = load_grid(str(CONFIGS / "ablation" / "grid.yml"))
     assert cells.share_source == "all" and tuple(cells.seeds) == (1, 2, 3) and len(cells.cells) >= 10
     base = load_config(cells.config)

@@ -27,9 +27,16 @@ def test_one_seed_has_no_deviation(make_result):
 
 def test_rows_that_differ_by_more_than_the_seed(make_result):
     changes = [
-        {}, {"method": "n"}, {"backbone": "osnet"}, {"source": "R"}, {"target": "U"}, {"selection": "best on U"},
-        {"images_per_bn": 16}, {"epochs": 5}, {"published": "a README"},
-    ]  # fmt: skip
+        {},
+        {"method": "n"},
+        {"backbone": "osnet"},
+        {"source": "R"},
+        {"target": "U"},
+        {"selection": "best on U"},
+        {"images_per_bn": 16},
+        {"epochs": 5},
+        {"published": "a README"},
+    ]
     assert len(summarise([make_result(**change) for change in changes])) == len(changes)
 
 

@@ -1,4 +1,7 @@
-"""What benchmarks/step.py compares: the plain step is the same step, the floor is less, saved tensors are counted."""
+"""What benchmarks/step.py compares.
+
+The plain step is the same step, the floor is less, saved tensors are counted.
+"""
 
 import argparse
 import json
@@ -70,7 +73,10 @@ def test_looped_multi_similarity_is_ours(seed, identities):
 
 
 def test_plain_step_is_our_step(prepared):
-    """Losses, and students and teachers after the step; Adam's first step is as large as the rate wherever a gradient is."""
+    """Losses, and students and teachers after the step.
+
+    Adam's first step is as large as the rate wherever a gradient is.
+    """
     cfg, model, batch = prepared
     plain = PlainStep(cfg, model)
     ours = TrainingStep(model, build_optimizer(cfg, list(model.students)), Precision(cfg))
@@ -116,11 +122,15 @@ def test_crops_and_plain_batches(tmp_path, prepared):
     assert batch["images"].max() > 100 and not torch.equal(batch["images"][:, 0], batch["images"][:, 1])
 
 
-# ---- memory -----------------------------------------------------------------------------------------------------
+# ---- memory
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_saved_sizes_by_hand():
-    """A linear map keeps its input and its weight, the square what it is of; the view of a tensor is the tensor."""
+    """A linear map keeps its input and its weight, the square what it is of.
+
+    The view of a tensor is the tensor.
+    """
     x, linear = torch.ones(4, 10), nn.Linear(10, 5, bias=False)
     y = linear(x).detach().requires_grad_()
     assert memory.saved_sizes(lambda: linear(x), but=linear.parameters()) == [4 * 10 * 4]
@@ -156,14 +166,24 @@ def test_three_resnets_fit_eleven_gigabytes():
     assert row.plain - row.ours == pytest.approx(2 * row.details["one_graph"] / 1e9)
 
 
-# ---- the tool ---------------------------------------------------------------------------------------------------
+# ---- the tool
+# ---------------------------------------------------------------------------------------------------
 
 
 def arguments(**changes):
     values = {
-        "models": ["small"], "batch": None, "size": None, "peers": 2, "classes": 6, "repeats": 2, "precision": "float32",
-        "device": "cpu", "channels_last": False, "compile": False, "seed": 0,
-    }  # fmt: skip
+        "models": ["small"],
+        "batch": None,
+        "size": None,
+        "peers": 2,
+        "classes": 6,
+        "repeats": 2,
+        "precision": "float32",
+        "device": "cpu",
+        "channels_last": False,
+        "compile": False,
+        "seed": 0,
+    }
     return argparse.Namespace(**{**values, **changes})
 
 

@@ -249,7 +249,10 @@ def begin(worker):
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_outlive_signals_of_others_and_end_for_their_reader(method):
-    """Another process's are those of timeout, systemd, Slurm; the reader's own is how torch ends one that hangs."""
+    """Another process's are those of timeout, systemd, Slurm.
+
+    The reader's own is how torch ends one that hangs.
+    """
     loaded = SteadyLoader(
         Numbers(), batch_size=1, num_workers=2, worker_init_fn=begin, multiprocessing_context=method
     )

@@ -15,35 +15,71 @@ DUKE = "DukeMTMC-reID/"
 TRAINING = {
     "Market1501": (
         f"{MARKET}bounding_box_train",
-        {"0002_c1s1_000451_03.jpg": ("2", "0"), "1600_c12s1_0_0.JPG": ("1600", "11"), "0000_c7_0.png": ("0", "6")},
+        {
+            "0002_c1s1_000451_03.jpg": ("2", "0"),
+            "1600_c12s1_0_0.JPG": ("1600", "11"),
+            "0000_c7_0.png": ("0", "6"),
+        },
     ),
-    "DukeMTMC": (f"{DUKE}bounding_box_train", {"0001_c2_f0.jpg": ("1", "1"), "99999_c120_f0.Jpeg": ("99999", "119")}),
-    "VeRi": ("veri/image_train", {"0001_c001_00016450_0.jpg": ("1", "0"), "0777_c121_0_0.JPG": ("777", "120")}),
+    "DukeMTMC": (
+        f"{DUKE}bounding_box_train",
+        {"0001_c2_f0.jpg": ("1", "1"), "99999_c120_f0.Jpeg": ("99999", "119")},
+    ),
+    "VeRi": (
+        "veri/image_train",
+        {"0001_c001_00016450_0.jpg": ("1", "0"), "0777_c121_0_0.JPG": ("777", "120")},
+    ),
     "cuhkSYSU": ("cuhk_sysu/cropped_images", {"p12_s1_1.jpg": ("12", "0"), "p7_s10_1.JPG": ("7", "0")}),
     "CAVIARa": ("CAVIARa", {"0001001.jpg": ("0001", "cam0"), "0072003.bmp": ("0072", "cam0")}),
-    "GRID": ("underground_reid/images", {"0001_1_25004_107.jpeg": ("0001", "1"), "0250_12_3.JPG": ("0250", "12")}),
-    "iLIDS": ("iLIDS", {"person001/cam1_001.png": ("person001", "cam1"), "person002/cam12_001.PNG": ("person002", "cam12")}),
+    "GRID": (
+        "underground_reid/images",
+        {"0001_1_25004_107.jpeg": ("0001", "1"), "0250_12_3.JPG": ("0250", "12")},
+    ),
+    "iLIDS": (
+        "iLIDS",
+        {"person001/cam1_001.png": ("person001", "cam1"), "person002/cam12_001.PNG": ("person002", "cam12")},
+    ),
     "LPW": (
         "pep_256x128/data_slim",
         {
-            "scen1/view1/7/1.jpg": ("scen1-7", "view1"), "scen2/view1/7/1.JPG": ("scen2-7", "view1"),
+            "scen1/view1/7/1.jpg": ("scen1-7", "view1"),
+            "scen2/view1/7/1.JPG": ("scen2-7", "view1"),
             "scen3/view10/12/1.jpg": ("scen3-12", "view10"),
         },
     ),
     "PeS3D": ("3DPeS", {"12/12_3.bmp": ("12", "cam0"), "7/7_3.BMP": ("7", "cam0")}),
     "PKU": ("PKUv1a_128x48", {"001_01_1.png": ("001", "01"), "002_12.PNG": ("002", "12")}),
-    "PRAI": ("PRAI-1581/images", {"00000001_0001_00000001.jpg": ("00000001", "0001"), "2_12_3.JPG": ("2", "12")}),
-    "PRID": ("prid_2011/slim_train", {"person_0001/a_0001.png": ("0001", "a"), "x/person_12/cam10_1.PNG": ("12", "cam10")}),
-    "SAIVT": ("SAIVT-SoftBio", {"cropped_images/0001/0001-1-c3-0010.jpeg": ("0001", "c3"), "cropped_images/2/2-1-c12.JPG": ("2", "c12")}),
-    "SenseReID": ("SenseReID", {"test_gallery/00001_0.jpg": ("00001", "0"), "test_prob/00001_12.JPG": ("00001", "12")}),
+    "PRAI": (
+        "PRAI-1581/images",
+        {"00000001_0001_00000001.jpg": ("00000001", "0001"), "2_12_3.JPG": ("2", "12")},
+    ),
+    "PRID": (
+        "prid_2011/slim_train",
+        {"person_0001/a_0001.png": ("0001", "a"), "x/person_12/cam10_1.PNG": ("12", "cam10")},
+    ),
+    "SAIVT": (
+        "SAIVT-SoftBio",
+        {
+            "cropped_images/0001/0001-1-c3-0010.jpeg": ("0001", "c3"),
+            "cropped_images/2/2-1-c12.JPG": ("2", "c12"),
+        },
+    ),
+    "SenseReID": (
+        "SenseReID",
+        {"test_gallery/00001_0.jpg": ("00001", "0"), "test_prob/00001_12.JPG": ("00001", "12")},
+    ),
     "Shinpuhkan": ("shinpuhkan", {"1/001_02_03_04.jpg": ("001", "03"), "2_02_16_04.JPG": ("2", "16")}),
     "SYSU_mm": (
-        "SYSU-MM01", {f"cam{k}/000{k}/0001.{ending}": (f"000{k}", f"cam{k}") for k, ending in zip((1, 2, 4, 5), ("jpg", "JPG") * 2)}
+        "SYSU-MM01",
+        {
+            f"cam{k}/000{k}/0001.{ending}": (f"000{k}", f"cam{k}")
+            for k, ending in zip((1, 2, 4, 5), ("jpg", "JPG") * 2)
+        },
     ),
     "Thermalworld": ("thermalworld_rgb", {"1/0001.jpg": ("1", "cam0"), "12/0001.JPG": ("12", "cam0")}),
     "VIPeR": ("VIPeR", {"cam_a/000_45.bmp": ("000", "cam_a"), "cam_b/0123_90.BMP": ("0123", "cam_b")}),
     "WildTrackCrop": ("Wildtrack_crop_dataset/crop", {"1/0_1.png": ("1", "0"), "12/12_1.PNG": ("12", "12")}),
-}  # fmt: skip
+}
 BESIDE = {
     "Market1501": (f"{MARKET}query", f"{MARKET}bounding_box_test"),
     "DukeMTMC": (f"{DUKE}query", f"{DUKE}bounding_box_test"),
@@ -177,7 +213,8 @@ def test_images_where_the_class_does_not_look(root, caplog):
     assert "SYSU_mm: 2 images in other folders" in caplog.text
 
 
-# ---- lists -------------------------------------------------------------------------------------------------------
+# ---- lists
+# -------------------------------------------------------------------------------------------------------
 
 
 def write_msmt17(root, text, version="MSMT17_V1", folders=("train", "test")):
@@ -192,7 +229,9 @@ def write_msmt17(root, text, version="MSMT17_V1", folders=("train", "test")):
     "version, folders", [("MSMT17_V1", ("train", "test")), ("MSMT17_V2", ("mask_train_v2", "mask_test_v2"))]
 )
 def test_msmt17(root, version, folders):
-    """Blank lines, the ends of lines of Windows, a mark of byte order, folders with underscores and spaces."""
+    """Blank lines, the ends of lines of Windows, a mark of byte order, folders with underscores and
+    spaces.
+    """
     lines = [
         "0000/0000_000_01_a_1.jpg 0",
         "",
@@ -205,9 +244,11 @@ def test_msmt17(root, version, folders):
     assert data.train == [
         (str(base / folders[0] / path), f"msmt17_{who}", f"msmt17_{camera}")
         for path, who, camera in (
-            ("0000/0000_000_01_a_1.jpg", 0, 0), ("my own_set/0001_000_15_b_2.JPG", 1, 14), ("0002/0002_001_120_c_3.jpg", 12, 119),
+            ("0000/0000_000_01_a_1.jpg", 0, 0),
+            ("my own_set/0001_000_15_b_2.JPG", 1, 14),
+            ("0002/0002_001_120_c_3.jpg", 12, 119),
         )
-    ]  # fmt: skip
+    ]
     assert [item[1:] for item in data.query] == [
         (3, 0),
         (4, 14),

@@ -1,4 +1,6 @@
-"""The tiny data sets, one finished run of the whole pipeline, and trainers that start from its source models."""
+"""The tiny data sets, one finished run of the whole pipeline, and trainers that start from its source
+models.
+"""
 
 import json
 import types

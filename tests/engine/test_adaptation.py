@@ -55,7 +55,8 @@ class Seen:
             self.epochs[-1].append({key: copy.deepcopy(value) for key, value in args[0].items()})
 
 
-# ---- what moves -------------------------------------------------------------------------------------------------
+# ---- what moves
+# -------------------------------------------------------------------------------------------------
 
 
 def test_students_and_teachers_move(trainer):
@@ -114,7 +115,8 @@ def test_peers_stay_different(trainer):
     assert not torch.equal(one.backbone[0].weight, other.backbone[0].weight)
 
 
-# ---- the refresh ------------------------------------------------------------------------------------------------
+# ---- the refresh
+# ------------------------------------------------------------------------------------------------
 
 
 def test_classifiers_are_the_centroids_after_a_refresh(trainer):
@@ -228,7 +230,8 @@ def test_rate_is_constant(finished):
     assert {line["lr"] for line in finished.metrics if "lr" in line} == {3.5e-4}
 
 
-# ---- the batches ------------------------------------------------------------------------------------------------
+# ---- the batches
+# ------------------------------------------------------------------------------------------------
 
 
 def test_batches_hold_pseudo_labelled_images_only(trainer):
@@ -288,7 +291,8 @@ def test_loader_workers_change_nothing(finished, trainer):
     assert_equal_states(made.model.state_dict(), finished.final["model"], but=("best_peer",))
 
 
-# ---- what is written down ---------------------------------------------------------------------------------------
+# ---- what is written down
+# ---------------------------------------------------------------------------------------
 
 
 def test_metrics_hold_every_loss_of_every_peer(finished):
@@ -308,10 +312,18 @@ def test_metrics_hold_every_refresh(finished):
     assert [line["iteration"] for line in refreshes] == [0, 3]  # the first step of each epoch
     for line in refreshes:
         assert {
-            "refresh/clusters", "refresh/noise_share", "refresh/eps", "refresh/largest_cluster",
-            "refresh/median_cluster", "refresh/seconds_features", "refresh/seconds_knn", "refresh/seconds_jaccard",
-            "refresh/seconds_eps", "refresh/seconds_dbscan", "refresh/seconds_centroids",
-        } <= set(line)  # fmt: skip
+            "refresh/clusters",
+            "refresh/noise_share",
+            "refresh/eps",
+            "refresh/largest_cluster",
+            "refresh/median_cluster",
+            "refresh/seconds_features",
+            "refresh/seconds_knn",
+            "refresh/seconds_jaccard",
+            "refresh/seconds_eps",
+            "refresh/seconds_dbscan",
+            "refresh/seconds_centroids",
+        } <= set(line)
         assert {f"diagnostics/{name}" for name in ("NMI", "AMI", "ARI", "BCubed F")} <= set(line)
     assert "refresh/changed_share" not in refreshes[0] and 0 <= refreshes[1]["refresh/changed_share"] <= 1
     assert refreshes[0]["refresh/eps"] == refreshes[1]["refresh/eps"]

@@ -18,7 +18,8 @@ def cfg(finished, tmp_path):
     return tiny_adaptation(tmp_path / "out", "SSKD.SOURCE.WEIGHTS", str(finished.sources))
 
 
-# ---- one network ------------------------------------------------------------------------------------------------
+# ---- one network
+# ------------------------------------------------------------------------------------------------
 
 
 def test_one_network_differs_in_what_sskd_adds(cfg):
@@ -30,9 +31,14 @@ def test_one_network_differs_in_what_sskd_adds(cfg):
     cfg.SSKD.EMA.WINDOW = 0.0
     weights = {name: node.WEIGHT for name, node in one.SSKD.LOSSES.items()}
     assert weights == {
-        "LabelSmoothCE": 1.0, "SoftCE": 0.0, "MultiSimilarity": 3.0, "NuclearNorm": 1.5, "ClusterContrast": 0.0,
-        "SoftTriplet": 0.0, "PeerSoftTriplet": 0.0,
-    }  # fmt: skip
+        "LabelSmoothCE": 1.0,
+        "SoftCE": 0.0,
+        "MultiSimilarity": 3.0,
+        "NuclearNorm": 1.5,
+        "ClusterContrast": 0.0,
+        "SoftTriplet": 0.0,
+        "PeerSoftTriplet": 0.0,
+    }
     one.SSKD.NUM_PEERS, one.SSKD.EMA.MOMENTUM = cfg.SSKD.NUM_PEERS, cfg.SSKD.EMA.MOMENTUM
     one.SSKD.LOSSES = cfg.SSKD.LOSSES.clone()
     assert one == cfg
@@ -65,7 +71,8 @@ def test_teacher_of_one_network_is_the_student(cfg, finished):
     assert not any("soft" in key or "peer1" in key for key in made.storage.latest())
 
 
-# ---- supervised bound -------------------------------------------------------------------------------------------
+# ---- supervised bound
+# -------------------------------------------------------------------------------------------
 
 
 def test_supervised_bound_trains_on_the_targets_identities(cfg, finished):
@@ -96,7 +103,8 @@ def test_supervised_bound_through_run(cfg, finished):
     assert 0 < run(bound)["mAP"] <= 100
 
 
-# ---- statistics of the target -----------------------------------------------------------------------------------
+# ---- statistics of the target
+# -----------------------------------------------------------------------------------
 
 
 @pytest.fixture

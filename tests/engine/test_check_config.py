@@ -95,14 +95,25 @@ EVERYWHERE = [
     ("LBFGS cannot train", "SOLVER.OPT", "LBFGS"),
     ("SGD cannot train.*esterov", "SOLVER.OPT", "SGD", "SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0"),
     ("WEIGHT_DECAY_BIAS", "SOLVER.WEIGHT_DECAY_BIAS", "-1"),
-    ("Adam cannot train.*clip", "SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "clip"),
+    (
+        "Adam cannot train.*clip",
+        "SOLVER.CLIP_GRADIENTS.ENABLED",
+        "True",
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
+        "clip",
+    ),
     ("SCHED", "SOLVER.SCHED", "StepLR"),
     ("MAX_EPOCH", "SOLVER.MAX_EPOCH", "0"),
     ("CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "0"),
     ("LOG_PERIOD", "SSKD.LOG_PERIOD", "0"),
     ("RERANK.K1 must be", "TEST.RERANK.K1", "0"),
     ("18x, 34x, 50x, 101x; got '19x'", *RESNET, "MODEL.BACKBONE.DEPTH", "19x"),
-    ("FEAT_DIM is 2048, and the maps of build_resnet_backbone 18x have 512 .*set it to 512", *RESNET, "MODEL.BACKBONE.FEAT_DIM", "2048"),
+    (
+        "FEAT_DIM is 2048, and the maps of build_resnet_backbone 18x have 512 .*set it to 512",
+        *RESNET,
+        "MODEL.BACKBONE.FEAT_DIM",
+        "2048",
+    ),
     ("nearest that there is: build_resnet_backbone", "MODEL.BACKBONE.NAME", "resnet_backbone"),
     ("MODEL.BACKBONE.NORM", *RESNET, "MODEL.BACKBONE.NORM", "bn"),
     ("POOL_LAYER", "MODEL.HEADS.POOL_LAYER", "AvgPool"),
@@ -124,7 +135,7 @@ EVERYWHERE = [
     ("SEED", "SEED", "4294967296"),
     ("MODEL.WEIGHTS 'no.pth' not found", "MODEL.WEIGHTS", "no.pth"),
     ("MODEL.META_ARCHITECTURE.*nearest that there is: SSKDSource", "MODEL.META_ARCHITECTURE", "SSKDSorce"),
-]  # fmt: skip
+]
 RUNS = {"adaptation": tiny_adaptation, "source": tiny_source, "plain": tiny_baseline}
 
 # what looks odd and is allowed
@@ -134,8 +145,20 @@ RIGHT = [
     ("SSKD.CLUSTER.METHOD", "hdbscan", "SSKD.CLUSTER.RHO", "0.0", *ESTIMATED),
     ("SSKD.CLUSTER.EPS", "0.5", "SSKD.CLUSTER.RHO", "0.0", *ESTIMATED),
     ("SSKD.CLUSTER.RHO", "2.0"),  # PAIRS_PER_IMAGE goes before
-    ("SSKD.CLUSTER.METHOD", "kmeans", "SSKD.CLUSTER.NUM_CLUSTERS", "6", "SSKD.CLUSTER.RHO", "2.0", "SSKD.CLUSTER.K1", "0",
-     "SSKD.CLUSTER.EPS", "3.0", "SSKD.CLUSTER.MIN_SAMPLES", "0"),
+    (
+        "SSKD.CLUSTER.METHOD",
+        "kmeans",
+        "SSKD.CLUSTER.NUM_CLUSTERS",
+        "6",
+        "SSKD.CLUSTER.RHO",
+        "2.0",
+        "SSKD.CLUSTER.K1",
+        "0",
+        "SSKD.CLUSTER.EPS",
+        "3.0",
+        "SSKD.CLUSTER.MIN_SAMPLES",
+        "0",
+    ),
     ("SSKD.CLUSTER.METHOD", "hdbscan", "SSKD.CLUSTER.EPS_MIN", "2.0", "SSKD.CLUSTER.PAIRS_PER_IMAGE", "-1"),
     ("SSKD.CLUSTER.RHO", "1.0", *ESTIMATED),
     ("SSKD.CLUSTER.EPS_RULE", "largest", "SSKD.CLUSTER.RHO", "0.0", *ESTIMATED),
@@ -144,7 +167,7 @@ RIGHT = [
     ("SSKD.CLUSTER.MAX_NOISE_SHARE", "1.0", "SSKD.CLUSTER.MAX_LARGEST_SHARE", "0.0"),
     ("SSKD.CHECKPOINT_SECONDS", "0", "SSKD.CHECKPOINT_ITERS", "0", "SSKD.KEEP_CHECKPOINTS", "1"),
     ("SSKD.CACHE_IMAGES", "1", "TEST.METRIC", "jaccard"),
-]  # fmt: skip
+]
 
 
 class Begun(Exception):
@@ -280,7 +303,8 @@ def test_abilities_are_asked_of_the_device_that_is_used(data_sets, tmp_path, mon
     assert asked == ["cpu", "precision"]
 
 
-# ---- one kind of run --------------------------------------------------------------------------------------------
+# ---- one kind of run
+# --------------------------------------------------------------------------------------------
 
 
 def test_an_architecture_that_its_backbone_does_not_fit():
@@ -361,7 +385,10 @@ def test_a_source_whose_identities_have_one_image_each(tmp_path, monkeypatch):
 
 
 def test_query_and_gallery_of_a_source_are_trained_on_where_they_are_asked_for(tmp_path):
-    """6 people in training; with COMBINEALL 6 others, of query and gallery, too. Of a target they are never."""
+    """6 people in training; with COMBINEALL 6 others, of query and gallery, too.
+
+    Of a target they are never.
+    """
     train, both = (
         source_items(tiny_source(tmp_path, "DATASETS.COMBINEALL", value)) for value in ("False", "True")
     )

@@ -1,4 +1,6 @@
-"""Checkpoints that are whole or not there, that load safely and strictly, and of which the last few are kept."""
+"""Checkpoints that are whole or not there, that load safely and strictly, and of which the last few are
+kept.
+"""
 
 import os
 from collections import Counter, OrderedDict
@@ -172,7 +174,8 @@ def test_kinds_are_kept_apart(tmp_path):
     ]
 
 
-# ---- damaged files ----------------------------------------------------------------------------------------------
+# ---- damaged files
+# ----------------------------------------------------------------------------------------------
 
 
 def test_whole_file_has_no_damage(tmp_path):
@@ -313,7 +316,8 @@ def test_file_of_other_objects_is_refused(tmp_path):
         checkpointer(tmp_path).load(str(tmp_path / "pickle.pth"))
 
 
-# ---- of the peers -----------------------------------------------------------------------------------------------
+# ---- of the peers
+# -----------------------------------------------------------------------------------------------
 
 
 def test_peers_load_strictly(finished, adaptation):

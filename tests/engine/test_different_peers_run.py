@@ -113,7 +113,10 @@ def test_export_of_a_peer(done, folder, tmp_path):
 
 
 def test_report_shows_the_runs_own_ensemble(done, folder, tmp_path, monkeypatch):
-    """Peers of other feature sizes have no mean feature: the report's lists are of the distances that the run combines."""
+    """Peers of other feature sizes have no mean feature.
+
+    The report's lists are of the distances that the run combines.
+    """
     monkeypatch.setattr(
         "fastreid_sskd.report.plots.map_figures", lambda *args, **options: []
     )  # whose packages start slowly
@@ -149,9 +152,15 @@ def test_what_it_is_compared_with(mixed):
 def test_equal_peers_by_their_distances(finished, tmp_path):
     """The method's peers with every peer in its own space: another run than the method's, and a whole one."""
     cfg = tiny_adaptation(
-        tmp_path, "SSKD.SOURCE.WEIGHTS", str(finished.sources), "SSKD.COMBINE", "distances", "SOLVER.MAX_EPOCH", "1",
+        tmp_path,
+        "SSKD.SOURCE.WEIGHTS",
+        str(finished.sources),
+        "SSKD.COMBINE",
+        "distances",
+        "SOLVER.MAX_EPOCH",
+        "1",
         *TINY[:2],
-    )  # fmt: skip
+    )
     results = run(cfg)["Market1501"]
     assert set(results) == {"peer0", "peer1", "ensemble"}
     first, second = (

@@ -1,4 +1,7 @@
-"""Faults of disks, files and numbers in the middle of a run: it ends with a sentence and goes on from what it kept."""
+"""Faults of disks, files and numbers in the middle of a run.
+
+It ends with a sentence and goes on from what it kept.
+"""
 
 import errno
 import os
@@ -39,7 +42,8 @@ def at_step(monkeypatch, at, action):
     monkeypatch.setattr(AdaptationTrainer, "run_step", run_step)
 
 
-# ---- images -----------------------------------------------------------------------------------------------------
+# ---- images
+# -----------------------------------------------------------------------------------------------------
 
 SPOILS = {
     "deleted": lambda path: path.unlink(),
@@ -51,7 +55,10 @@ SPOILS = {
 
 @pytest.mark.parametrize("spoil", SPOILS)
 def test_spoiled_image_stops_the_run(finished, adaptation, own_images, tmp_path, monkeypatch, spoil):
-    """All of them, so that the next batch has one: its file is named. Put back, the run goes on as if nothing had been."""
+    """All of them, so that the next batch has one: its file is named.
+
+    Put back, the run goes on as if nothing had been.
+    """
     cfg = adaptation(*EVERY_STEP, "SSKD.CACHE_IMAGES", "0")  # an image that has been kept is not read again
     shutil.copytree(own_images, tmp_path / "kept")
     with monkeypatch.context() as patch:
@@ -88,12 +95,15 @@ def test_odd_images_train(adaptation, own_images):
     assert all(torch.isfinite(value).all() for value in final["model"].values())
 
 
-# ---- numbers ----------------------------------------------------------------------------------------------------
+# ---- numbers
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_batch_that_is_not_finite(finished, adaptation, monkeypatch, value):
-    """The step, the losses and the peers are named, nothing of it is saved, the checkpoint before it goes on."""
+    """The step, the losses and the peers are named, nothing of it is saved, the checkpoint before it goes
+    on.
+    """
     cfg, finish = adaptation(*EVERY_STEP), EpochLoader._on_device
 
     def spoiled(self, batch):
@@ -114,7 +124,10 @@ def test_batch_that_is_not_finite(finished, adaptation, monkeypatch, value):
 
 
 def test_gradient_that_is_not_finite(adaptation, monkeypatch):
-    """The losses of its step are finite, the parameters after it are not: they do not become the last checkpoint."""
+    """The losses of its step are finite, the parameters after it are not.
+
+    They do not become the last checkpoint.
+    """
     cfg = adaptation(*EVERY_STEP, "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
 
     def spoil(trainer):
@@ -134,12 +147,16 @@ def test_plain_model_names_its_loss(tmp_path, monkeypatch):
         run(cfg)
 
 
-# ---- disks ------------------------------------------------------------------------------------------------------
+# ---- disks
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_checkpoint_that_cannot_be_written(finished, adaptation, monkeypatch, number):
-    """The file and the cause are named, the checkpoint before stays the last; with room again the run goes on."""
+    """The file and the cause are named, the checkpoint before stays the last.
+
+    With room again the run goes on.
+    """
     cfg, save = adaptation(*EVERY_STEP), torch.save
 
     def no_room(data, file):

@@ -1,4 +1,7 @@
-"""Training in float16 under a gradient scaler, here on the CPU, where it is not offered: overflow, and exact resume."""
+"""Training in float16 under a gradient scaler, here on the CPU, where it is not offered.
+
+Overflow, and exact resume.
+"""
 
 import os
 import shutil

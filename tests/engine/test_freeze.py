@@ -36,7 +36,10 @@ def moved(states):
 
 
 def test_plain_model(tmp_path):
-    """Evaluations between, which set the model's mode, change nothing: the host unfreezes batch norm with the first."""
+    """Evaluations between, which set the model's mode, change nothing.
+
+    The host unfreezes batch norm with the first.
+    """
     made = Trainer(tiny_baseline(tmp_path, *FREEZE, "9"))  # 2 epochs of 6 steps
     backbone, heads = Note(made.model.backbone), Note(made.model.heads)
     start = copy.deepcopy(made.model.backbone.state_dict())

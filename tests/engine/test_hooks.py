@@ -85,7 +85,10 @@ def test_best_checkpoint():
 
 
 def test_best_checkpoint_between_the_periodic_ones_and_without_an_evaluation():
-    """An old value is not taken for a new one; the periodic file comes last, so that it is what a resume finds."""
+    """An old value is not taken for a new one.
+
+    The periodic file comes last, so that it is what a resume finds.
+    """
     recorder = Recorder()
     values = {1: 30.0, 3: 20.0}
     epochs(
@@ -148,11 +151,15 @@ def test_epoch_is_saved_once():
     assert recorder.saved == [("model_0000", 0), ("model_0001", 1), ("model_0003", 3)]
 
 
-# ---- scalars ----------------------------------------------------------------------------------------------------
+# ---- scalars
+# ----------------------------------------------------------------------------------------------------
 
 
 def training(folder, steps, state=None, start=0, save_after=None):
-    """Scalars of `steps` steps through the hook: metrics.json's lines, and the state after one of the steps."""
+    """Scalars of `steps` steps through the hook.
+
+    Metrics.json's lines, and the state after one of the steps.
+    """
     hook = ScalarWriters(lambda: [MetricsFile(str(folder / "metrics.json"))], period=2)
     if state is not None:
         hook.load_state_dict(state)
@@ -175,7 +182,9 @@ def training(folder, steps, state=None, start=0, save_after=None):
 
 @pytest.mark.parametrize("at", [0, 1, 2, 5, 7])
 def test_scalars_go_on_from_a_checkpoint(tmp_path, at):
-    """Smoothed over the values before it, none twice, although the killed run wrote on after its last checkpoint."""
+    """Smoothed over the values before it, none twice, although the killed run wrote on after its last
+    checkpoint.
+    """
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
     whole, _ = training(tmp_path / "whole", 12)
@@ -222,7 +231,9 @@ def test_peer_ema_uses_the_global_step():
 
 
 def test_hooks_of_an_adaptation_run_in_this_order(trainer):
-    """Refresh before anything looks at the epoch; EMA before evaluation, all before checkpoints, which hold the rest.
+    """Refresh before anything looks at the epoch.
+
+    EMA before evaluation, all before checkpoints, which hold the rest.
 
     The next epoch's rate comes after the evaluation, which may be left for a signal and begun again.
     """

@@ -1,4 +1,7 @@
-"""Runs that load their images in other ways end the same, bit for bit; also when they change it on the way."""
+"""Runs that load their images in other ways end the same, bit for bit.
+
+Also when they change it on the way.
+"""
 
 import pytest
 import torch

@@ -114,7 +114,10 @@ def stepped(cfg, peer, optimizer, seed):
 
 
 def test_resumed_in_another_memory_layout(cfg):
-    """A fused kernel walks weights and moments side by side: those of a checkpoint are laid as the weights are."""
+    """A fused kernel walks weights and moments side by side.
+
+    Those of a checkpoint are laid as the weights are.
+    """
     ends = []
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
@@ -146,7 +149,10 @@ def test_resumed_on_a_machine_without_the_kernel(cfg, monkeypatch):
 
 
 def test_resumed_where_the_kernel_counts_its_steps(cfg, monkeypatch):
-    """A checkpoint of a machine without the kernel leaves torch's count of steps on the CPU; the kernel wants it beside the weights."""
+    """A checkpoint of a machine without the kernel leaves torch's count of steps on the CPU.
+
+    The kernel wants it beside the weights.
+    """
     monkeypatch.setattr(optimizer_module, "has_fused_kernel", lambda *_: False)
     peer = build_peer(cfg)
     saved = build_optimizer(cfg, [peer])

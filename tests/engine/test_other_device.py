@@ -1,4 +1,7 @@
-"""Runs on a device that is not the CPU: `other_device`, strict about where tensors are, with the CPU's results."""
+"""Runs on a device that is not the CPU.
+
+`other_device`, strict about where tensors are, with the CPU's results.
+"""
 
 import json
 import os
@@ -116,7 +119,10 @@ def test_options_end_as_on_the_cpu(adaptation, build, options, tmp_path):
 
 
 def test_half_precision(adaptation, build, tmp_path):
-    """Networks in bfloat16 under the device's own autocast; losses and weights float32, and near float32's."""
+    """Networks in bfloat16 under the device's own autocast.
+
+    Losses and weights float32, and near float32's.
+    """
     options = ("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0", *DEVICE)
     half = adaptation(
         *options, "SOLVER.AMP.ENABLED", "True", "SSKD.AMP_DTYPE", "bfloat16", output=tmp_path / "half"
@@ -140,7 +146,9 @@ def test_half_precision(adaptation, build, tmp_path):
 
 
 def test_losses_are_the_cpus(adaptation, build, tmp_path):
-    """Where the nuclear norm's gradient comes by iteration, each step's values are the CPU's to float32's rounding."""
+    """Where the nuclear norm's gradient comes by iteration, each step's values are the CPU's to float32's
+    rounding.
+    """
     options = ("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
     here, there = (
         adaptation(*options, output=tmp_path / "here"),
@@ -192,7 +200,10 @@ def count_waits(cfg, path, device):
 
 
 def test_waits_of_a_step(adaptation, build, tmp_path):
-    """None: forward, backward, optimiser, average and all hooks only queue work. After an epoch's last step the losses are read."""
+    """None: forward, backward, optimiser, average and all hooks only queue work.
+
+    After an epoch's last step the losses are read.
+    """
     cfg = adaptation(
         *DEVICE,
         "SSKD.LOG_PERIOD",
@@ -230,7 +241,10 @@ def measure_peak(network, options, classes, path, device):
 
 @pytest.mark.parametrize("network", ["resnet18", "osnet_x0_25"])
 def test_memory_of_a_step_is_what_the_benchmark_computes(build, tmp_path, network):
-    """With one student's graph at a time, in an allocator that counts; without workspaces of kernels, which the CPU's have here."""
+    """With one student's graph at a time, in an allocator that counts.
+
+    Without workspaces of kernels, which the CPU's have here.
+    """
     options = {"batch": 16, "size": (64, 32), "peers": 3}
     on_device(build, measure_peak, network, options, 10, tmp_path / "peak")
     parts = step_bytes(benchmark_config(network, "cpu", **options), 10)

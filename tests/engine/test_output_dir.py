@@ -1,4 +1,7 @@
-"""A second run in a folder: nothing of the earlier run is taken for its own, nothing is lost, and a refusal changes nothing."""
+"""A second run in a folder.
+
+Nothing of the earlier run is taken for its own, nothing is lost, and a refusal changes nothing.
+"""
 
 import json
 import os
@@ -11,9 +14,19 @@ from fastreid_sskd.engine import load_config, run
 from fastreid_sskd.engine.defaults import start_run
 
 OF_A_RUN = {
-    "last_checkpoint", "model_0003.pth", "model_best.pth", "model_final.pth", "step_0000012.pth", "results.json", "rows.json",
-    "record.json", "metrics.json", "metrics.json.old", "events.out.tfevents.1.host.2.0", "report.html",
-}  # fmt: skip
+    "last_checkpoint",
+    "model_0003.pth",
+    "model_best.pth",
+    "model_final.pth",
+    "step_0000012.pth",
+    "results.json",
+    "rows.json",
+    "record.json",
+    "metrics.json",
+    "metrics.json.old",
+    "events.out.tfevents.1.host.2.0",
+    "report.html",
+}
 OTHERS = {"log.txt", "log.txt.rank1", "notes.md", "model.pth", "mine.yml", ".lock"}
 
 
@@ -97,7 +110,8 @@ def test_source_models_of_the_folder_may_be_started_from(folder):
     assert (folder / "earlier-1").exists()
 
 
-# ---- whole runs -------------------------------------------------------------------------------------------------
+# ---- whole runs
+# -------------------------------------------------------------------------------------------------
 
 
 def test_results_of_an_earlier_run_are_not_shown_as_the_new_ones(adaptation):

@@ -1,4 +1,7 @@
-"""One command for both stages: pre-training, reuse, direct transfer, and bad input refused before anything is lost."""
+"""One command for both stages.
+
+Pre-training, reuse, direct transfer, and bad input refused before anything is lost.
+"""
 
 import gc
 import os
@@ -42,7 +45,8 @@ def no_training(monkeypatch):
     monkeypatch.setattr(SourceTrainer, "train", refuse)
 
 
-# ---- both stages ------------------------------------------------------------------------------------------------
+# ---- both stages
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -87,7 +91,10 @@ def test_a_seed_in_the_options_of_stage_1_leaves_the_peers_different(finished):
 
 
 def test_source_models_see_this_runs_target(finished, caplog):
-    """The shipped stage 1 names the shipped target; another target on the command line is the one that batch norm has to see."""
+    """The shipped stage 1 names the shipped target.
+
+    Another target on the command line is the one that batch norm has to see.
+    """
     caplog.set_level("INFO")
     assert source_config(finished.cfg, 0).SSKD.SOURCE.BN_DATASETS == ("Market1501",) and not caplog.text
     other = finished.cfg.clone()
@@ -257,7 +264,8 @@ def test_evaluation_period(adaptation, monkeypatch):
     assert [entry["epoch"] for entry in record["evaluations"]] == [0, 2, 3]
 
 
-# ---- the best teacher -------------------------------------------------------------------------------------------
+# ---- the best teacher
+# -------------------------------------------------------------------------------------------
 
 
 def scripted(*values):
@@ -266,7 +274,9 @@ def scripted(*values):
 
 
 def test_best_teacher_and_best_model_belong_together(adaptation, monkeypatch):
-    """Direct transfer is better than all (80), epoch 2 the best of training (its peer 1), the last epoch is not."""
+    """Direct transfer is better than all (80), epoch 2 the best of training (its peer 1), the last epoch is
+    not.
+    """
     values = iter([(80, 10), (30, 20), (40, 60), (50, 45)])
     monkeypatch.setattr(
         AdaptationTrainer, "test", classmethod(lambda cls, cfg, model: scripted(*next(values))["results"])
@@ -295,7 +305,8 @@ def test_best_teacher_before_training_is_the_best_source_model(trainer, monkeypa
     assert made.model.best_peer == 1
 
 
-# ---- eval-only --------------------------------------------------------------------------------------------------
+# ---- eval-only
+# --------------------------------------------------------------------------------------------------
 
 
 def eval_config(finished, **changes):
@@ -327,7 +338,8 @@ def test_evaluation_of_another_model(finished):
         evaluate(eval_config(finished, WEIGHTS=finished.sources[0]))
 
 
-# ---- bad input --------------------------------------------------------------------------------------------------
+# ---- bad input
+# --------------------------------------------------------------------------------------------------
 
 
 def test_source_equal_to_target(tmp_path, no_training):
@@ -409,8 +421,16 @@ def test_imagenet_weights_are_not_looked_for_when_others_are_given(adaptation, t
         run(adaptation("MODEL.BACKBONE.PRETRAIN", "True", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0"))
         == {}
     )
-    resnet = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", "512",
-              "MODEL.BACKBONE.PRETRAIN", "True")  # fmt: skip
+    resnet = (
+        "MODEL.BACKBONE.NAME",
+        "build_resnet_backbone",
+        "MODEL.BACKBONE.DEPTH",
+        "18x",
+        "MODEL.BACKBONE.FEAT_DIM",
+        "512",
+        "MODEL.BACKBONE.PRETRAIN",
+        "True",
+    )
     assert isinstance(AdaptationTrainer.build_model(adaptation(*resnet)), SSKD)
     SourceTrainer.build_model(tiny_source(tmp_path, *resnet, "MODEL.WEIGHTS", finished.sources[0]))
 
@@ -434,7 +454,8 @@ def test_batch_too_large_for_the_clusters_still_trains(adaptation):
     assert run(cfg)["metric"] > 0
 
 
-# ---- clusters that cannot be trained on -------------------------------------------------------------------------
+# ---- clusters that cannot be trained on
+# -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -474,7 +495,10 @@ def test_unusable_clusters_later_keep_what_was_learned(finished, adaptation, mon
 
 @pytest.mark.parametrize("images, chunk", [(8, 7), (24, 23)])
 def test_chunk_of_one_image(adaptation, tmp_path, no_training, images, chunk):
-    """Found before anything is trained, in both stages; torch would say something of channels in the first step."""
+    """Found before anything is trained, in both stages.
+
+    torch would say something of channels in the first step.
+    """
     opts = ("SOLVER.IMS_PER_BATCH", str(images), "SSKD.BN_CHUNK", str(chunk))
     message = f"{images} images in chunks of SSKD.BN_CHUNK = {chunk} ends with a chunk of one image"
     with pytest.raises(ValueError, match=message):
@@ -485,7 +509,8 @@ def test_chunk_of_one_image(adaptation, tmp_path, no_training, images, chunk):
         SourceTrainer(tiny_source(tmp_path, *opts))
 
 
-# ---- what goes wrong during training ----------------------------------------------------------------------------
+# ---- what goes wrong during training
+# ----------------------------------------------------------------------------
 
 
 def test_loss_that_is_not_finite_is_named(trainer):

@@ -46,7 +46,10 @@ def cut(monkeypatch, cls, at, when=lambda trainer: True):
 
 @pytest.mark.parametrize("at", [3, 5])
 def test_adaptation_goes_on_where_it_stopped(finished, adaptation, monkeypatch, at):
-    """Cut at the first and the last step of the second epoch: weights, labels, eps, moments, records, best metric."""
+    """Cut at the first and the last step of the second epoch.
+
+    Weights, labels, eps, moments, records, best metric.
+    """
     cfg = adaptation()
     with monkeypatch.context() as patch:
         cut(patch, AdaptationTrainer, at)
@@ -56,8 +59,18 @@ def test_adaptation_goes_on_where_it_stopped(finished, adaptation, monkeypatch, 
     results = run(cfg, resume=True)
     final = load(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))
     assert set(final) == {
-        "model", "optimizer", "lr_sched", "record", "refresh", "checkpoints", "scalars", "config", "processes", "images", "epoch",
-    }  # fmt: skip
+        "model",
+        "optimizer",
+        "lr_sched",
+        "record",
+        "refresh",
+        "checkpoints",
+        "scalars",
+        "config",
+        "processes",
+        "images",
+        "epoch",
+    }
     assert_same_files(cfg.OUTPUT_DIR, finished.output)
     assert_same(results, finished.results)
     with open(os.path.join(cfg.OUTPUT_DIR, "results.json"), encoding="utf-8") as file:
@@ -152,7 +165,8 @@ def test_source_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert_same(without_places(end), without_places(other))
 
 
-# ---- inside an epoch --------------------------------------------------------------------------------------------
+# ---- inside an epoch
+# --------------------------------------------------------------------------------------------
 
 EVERY_STEP = ("SSKD.CHECKPOINT_ITERS", "1")
 
@@ -318,7 +332,9 @@ def rising():
 
 
 def test_run_from_scratch_leaves_the_earlier_one_alone(adaptation, monkeypatch):
-    """Killed before its first checkpoint, it is not resumed from an earlier run's, whose files are in a folder of their own."""
+    """Killed before its first checkpoint, it is not resumed from an earlier run's, whose files are in a
+    folder of their own.
+    """
     cfg = adaptation("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
     run(cfg)
     before = metrics(cfg.OUTPUT_DIR)

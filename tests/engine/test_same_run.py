@@ -86,7 +86,10 @@ def test_keys_changed_on_purpose():
 
 
 def test_keys_that_act_at_the_start(caplog):
-    """Nothing comes of them in a resumed run, which is said; for a finished model that stands for a run they count."""
+    """Nothing comes of them in a resumed run, which is said.
+
+    For a finished model that stands for a run they count.
+    """
     given = config("MODEL.BACKBONE.PRETRAIN_PATH", "other.pth", "SSKD.SOURCE.OPTS", "['SEED', 3]")
     with caplog.at_level(logging.WARNING):
         check(config(), given)
@@ -149,7 +152,8 @@ def test_two_paths_of_one_file(tmp_path, monkeypatch, caplog):
         assert not same_value(one, other)
 
 
-# ---- images -----------------------------------------------------------------------------------------------------
+# ---- images
+# -----------------------------------------------------------------------------------------------------
 
 
 def paths(*names, root="/data"):
@@ -204,7 +208,8 @@ def test_file_without_images(caplog):
     assert "x.pth does not say which images" in caplog.text
 
 
-# ---- in runs ----------------------------------------------------------------------------------------------------
+# ---- in runs
+# ----------------------------------------------------------------------------------------------------
 
 
 def content(folder):
@@ -318,7 +323,10 @@ def rename_an_image(folder):
     ("plain", MARKET, "DATASETS.NAMES"),
 ])  # fmt: skip
 def test_other_images_are_refused(adaptation, own_world, tmp_path, kind, data, key):
-    """As many of them, in a folder that was moved; nothing is touched, and with the old names the run goes on."""
+    """As many of them, in a folder that was moved.
+
+    Nothing is touched, and with the old names the run goes on.
+    """
     make = {"adaptation": adaptation, "source": lambda *o: tiny_source(tmp_path / "s", *o),
             "plain": lambda *o: tiny_baseline(tmp_path / "p", *o)}[kind]  # fmt: skip
     opts = ("TEST.EVAL_PERIOD", "0")

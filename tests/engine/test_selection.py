@@ -125,7 +125,10 @@ def test_model_best_is_the_highest_score(adaptation, tmp_path, caplog, offers, s
     "opts", [("DATASETS.TESTS", "()", "SSKD.SELECT_BY", "silhouette"), ("SSKD.SELECT_BY", "mAP")]
 )
 def test_a_start_that_no_epoch_betters_is_kept(adaptation, tmp_path, caplog, finished, monkeypatch, opts):
-    """A learning rate that ruins the network, and scores to match; the start is model_best, and the run says so."""
+    """A learning rate that ruins the network, and scores to match.
+
+    The start is model_best, and the run says so.
+    """
     scores = iter((0.5, 0.5, 0.4))
     monkeypatch.setitem(LABEL_FREE, "silhouette", lambda signals: next(scores))
     cfg = adaptation(
@@ -320,14 +323,23 @@ def test_unknown_selection(tmp_path):
         run(tiny_adaptation(tmp_path, "SSKD.SELECT_BY", "ndcg"))
 
 
-# ---- no source ---------------------------------------------------------------------------------------------------
+# ---- no source
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_without_any_source(tmp_path, caplog):
     caplog.set_level(logging.WARNING, logger="fastreid.sskd")
     cfg = tiny_adaptation(
-        tmp_path, "SSKD.SOURCE.SKIP", "True", "SSKD.SOURCE.CONFIG", "", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0",
-    )  # fmt: skip
+        tmp_path,
+        "SSKD.SOURCE.SKIP",
+        "True",
+        "SSKD.SOURCE.CONFIG",
+        "",
+        "SOLVER.MAX_EPOCH",
+        "1",
+        "TEST.EVAL_PERIOD",
+        "0",
+    )
     run(cfg)
     state = load_checkpoint(tmp_path / "model_final.pth")["model"]
     assert "2 peers start from random weights" in caplog.text

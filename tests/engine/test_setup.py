@@ -123,7 +123,10 @@ def test_a_device_named_by_its_number_becomes_the_current_one(monkeypatch, devic
 
 
 def test_config_of_a_finished_run_stays(tmp_path, host_logging):
-    """An evaluation in the run's own folder may have other settings; what reads config.yaml later means the run's."""
+    """An evaluation in the run's own folder may have other settings.
+
+    What reads config.yaml later means the run's.
+    """
     first = arguments("", "OUTPUT_DIR", str(tmp_path), "SEED", "1", "SOLVER.MAX_EPOCH", "7")
     setup(first)
     before = (tmp_path / "config.yaml").read_bytes()

@@ -1,4 +1,7 @@
-"""The refresh's search shared by real processes: the labels of one, whatever the search, and one's error in all."""
+"""The refresh's search shared by real processes.
+
+The labels of one, whatever the search, and one's error in all.
+"""
 
 import importlib.util
 import itertools
@@ -40,7 +43,9 @@ def options(**others):
 
 
 def labels_of_all_searches():
-    """Each process searches its own shard, and the labels that the main one makes of them are those of one process."""
+    """Each process searches its own shard, and the labels that the main one makes of them are those of one
+    process.
+    """
     neighbors_module.CPU_TILE, approximate.FAISS_QUERIES = (16, 64), 32
     refresh._ROWS = 250  # sent in more than one piece
     rank, world = comm.get_rank(), comm.get_world_size()
@@ -91,7 +96,8 @@ def test_nothing_to_share(monkeypatch):
     assert shared_candidates(crowd(), options(method="kmeans")) is None
 
 
-# ---- in a run ---------------------------------------------------------------------------------------------------
+# ---- in a run
+# ---------------------------------------------------------------------------------------------------
 
 
 def fails(cfg, where, rank):

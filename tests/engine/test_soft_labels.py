@@ -1,4 +1,7 @@
-"""What makes labels and soft labels better than the release's: neck, temperature, statistics, cameras, radius; and resume."""
+"""What makes labels and soft labels better than the release's.
+
+Neck, temperature, statistics, cameras, radius; and resume.
+"""
 
 import logging
 import os
@@ -19,9 +22,19 @@ from fastreid_sskd.evaluation.features import extract_features
 
 SHORT = ("TEST.EVAL_PERIOD", "0", "SSKD.ITERS_PER_EPOCH", "2", "SOLVER.MAX_EPOCH", "2")
 EVERYTHING = (
-    "SSKD.SOFT_LABELS.BN", "running", "SSKD.SOFT_LABELS.TEMPERATURE", "0.0", "SSKD.CLUSTER.CAMERA_STATISTICS", "True",
-    "SSKD.CLUSTER.EPS_RULE", "plateau", "SSKD.CLUSTER.EPS_LARGEST_SHARE", "0.3", "SSKD.EMA.WINDOW", "0.5",
-)  # fmt: skip
+    "SSKD.SOFT_LABELS.BN",
+    "running",
+    "SSKD.SOFT_LABELS.TEMPERATURE",
+    "0.0",
+    "SSKD.CLUSTER.CAMERA_STATISTICS",
+    "True",
+    "SSKD.CLUSTER.EPS_RULE",
+    "plateau",
+    "SSKD.CLUSTER.EPS_LARGEST_SHARE",
+    "0.3",
+    "SSKD.EMA.WINDOW",
+    "0.5",
+)
 
 
 class AfterRefresh(HookBase):
@@ -36,7 +49,8 @@ def features_of(made):
     return extract_features(made.model, extraction_loader(made.cfg, made.items))
 
 
-# ---- the temperature ---------------------------------------------------------------------------------------------
+# ---- the temperature
+# ---------------------------------------------------------------------------------------------
 
 
 def highest(logits, temperature):
@@ -64,7 +78,10 @@ def test_temperature_of_labels_that_cannot_be_sharpened():
 
 @pytest.mark.parametrize("sample", [1024, 7])
 def test_temperature_of_a_run_is_found_at_every_refresh(trainer, monkeypatch, caplog, sample):
-    """On the labelled images in evaluation mode: the feature after the neck times the classifier's rows, by hand."""
+    """On the labelled images in evaluation mode.
+
+    The feature after the neck times the classifier's rows, by hand.
+    """
     monkeypatch.setattr(module, "SAMPLE", sample)
     seen = []
 
@@ -89,9 +106,15 @@ def test_temperature_of_a_run_is_found_at_every_refresh(trainer, monkeypatch, ca
         seen.append(temperature)
 
     made = trainer(
-        *SHORT, "SSKD.SOFT_LABELS.TEMPERATURE", "0.0", "SSKD.SOFT_LABELS.CONFIDENCE", "0.6", "SOLVER.BASE_LR", "0.01",
+        *SHORT,
+        "SSKD.SOFT_LABELS.TEMPERATURE",
+        "0.0",
+        "SSKD.SOFT_LABELS.CONFIDENCE",
+        "0.6",
+        "SOLVER.BASE_LR",
+        "0.01",
         hooks=[AfterRefresh(measure)],
-    )  # fmt: skip
+    )
     with caplog.at_level(logging.INFO, logger="fastreid"):
         made.train()
     assert len(set(seen)) == 2 and caplog.text.count("soft labels: temperature") == 2
@@ -104,7 +127,8 @@ def test_a_temperature_that_is_given_stays(trainer):
     assert made.model.temperature == 0.3 and "temperature" not in made.refresh.history[0]
 
 
-# ---- the neck ----------------------------------------------------------------------------------------------------
+# ---- the neck
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -191,7 +215,8 @@ def test_neck_of_a_bare_backbone_and_of_a_resumed_run(adaptation, without_neck, 
         assert "the weights bring no statistics" not in caplog.text
 
 
-# ---- statistics, cameras, radius -----------------------------------------------------------------------------------
+# ---- statistics, cameras, radius
+# -----------------------------------------------------------------------------------
 
 
 def test_statistics_of_a_refresh_are_the_targets(trainer):
@@ -280,7 +305,8 @@ def test_radius_of_a_run_is_chosen_once_and_its_sweep_kept(trainer, caplog):
     assert given.refresh.eps == 0.35 and "sweep" not in given.refresh.history[0]
 
 
-# ---- the window, and a run of everything ---------------------------------------------------------------------------
+# ---- the window, and a run of everything
+# ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("opts, decays, warned", [
@@ -311,8 +337,17 @@ class Killed(Exception):
 @pytest.mark.parametrize("statistics", ["running", "student", "refresh"])
 def test_goes_on_where_it_stopped(adaptation, without_neck, tmp_path, monkeypatch, statistics):
     """With everything that is not the release's: inside an epoch, bit for bit."""
-    opts = (*EVERYTHING, "SSKD.SOFT_LABELS.BN", statistics, "SSKD.SOURCE.WEIGHTS", str(without_neck), "SSKD.CHECKPOINT_ITERS", "1",
-            "SSKD.CLUSTER.EPS_EVERY", "1")  # fmt: skip
+    opts = (
+        *EVERYTHING,
+        "SSKD.SOFT_LABELS.BN",
+        statistics,
+        "SSKD.SOURCE.WEIGHTS",
+        str(without_neck),
+        "SSKD.CHECKPOINT_ITERS",
+        "1",
+        "SSKD.CLUSTER.EPS_EVERY",
+        "1",
+    )
     whole, parts = (adaptation(*opts, output=tmp_path / name) for name in ("whole", "parts"))
     run(whole)
     step = AdaptationTrainer.run_step

@@ -1,4 +1,7 @@
-"""The training step: peer by peer it is the step of all peers at once, and it reads nothing back from the device."""
+"""The training step.
+
+Peer by peer it is the step of all peers at once, and it reads nothing back from the device.
+"""
 
 import copy
 import json
@@ -44,7 +47,8 @@ def gradients(model):
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
-# ---- peer by peer -----------------------------------------------------------------------------------------------
+# ---- peer by peer
+# -----------------------------------------------------------------------------------------------
 
 
 def test_gradients_are_those_of_the_sum_bit_for_bit(prepared):
@@ -165,11 +169,15 @@ def test_backward_is_outside_autocast(prepared, monkeypatch):
     assert inside == [torch.float32]
 
 
-# ---- nothing is read back ---------------------------------------------------------------------------------------
+# ---- nothing is read back
+# ---------------------------------------------------------------------------------------
 
 
 def test_no_step_reads_a_value_back(prepared):
-    """A meta tensor has no values: .item(), .tolist(), float() and a branch on one raise, as they would stall a device."""
+    """A meta tensor has no values.
+
+    .item(), .tolist(), float() and a branch on one raise, as they would stall a device.
+    """
     cfg, model, batch = prepared
     model = model.to("meta")
     step = step_of(cfg, model, read_every=10, epoch_length=10)
@@ -209,7 +217,10 @@ def test_losses_that_are_read_late_are_the_same(finished, adaptation, late_reads
 
 
 def test_late_reads_and_a_resume(adaptation, late_reads, tmp_path, trainer):
-    """A checkpoint between two reads holds the losses so far; the resumed run ends as if it had not been stopped."""
+    """A checkpoint between two reads holds the losses so far.
+
+    The resumed run ends as if it had not been stopped.
+    """
     opts = ("SSKD.LOG_PERIOD", "2", "SSKD.CHECKPOINT_ITERS", "1", "SSKD.KEEP_CHECKPOINTS", "9", *SHORT)
     cfg = adaptation(*opts, output=tmp_path / "whole")
     run(cfg)
@@ -225,7 +236,10 @@ def test_late_reads_and_a_resume(adaptation, late_reads, tmp_path, trainer):
 def test_a_batch_that_is_not_finite_is_named_late_and_not_saved(
     adaptation, late_reads, monkeypatch, tmp_path
 ):
-    """Step 0 is spoiled and would be read with step 1, but a checkpoint is due before: it is read then, and none is written."""
+    """Step 0 is spoiled and would be read with step 1, but a checkpoint is due before.
+
+    It is read then, and none is written.
+    """
     finish = EpochLoader._on_device
 
     def spoiled(self, batch):
@@ -240,11 +254,15 @@ def test_a_batch_that_is_not_finite_is_named_late_and_not_saved(
     assert os.path.basename(last_checkpoint(cfg.OUTPUT_DIR)) == "step_0000000.pth"  # of before the first step
 
 
-# ---- options ----------------------------------------------------------------------------------------------------
+# ---- options
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_channels_last(trainer, finished, adaptation, tmp_path):
-    """Weights and moments lie so, also after a resume, which ends bit for bit the same; results differ by rounding."""
+    """Weights and moments lie so, also after a resume, which ends bit for bit the same.
+
+    Results differ by rounding.
+    """
     on = ("SSKD.CHANNELS_LAST", "True", "TEST.EVAL_PERIOD", "0")
     run(adaptation(*on, output=tmp_path / "last"))
     made = trainer(*on)

@@ -53,7 +53,8 @@ def at_step(cls, at, rank, action):
     cls.run_step = run_step
 
 
-# ---- beside one process -----------------------------------------------------------------------------------------
+# ---- beside one process
+# -----------------------------------------------------------------------------------------
 
 
 def test_source_training(tmp_path):
@@ -104,10 +105,21 @@ def test_labels_that_are_not_the_releases(finished, adaptation, tmp_path, statis
     }
     torch.save(state, tmp_path / "backbone.pth")
     opts = (
-        "SSKD.SOURCE.WEIGHTS", f"['{tmp_path / 'backbone.pth'}']", "SSKD.SOFT_LABELS.BN", statistics, "SSKD.SOFT_LABELS.TEMPERATURE",
-        "0.0", "SSKD.CLUSTER.CAMERA_STATISTICS", "True", "SSKD.CLUSTER.EPS_RULE", "plateau", "SSKD.CLUSTER.EPS_LARGEST_SHARE", "0.3",
-        "TEST.EVAL_PERIOD", "0",
-    )  # fmt: skip
+        "SSKD.SOURCE.WEIGHTS",
+        f"['{tmp_path / 'backbone.pth'}']",
+        "SSKD.SOFT_LABELS.BN",
+        statistics,
+        "SSKD.SOFT_LABELS.TEMPERATURE",
+        "0.0",
+        "SSKD.CLUSTER.CAMERA_STATISTICS",
+        "True",
+        "SSKD.CLUSTER.EPS_RULE",
+        "plateau",
+        "SSKD.CLUSTER.EPS_LARGEST_SHARE",
+        "0.3",
+        "TEST.EVAL_PERIOD",
+        "0",
+    )
     one, two = (
         adaptation(*opts, *more, output=tmp_path / name) for name, more in (("one", HALVES), ("two", ()))
     )
@@ -132,7 +144,10 @@ def test_other_halves_would_differ(pair, adaptation, tmp_path):
 
 
 def test_per_process_losses(pair, adaptation, tmp_path):
-    """Without gathering, each process's multi-similarity and nuclear norm are of its share: another training, which runs."""
+    """Without gathering, each process's multi-similarity and nuclear norm are of its share.
+
+    Another training, which runs.
+    """
     cfg = adaptation("SSKD.GATHER_LOSSES", "False", "SOLVER.MAX_EPOCH", "1", output=tmp_path / "own")
     assert together(run, cfg) == [0, 0]
     mine, gathered = metrics(cfg.OUTPUT_DIR), metrics(pair[1].OUTPUT_DIR)
@@ -172,7 +187,8 @@ def test_label_free_selection(adaptation, tmp_path):
     assert final(two)["model"]["best_peer"] == a["peer"]
 
 
-# ---- faults -----------------------------------------------------------------------------------------------------
+# ---- faults
+# -----------------------------------------------------------------------------------------------------
 
 
 def killed_at(cfg, at, rank, resume=False):
@@ -258,7 +274,10 @@ def test_folder_in_use_is_told_to_all(adaptation, tmp_path):
 
 @pytest.mark.parametrize("at, inside", [(1, True), (2, False)])
 def test_other_number_of_processes_goes_on(pair, adaptation, tmp_path, caplog, at, inside):
-    """A checkpoint of two processes in one, inside an epoch and between two: warned, since batch norm sees other images."""
+    """A checkpoint of two processes in one, inside an epoch and between two.
+
+    Warned, since batch norm sees other images.
+    """
     cfg = adaptation("TEST.EVAL_PERIOD", "0", output=tmp_path / "fewer")
     if inside:
         assert together(signalled_at, cfg, at, 0) == [EXIT_STOPPED] * 2
@@ -274,7 +293,10 @@ def test_other_number_of_processes_goes_on(pair, adaptation, tmp_path, caplog, a
 
 
 def test_table_counts_the_processes(pair):
-    """Images that share batch-norm statistics: half a batch of 8 in each of two processes, as in chunks of 4."""
+    """Images that share batch-norm statistics.
+
+    Half a batch of 8 in each of two processes, as in chunks of 4.
+    """
     for cfg in pair:
         rows = [row for row in collect(cfg.OUTPUT_DIR) if row.epochs]
         assert rows and {row.images_per_bn for row in rows} == {4}
@@ -294,10 +316,14 @@ def signalled_in(cfg, call, rank):
     run(cfg)
 
 
-# a process's shares are 2 batches of direct transfer and 3 of the refresh, then 2 of the evaluation and 3 of a refresh
+# a process's shares are 2 batches of direct transfer and 3 of the refresh, then 2 of the evaluation and 3 of
+# a refresh
 @pytest.mark.parametrize("call, rank, at", [(1, 1, None), (4, 0, None), (6, 1, (-1, 3)), (9, 0, (0, None))])
 def test_signal_to_one_process_outside_of_steps(pair, adaptation, tmp_path, call, rank, at):
-    """In direct transfer, a refresh, an evaluation and the second refresh: both stop at the end of their shares."""
+    """In direct transfer, a refresh, an evaluation and the second refresh.
+
+    Both stop at the end of their shares.
+    """
     cfg = adaptation("TEST.IMS_PER_BATCH", "8", output=tmp_path / "stopped")
     assert together(signalled_in, cfg, call, rank) == [EXIT_STOPPED] * 2
     path = last_checkpoint(cfg.OUTPUT_DIR)
@@ -329,12 +355,16 @@ def test_error_of_one_process_in_an_evaluation_is_raised_in_all(tmp_path):
     assert together(fails_in_an_evaluation, cfg) == [7, 7]
 
 
-# ---- more -------------------------------------------------------------------------------------------------------
+# ---- more
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_four_processes(adaptation, tmp_path):
-    """Batches of 16 in four shares, beside one process with chunks of 4; fewer batches to evaluate than processes."""
+    """Batches of 16 in four shares, beside one process with chunks of 4.
+
+    Fewer batches to evaluate than processes.
+    """
     opts = ("SOLVER.IMS_PER_BATCH", "16", "TEST.IMS_PER_BATCH", "20")
     one, four = (
         adaptation(*opts, *more, output=tmp_path / name) for name, more in (("one", HALVES), ("four", ()))

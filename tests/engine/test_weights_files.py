@@ -1,4 +1,7 @@
-"""A user's file of weights, at every place that takes one: loaded whole, or refused by name before any work."""
+"""A user's file of weights, at every place that takes one.
+
+Loaded whole, or refused by name before any work.
+"""
 
 import numpy as np
 import pytest
@@ -188,7 +191,8 @@ def test_a_table_reads_the_epochs_of_a_file_with_numpy_values(data_sets, tmp_pat
     assert result.epochs == 5 and result.metrics["mAP"] > 0
 
 
-# ---- peers with files of their own ------------------------------------------------------------------------------
+# ---- peers with files of their own
+# ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -214,10 +218,26 @@ def test_without_a_source_the_weights_of_a_peers_file_count(peer_files, tmp_path
     state = network(tiny_baseline(tmp_path / "any"))
     torch.save(state, tmp_path / "w.pth")
     cfg = tiny_adaptation(
-        tmp_path / "out", "SSKD.PEERS", peer_files(str(tmp_path / "w.pth")), "SSKD.SOURCE.SKIP", "True", "SSKD.SOURCE.CONFIG", "",
-        "SOLVER.BASE_LR", "0.0", "SOLVER.WEIGHT_DECAY", "0.0", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0",
-        "SSKD.CLUSTER.METHOD", "kmeans", "SSKD.CLUSTER.NUM_CLUSTERS", "4",
-    )  # fmt: skip
+        tmp_path / "out",
+        "SSKD.PEERS",
+        peer_files(str(tmp_path / "w.pth")),
+        "SSKD.SOURCE.SKIP",
+        "True",
+        "SSKD.SOURCE.CONFIG",
+        "",
+        "SOLVER.BASE_LR",
+        "0.0",
+        "SOLVER.WEIGHT_DECAY",
+        "0.0",
+        "SOLVER.MAX_EPOCH",
+        "1",
+        "TEST.EVAL_PERIOD",
+        "0",
+        "SSKD.CLUSTER.METHOD",
+        "kmeans",
+        "SSKD.CLUSTER.NUM_CLUSTERS",
+        "4",
+    )
     run(cfg)
     saved = read_state_dict(f"{cfg.OUTPUT_DIR}/model_final.pth")
     for k, same in ((0, True), (1, False)):

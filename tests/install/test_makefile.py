@@ -1,4 +1,6 @@
-"""The Makefile picks a Python that works, installs what is locked, once, and again when a requirement or a choice changed."""
+"""The Makefile picks a Python that works, installs what is locked, once, and again when a requirement or a
+choice changed.
+"""
 
 import os
 import re
@@ -14,7 +16,8 @@ CURRENT = "{}.{}".format(*sys.version_info[:2])
 # Decide what is installed, beside the lock.
 REQUIREMENT_FILES = ("Makefile", "setup.py", "pyproject.toml", "fastreid_sskd/__init__.py")
 
-# A Python that answers questions as the running one does, but for its version; its venv and pip only take notes.
+# A Python that answers questions as the running one does, but for its version; its venv and pip only take
+# notes.
 STAND_IN = """#!/bin/sh
 case "$1:$2" in
   -c:*version_info?:2?\\)) echo {version}; exit;;
@@ -84,7 +87,8 @@ def lock(version: str) -> str:
     return f"constraints/py{version.replace('.', '')}.txt"
 
 
-# ---- which Python ----------------------------------------------------------------------------------------------------
+# ---- which Python
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_interpreters_that_do_not_run_are_skipped(tree):
@@ -121,7 +125,8 @@ def test_supported_versions(version, accepted):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1 - accepted
 
 
-# ---- what is installed, and when -------------------------------------------------------------------------------------
+# ---- what is installed, and when
+# -------------------------------------------------------------------------------------
 
 
 def test_installs_once_from_the_lock(tree):
@@ -211,7 +216,8 @@ def test_pip_stands_in_for_a_missing_ensurepip(tree):
     assert re.search(r"-m pip install --quiet pip --target /\S+/site-packages$", pip)
 
 
-# ---- what is run with it ---------------------------------------------------------------------------------------------
+# ---- what is run with it
+# ---------------------------------------------------------------------------------------------
 
 PYTEST = "-m pytest -n 2 --dist loadfile"
 
