@@ -120,8 +120,8 @@ def _time(sizes: tuple[int, int, int], repeats: int) -> Row:
         plain=middle["product"] + ranked[0],
         floor=floor,
         target=f"{middle['ours'] / floor:.2f} of product + argsort (at most {TARGET:g})",
-        note=f"float32, {torch.get_num_threads()} threads; plain: the host's Python ranking; AP and INP within "
-        f"{difference:.1e} of it but for {ties} queries with a tie at a match",
+        note=f"float32, {torch.get_num_threads()} threads; plain: the host's Python ranking; AP and INP "
+        f"within {difference:.1e} of it but for {ties} queries with a tie at a match",
         details={
             **seconds,
             "host_ranking": ranked,
@@ -182,7 +182,8 @@ def _memory(sizes: tuple[int, int, int]) -> Row:
         plain=features + 2 * matrix,
         floor=features,
         target=f"features + {megabytes:.0f} MB; all distances alone are {matrix:.0f} MB",
-        note=f"MB of 2**20 bytes above imports, in {seconds:.0f} s; plain: computed, features and the host's two matrices",
+        note=f"MB of 2**20 bytes above imports, in {seconds:.0f} s; plain: computed, features and the "
+        "host's two matrices",
     )
 
 

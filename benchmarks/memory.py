@@ -102,7 +102,8 @@ def rows(args: argparse.Namespace) -> list[Row]:
             plain=plain / _GB,
             floor=floor / _GB,
             target=f"{ours / _GB:.1f} GB (<= 11)",
-            note="computed, not measured; ours: one student's graph at a time, plain: all; floor: weights, gradients, moments",
+            note="computed, not measured; ours: one student's graph at a time, plain: all; floor: weights, "
+            "gradients, moments",
             details=parts,
         )
     ]

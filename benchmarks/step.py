@@ -152,7 +152,8 @@ def _row(name: str, args: argparse.Namespace, cfg: CfgNode, precision: str, wall
         ours=median["ours"],
         plain=median["plain"],
         floor=median["floor"],
-        target=f"over the floor {over:+.1%}{of_cpu} (<= {_LIMITS[on_cpu]:.0%}); plain / ours {gain:.2f} (>= 1)",
+        target=f"over the floor {over:+.1%}{of_cpu} (<= {_LIMITS[on_cpu]:.0%}); "
+        f"plain / ours {gain:.2f} (>= 1)",
         note=precision
         + (", channels last" if args.channels_last else "")
         + (", compiled" if args.compile else "")
@@ -200,6 +201,7 @@ class BareStep:
             )
 
     def __call__(self) -> None:
+        """Run the passes of every peer."""
         for student in self.model.students:
             for parameter in student.parameters():
                 parameter.grad = None

@@ -210,8 +210,7 @@ KEYS: tuple[Key, ...] = (
     Key("SSKD.LOSSES.SoftTriplet.MARGIN", 0.0, "m, the softened label of its margin form, in [0, 1]"),
     Key("SSKD.LOSSES.PeerSoftTriplet.WEIGHT", 0.0,
         "MMT's soft triplet with the next peer's teacher; off in the method as released"),
-    # ---- folders of crops: data sets by the names that DATASETS.NAMES and TESTS use; add a section for each
-    # further one ---
+    # ---- folders of crops: data sets by the names that DATASETS.NAMES and TESTS use; one section each
     Key("SSKD.FOLDERS.CropFolder.TRAIN", "",
         "images to train on [folder below FASTREID_DATASETS, or absolute]"),
     Key("SSKD.FOLDERS.CropFolder.QUERY", "", "queries to evaluate with; with GALLERY or not at all [folder]"),
@@ -462,9 +461,9 @@ def reference() -> str:
 def _reference_lines() -> Iterator[str]:
     yield "# Config keys"
     yield ""
-    yield "Made from the table in `fastreid_sskd/config.py` by `make reference`. The last column says whether a"
-    yield "resumed run may have another value; `SSKD.MAY_DIFFER` lets any key differ. fast-reid's own keys keep"
-    yield "its meaning."
+    yield "Made from the table in `fastreid_sskd/config.py` by `make reference`. The last column says"
+    yield "whether a resumed run may have another value; `SSKD.MAY_DIFFER` lets any key differ. Keys of fast-reid"
+    yield "keep its meaning."
     section = None
     for key in KEYS:
         if key.default is HOST:

@@ -67,7 +67,10 @@ def _refuse_unlisted(config: pytest.Config, report: pytest.TestReport | pytest.C
     file, line, reason = report.longrepr
     if not reason.removeprefix("Skipped: ").startswith(tuple(LISTED_SKIPS)):
         report.outcome = "failed"
-        report.longrepr = f"{file}:{line}: this skip is not allowed ({reason}): bring what is missing, or list it in tests/conftest.py"
+        report.longrepr = (
+            f"{file}:{line}: this skip is not allowed ({reason}): bring what is missing, or list it in "
+            "tests/conftest.py"
+        )
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -86,7 +86,8 @@ def test_a_config_that_a_run_has_written_says_the_same(tmp_path, key, written, e
 
 @pytest.mark.parametrize(
     "key, given, expected",
-    [("SEED", np.int64(3), 3), ("SOLVER.BASE_LR", 1, 1.0), ("OUTPUT_DIR", 2024, "2024"), ("SOLVER.STEPS", (1, 2), [1, 2]),
+    [("SEED", np.int64(3), 3), ("SOLVER.BASE_LR", 1, 1.0), ("OUTPUT_DIR", 2024, "2024"),
+     ("SOLVER.STEPS", (1, 2), [1, 2]),
      ("DATASETS.NAMES", ["A"], ("A",)), ("MODEL.WEIGHTS", None, ""), ("SOLVER.AMP.ENABLED", True, True)],
 )  # fmt: skip
 def test_values_of_python(key, given, expected):

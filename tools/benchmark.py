@@ -91,6 +91,7 @@ def show(results: list, args) -> None:
 
 @exit_status
 def main() -> int:
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

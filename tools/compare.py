@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Run an SSKD config and what it has to be compared with, over seeds, and print one table.
+r"""Run an SSKD config and what it has to be compared with, over seeds, and print one table.
 
     tools/compare.py --config-file configs/demo.yml --output runs/demo
-    tools/compare.py --config-file configs/sskd_msmt2m_osnet.yml --output runs/osnet --seeds 1,2,3 \\
+    tools/compare.py --config-file configs/sskd_msmt2m_osnet.yml --output runs/osnet --seeds 1,2,3 \
         SSKD.SOURCE.WEIGHTS "['osnet_x0_25_msmt17.pth']"
 
 The grid of configs/comparison/grid.yml. Its rows start from the same source models and, where they train,
@@ -43,6 +43,7 @@ GRID = os.path.join(
 
 @exit_status
 def main() -> int:
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

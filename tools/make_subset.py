@@ -19,15 +19,18 @@ SPLITS = ("bounding_box_train", "query", "bounding_box_test")
 
 
 def images_of(folder: str) -> list:
+    """Names of the images in a folder, without its sub-folders."""
     return [os.path.basename(path) for path in find_images(folder) if os.path.dirname(path) == folder]
 
 
 def identity(name: str) -> str:
+    """Identity of an image, the part of its name before the first underscore."""
     return name.split("_")[0]
 
 
 @exit_status
 def main() -> int:
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -307,7 +307,7 @@ def _last_rows(record: dict, config: Mapping, make: Callable[..., Result]) -> li
 
 
 def row_suffix(row: str, of: int) -> str:
-    """ ", teacher 1" of "peer1"; "" where there is a single network."""
+    """End of a row's name: ", teacher 1" of "peer1"; "" where there is a single network."""
     return "" if of == 1 else f", {row.replace('peer', 'teacher ')}"
 
 
@@ -491,7 +491,7 @@ def describe(config: Mapping[str, Any], test: str, processes: int = 1) -> dict[s
 
 
 def backbone_name(config: Mapping[str, Any]) -> str:
-    """ "resnet50", "osnet x0.25", "resnet50-ibn": the host's builder and its DEPTH."""
+    """Name a backbone by the host's builder and its DEPTH: "resnet50", "osnet x0.25", "resnet50-ibn"."""
     backbone = config["MODEL"]["BACKBONE"]
     name = re.sub(r"^build_|_backbone$", "", backbone["NAME"])
     depth = str(backbone["DEPTH"])

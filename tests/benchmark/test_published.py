@@ -47,9 +47,12 @@ def test_unverified_figures_are_left_out_and_said_to_be(tmp_path):
 @pytest.mark.parametrize(
     "changes, problem",
     [
-        ({"verified": "yes"}, "true"), ({"where": ""}, "where"), ({"results": {"A to B": [1, 2, 3, 4]}}, "Source -> Target"),
-        ({"results": {"A -> B": [1, 2]}}, "in percent"), ({"results": {"A -> B": [0.1, 2, 3, 400]}}, "in percent"),
-        ({"results": {"A -> B": ["x", 2, 3, 4]}}, "in percent"), ({"results": []}, "results is"), ({"url": "x"}, "knows besides"),
+        ({"verified": "yes"}, "true"), ({"where": ""}, "where"),
+        ({"results": {"A to B": [1, 2, 3, 4]}}, "Source -> Target"),
+        ({"results": {"A -> B": [1, 2]}}, "in percent"),
+        ({"results": {"A -> B": [0.1, 2, 3, 400]}}, "in percent"),
+        ({"results": {"A -> B": ["x", 2, 3, 4]}}, "in percent"), ({"results": []}, "results is"),
+        ({"url": "x"}, "knows besides"),
     ],
 )  # fmt: skip
 def test_a_bad_entry_is_refused_by_name(tmp_path, changes, problem):

@@ -371,7 +371,8 @@ def test_batch_norm_in_chunks():
     "opts, processes, images",
     [
         ((), 4, 16), (("SSKD.BN_CHUNK", "16"), 2, 16), (("SSKD.BN_CHUNK", "16"), 8, 8),
-        (("MODEL.BACKBONE.NORM", "syncBN"), 4, 64), (("MODEL.META_ARCHITECTURE", "Baseline", "SSKD.BN_CHUNK", "16"), 2, 32),
+        (("MODEL.BACKBONE.NORM", "syncBN"), 4, 64),
+        (("MODEL.META_ARCHITECTURE", "Baseline", "SSKD.BN_CHUNK", "16"), 2, 32),
     ],
 )  # fmt: skip
 def test_batch_norm_of_several_processes(opts, processes, images):

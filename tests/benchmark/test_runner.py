@@ -381,8 +381,10 @@ def test_unknown_cell(tmp_path):
 @pytest.mark.parametrize(
     "data, problem",
     [
-        ([], "no grid"), ({"config": "a.yml"}, "no grid"), ({"config": "a.yml", "cells": [], "runs": 3}, "no grid"),
-        ({"config": "a.yml", "cells": []}, "there is none"), ({"config": "a.yml", "cells": [{"opts": {}}]}, "has a name"),
+        ([], "no grid"), ({"config": "a.yml"}, "no grid"),
+        ({"config": "a.yml", "cells": [], "runs": 3}, "no grid"),
+        ({"config": "a.yml", "cells": []}, "there is none"),
+        ({"config": "a.yml", "cells": [{"opts": {}}]}, "has a name"),
         ({"config": "a.yml", "cells": [{"name": "+ A"}, {"name": "a"}]}, "differ in letters and digits: a"),
     ],
 )  # fmt: skip

@@ -75,7 +75,9 @@ def test_what_all_rows_share_is_said_once_below(make_result):
 
 def test_all_columns_of_a_single_row(make_result):
     head = write_table([make_result()], "terminal").split("\n")[0]
-    for column in ("method", "backbone", "source -> target", "mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "seeds", "selection",
+    for column in ("method", "backbone", "source -> target", "mAP", "Rank-1", "Rank-5", "Rank-10",
+                   "mINP", "seeds",
+                   "selection",
                    "images per BN", "epochs", "hours", "device"):  # fmt: skip
         assert column in head
 

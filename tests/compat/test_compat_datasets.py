@@ -171,8 +171,13 @@ def test_linked_folders_are_followed(root, name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "odd"),
     [
-        *((name, "copy.jpg") for name in ("Market1501", "DukeMTMC", "VeRi", "cuhkSYSU", "CAVIARa", "GRID", "PKU", "PRAI", "PRID")),
-        ("Market1501", "0001_cx.jpg"), ("DukeMTMC", "-2_c1_f0.jpg"), ("VeRi", "-15_c1_0.jpg"), ("SAIVT", "cropped_images/1/1-2.jpeg"), ("SenseReID", "test_prob/copy.jpg"),
+        *(
+            (name, "copy.jpg")
+
+                   for name in ("Market1501", "DukeMTMC", "VeRi", "cuhkSYSU", "CAVIARa", "GRID", "PKU", "PRAI", "PRID")
+        ),
+        ("Market1501", "0001_cx.jpg"), ("DukeMTMC", "-2_c1_f0.jpg"), ("VeRi", "-15_c1_0.jpg"),
+        ("SAIVT", "cropped_images/1/1-2.jpeg"), ("SenseReID", "test_prob/copy.jpg"),
         ("Shinpuhkan", "deep/001_02.jpg"),
     ],
 )  # fmt: skip

@@ -320,7 +320,8 @@ def test_an_architecture_that_its_backbone_does_not_fit():
 @pytest.mark.parametrize("case", [
     ("LOSSES.NAME is empty, so a Baseline would learn nothing", "MODEL.LOSSES.NAME", ""),
     ("KD.MODEL_CONFIG names none", "MODEL.META_ARCHITECTURE", "Distiller"),
-    ("names 0 teachers and KD.MODEL_WEIGHTS 1", "MODEL.META_ARCHITECTURE", "Distiller", "KD.EMA.ENABLED", "True", "KD.MODEL_WEIGHTS", "a.pth"),
+    ("names 0 teachers and KD.MODEL_WEIGHTS 1", "MODEL.META_ARCHITECTURE", "Distiller",
+     "KD.EMA.ENABLED", "True", "KD.MODEL_WEIGHTS", "a.pth"),
 ], ids=lambda case: label(case[1:]))  # fmt: skip
 def test_a_plain_config_that_has_nothing_to_learn_from(tmp_path, case):
     named, *overrides = case
@@ -400,8 +401,10 @@ def test_query_and_gallery_of_a_source_are_trained_on_where_they_are_asked_for(t
 
 @pytest.mark.parametrize(
     "key, value, named",
-    [("SOLVER.OPT", "SparseAdam", "cannot train"), ("SOLVER.MAX_EPOCH", "0", "MAX_EPOCH"), ("DATASETS.NAMES", "MSMT17", "MSMT17"),
-     ("SOLVER.IMS_PER_BATCH", "6", "SOLVER.IMS_PER_BATCH = 6"), ("MODEL.WEIGHTS", "no.pth", "stage 1, .*'no.pth' not found"),
+    [("SOLVER.OPT", "SparseAdam", "cannot train"), ("SOLVER.MAX_EPOCH", "0", "MAX_EPOCH"),
+     ("DATASETS.NAMES", "MSMT17", "MSMT17"),
+     ("SOLVER.IMS_PER_BATCH", "6", "SOLVER.IMS_PER_BATCH = 6"),
+     ("MODEL.WEIGHTS", "no.pth", "stage 1, .*'no.pth' not found"),
      ("OUTPUT_DIR", "elsewhere", "SSKD.SOURCE.OPTS: OUTPUT_DIR would be one folder"),
      ("SOLVER.MAX_EPOHC", "3", "SSKD.SOURCE.OPTS: there is no key SOLVER.MAX_EPOHC")],
 )  # fmt: skip

@@ -324,7 +324,8 @@ def test_peers_load_strictly(finished, adaptation):
     """The host would skip what does not fit and go on with random weights."""
     path = str(finished.output / "model_final.pth")
     for opts, cause in (
-        (("SSKD.NUM_PEERS", "3"), "an SSKD model of 2 peers"), (("SSKD.NUM_PEERS", "1"), "an SSKD model of 2 peers"),
+        (("SSKD.NUM_PEERS", "3"), "an SSKD model of 2 peers"),
+        (("SSKD.NUM_PEERS", "1"), "an SSKD model of 2 peers"),
         (("MODEL.BACKBONE.FEAT_DIM", "24"), "another depth or width"),
     ):  # fmt: skip
         model = AdaptationTrainer.build_model(adaptation(*opts))

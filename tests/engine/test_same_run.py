@@ -319,7 +319,8 @@ def rename_an_image(folder):
 
 
 @pytest.mark.parametrize("kind, data, key", [
-    ("adaptation", MARKET, "DATASETS.NAMES"), ("source", DUKE, "DATASETS.NAMES"), ("source", MARKET, "SSKD.SOURCE.BN_DATASETS"),
+    ("adaptation", MARKET, "DATASETS.NAMES"), ("source", DUKE, "DATASETS.NAMES"),
+    ("source", MARKET, "SSKD.SOURCE.BN_DATASETS"),
     ("plain", MARKET, "DATASETS.NAMES"),
 ])  # fmt: skip
 def test_other_images_are_refused(adaptation, own_world, tmp_path, kind, data, key):

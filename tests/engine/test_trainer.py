@@ -171,7 +171,7 @@ def test_cosine_rate(tmp_path):
 
 @pytest.mark.parametrize("make, processes, message", [
     (tiny_baseline, 3, "8 images cannot be shared by 3 processes: make it a multiple of 3"),
-    (tiny_source, 4, "8 images cannot be shared by 4 processes in whole identities of DATALOADER.NUM_INSTANCE = 4 images"),
+    (tiny_source, 4, "8 images cannot be shared by 4 processes in whole identities of DATALOADER.NUM_INST"),
     (tiny_adaptation, 4, "make it a multiple of 16"),
 ])  # fmt: skip
 def test_batches_that_the_processes_cannot_share(tmp_path, monkeypatch, make, processes, message):

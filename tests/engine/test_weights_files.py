@@ -134,7 +134,7 @@ def test_quantised_weights_are_named(dtype, data_sets, tmp_path):
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(
         ValueError,
-        match="2 quantised to 8 bits or fewer: 0.weight, 3.weight\n  Probably a quantised copy.*give the float",
+        match="2 quantised to 8 bits or fewer: 0.weight, 3.weight\n  Probably a quantised.*give the float",
     ) as raised:
         load_trained(cfg)
     assert "shape" not in str(raised.value)
@@ -158,9 +158,13 @@ def test_tools_refuse_it(tool, bad_file, images, tmp_path, run_tool):
 @pytest.mark.parametrize("wrap", [
     lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
     lambda state: {"net": state, "epoch": 3},
-    lambda state: {key.replace("backbone.", "base."): value for key, value in state.items() if key.startswith("backbone.")},
     lambda state: {
-        "state_dict": {key.replace("backbone.", "module.encoder_q."): value for key, value in state.items()}, "arch": "resnet",
+        key.replace("backbone.", "base."): value for key, value in state.items()
+        if key.startswith("backbone.")
+    },
+    lambda state: {
+        "state_dict": {key.replace("backbone.", "module.encoder_q."): value for key, value in state.items()},
+        "arch": "resnet",
     },
 ])  # fmt: skip
 @pytest.mark.parametrize("entry", [*START, *USE])

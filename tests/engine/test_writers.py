@@ -111,8 +111,10 @@ def test_progress_line_says_where_how_fast_and_how_long(caplog):
         assert storage.latest()["images_per_second"] == (64.0, 119)
         assert storage.latest()["eta_seconds"] == (140.0, 119)
     assert caplog.messages == [
-        "epoch 2/4  iteration 120/400  total_loss 5  loss_id 3.5  loss_nn -0.5  64.0 images/s  eta 0:02:20  "
-        "lr 3.50e-04"
+        (
+            "epoch 2/4  iteration 120/400  total_loss 5  loss_id 3.5  loss_nn -0.5  64.0 images/s  "
+            "eta 0:02:20  lr 3.50e-04"
+        )
     ]
 
 

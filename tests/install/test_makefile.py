@@ -22,12 +22,14 @@ STAND_IN = """#!/bin/sh
 case "$1:$2" in
   -c:*version_info?:2?\\)) echo {version}; exit;;
   -c:"import ensurepip") [ -z "$NO_ENSUREPIP" ]; exit;;
-  -c:*nms*) if [ -n "$TORCH_DOES_NOT_FIT" ]; then echo "operator torchvision::nms does not exist" >&2; exit 1; fi; exit;;
+  -c:*nms*) if [ -n "$TORCH_DOES_NOT_FIT" ]; then
+    echo "operator torchvision::nms does not exist" >&2; exit 1; fi; exit;;
   -c:*) exec {python} "$@";;
 esac
 echo "{version} $*" >>"$LOG"
 case "$*" in
-  *venv*) for folder; do :; done; mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python"; touch "$folder/pyvenv.cfg";;
+  *venv*) for folder; do :; done
+    mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python"; touch "$folder/pyvenv.cfg";;
   *"$FAILING"*) exit 1;;
 esac
 """
