@@ -462,8 +462,7 @@ def _reference_lines() -> Iterator[str]:
     yield "# Config keys"
     yield ""
     yield "Made from the table in `fastreid_sskd/config.py` by `make reference`. The last column says"
-    yield "whether a resumed run may have another value; `SSKD.MAY_DIFFER` lets any key differ. Keys of fast-reid"
-    yield "keep its meaning."
+    yield "whether a resumed run may have another value; `SSKD.MAY_DIFFER` lets any key differ."
     section = None
     for key in KEYS:
         if key.default is HOST:

@@ -173,8 +173,9 @@ def test_linked_folders_are_followed(root, name, tmp_path):
     [
         *(
             (name, "copy.jpg")
-
-                   for name in ("Market1501", "DukeMTMC", "VeRi", "cuhkSYSU", "CAVIARa", "GRID", "PKU", "PRAI", "PRID")
+            for name in (
+                "Market1501", "DukeMTMC", "VeRi", "cuhkSYSU", "CAVIARa", "GRID", "PKU", "PRAI", "PRID",
+            )
         ),
         ("Market1501", "0001_cx.jpg"), ("DukeMTMC", "-2_c1_f0.jpg"), ("VeRi", "-15_c1_0.jpg"),
         ("SAIVT", "cropped_images/1/1-2.jpeg"), ("SenseReID", "test_prob/copy.jpg"),
