@@ -107,9 +107,7 @@ def _read(path: str, loaded_by: Sequence[str]) -> dict[str, Any]:
 
 
 def merge_overrides(cfg: CfgNode, opts: Sequence) -> None:
-    """Change a config to what KEY, value, KEY, value, ...
-
-    Say; files in them are relative to the working directory.
+    """Apply overrides, KEY, value, KEY, value, ...; files in them are relative to the working directory.
 
     Args:
         cfg: not frozen, changed in place.
@@ -128,7 +126,7 @@ def merge_overrides(cfg: CfgNode, opts: Sequence) -> None:
             raise ValueError(f"{item!r} is no key of the config: write KEY value, not KEY=value")
         if os.sep in item or os.path.isfile(item):
             raise ValueError(
-                f"{item!r} stands where a key of the config belongs: --resume takes no file, it goes on "
+                f"{item!r} stands where a key of the config belongs: --resume takes no file, it continues "
                 "from the last checkpoint in "
                 "OUTPUT_DIR; weights are given by MODEL.WEIGHTS FILE"
             )

@@ -19,7 +19,7 @@ Exit status:
     writes into or
        that cannot be written into, a checkpoint of another config
     3  stopped because the pseudo-labels cannot be trained on; checkpoints are kept
-    4  stopped by SIGTERM or SIGINT after saving; --resume goes on from there
+    4  stopped by SIGTERM or SIGINT after saving; --resume continues from there
 """
 
 import argparse

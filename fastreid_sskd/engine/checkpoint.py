@@ -87,7 +87,7 @@ def read_stamp(path: str) -> dict[str, Any]:
 
 
 def last_checkpoint(folder: str) -> str:
-    """The checkpoint that a run in the folder goes on from.
+    """The checkpoint that a run in the folder resumes from.
 
     "" where there is none, that is, no ``last_checkpoint``.
 
@@ -139,7 +139,7 @@ class Checkpointer(HostCheckpointer):
                 raise FloatingPointError(
                     f"{key} of the model is not finite: training has diverged. {name}.pth is not written; "
                     "lower "
-                    "SOLVER.BASE_LR and go on from the checkpoint before"
+                    "SOLVER.BASE_LR and resume from the checkpoint before"
                 )
         data: dict[str, Any] = {"model": model}
         data.update({key: _plain(obj.state_dict()) for key, obj in self.checkpointables.items()})
@@ -252,7 +252,7 @@ def _differing(saved: dict[str, Any], given: dict[str, Any], but: tuple[str, ...
 
 
 def check_same_run(
-    checkpoint: dict[str, Any], given: dict[str, Any], what: str, *, anew: bool = False
+    checkpoint: dict[str, Any], given: dict[str, Any], what: str, *, from_scratch: bool = False
 ) -> None:
     """Check that a checkpoint was written under a config that means the same run.
 
@@ -264,7 +264,7 @@ def check_same_run(
         checkpoint: a file's content.
         given: :func:`plain_config` of the run's config, as it was given.
         what: names the file and what is to be done with it, for the messages.
-        anew: the checkpoint is to stand for a run from its start, so keys that act there count too.
+        from_scratch: the checkpoint stands for a run from its start, so keys that act there count too.
 
     Raises:
         OtherConfigError: if other keys differ, naming each with both values.
@@ -277,7 +277,7 @@ def check_same_run(
         )
         return
     differing = _differing(saved, given, (*names_with("any", "continue"), *given["SSKD.MAY_DIFFER"]))
-    at_start = [] if anew else [key for key in differing if is_below(key, names_with("start"))]
+    at_start = [] if from_scratch else [key for key in differing if is_below(key, names_with("start"))]
     others = [key for key in differing if key not in at_start]
     epochs, done = "SOLVER.MAX_EPOCH", checkpoint.get("epoch", -1) + 1
     if (given["SOLVER.SCHED"] == "CosineAnnealingLR" or given["SSKD.EMA.WINDOW"]) and saved.get(
@@ -296,7 +296,7 @@ def check_same_run(
         raise OtherConfigError(
             f"{what}: it is of another config ({values(others)}). Give these keys their old values, or "
             "another "
-            "OUTPUT_DIR to start anew; keys changed on purpose go into SSKD.MAY_DIFFER"
+            "OUTPUT_DIR to start from scratch; keys changed on purpose go into SSKD.MAY_DIFFER"
         )
     if at_start:
         logger.warning("%s: %s act only at the start of a run and are not looked at", what, values(at_start))
@@ -354,8 +354,8 @@ def check_same_images(
         raise OtherConfigError(
             f"{what}: it was trained on other images of {key}: {len(saved)} then, {len(now)} now, "
             f"{int(new.sum())} of them new, {gone} "
-            f"gone{first}. Go on with the images that the run began with, or give another "
-            "OUTPUT_DIR to start anew"
+            f"gone{first}. Resume with the images that the run began with, or give another "
+            "OUTPUT_DIR to start from scratch"
         )
 
 

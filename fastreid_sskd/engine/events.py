@@ -1,7 +1,4 @@
-"""What the evaluations of an adaptation have given so far.
-
-The last, the best, and what the best was chosen on.
-"""
+"""A run's evaluations, and the writers of its scalars: log, metrics.json, TensorBoard."""
 
 import datetime
 import json
@@ -322,7 +319,7 @@ class MetricsFile(JSONWriter):
         self._file_handle.flush()
 
     def state_dict(self) -> dict:
-        """What a resumed run needs to go on with the file as it is now."""
+        """What a resumed run needs to continue the file as it is now."""
         self._file_handle.flush()
         os.fsync(self._file_handle.fileno())
         return {"written": self._unwritten.state_dict(), "bytes": os.path.getsize(self._file_handle.name)}
@@ -381,10 +378,7 @@ _WINDOW = 200
 
 
 def storage_state(storage: EventStorage) -> dict:
-    """{name.
-
-    Its last values with their iterations (n, 2), how many there were, their mean, whether it is smoothed}.
-    """
+    """Last values and iterations (n, 2) of each scalar, their number and mean, and whether it is smoothed."""
     return {
         name: {
             "values": torch.tensor(history.values()[-_WINDOW:], dtype=torch.float64).reshape(-1, 2),

@@ -68,7 +68,7 @@ class PseudoLabelRefresh(HookBase):
         labels, eps
     stays that of the last good refresh, and ``refresh/kept`` is 1.
 
-    With ``SSKD.SOFT_LABELS.TEMPERATURE`` 0 the model's temperature is found anew, and with its ``BN:
+    With ``SSKD.SOFT_LABELS.TEMPERATURE`` 0 the model's temperature is found again, and with its ``BN:
     refresh`` the teachers' batch-norm statistics are estimated on the target before the features are
     extracted.
 
@@ -152,7 +152,7 @@ class PseudoLabelRefresh(HookBase):
         candidates = shared_candidates(features, options, **self._search())
         searched = time.perf_counter() - extracted
         if not comm.is_main_process():
-            features = None  # not held while the main process goes on with its own
+            features = None  # not held while the main rank uses its own
         result, kept = on_main(lambda: self._labels_of(features, candidates, options))
         seconds = {"features": extracted - start, **result.seconds}
         if "knn" in seconds:
@@ -268,7 +268,7 @@ class FreezeLayers(HookBase):
     Then lets them learn.
 
     Acts before every step, by the step's number alone: a resumed run, or one whose mode an evaluation has
-    changed, goes on as it should. The host counts steps in the optimiser, from 0 again after a resume, and
+    changed, continues as it should. The host counts steps in the optimiser, from 0 again after a resume, and
     unfreezes batch norm with the first evaluation.
 
     Args:
@@ -371,7 +371,7 @@ class LabelFreeSelection(HookBase):
     def after_epoch(self):
         storage = self.trainer.storage
         if storage.latest().get("selection/clusters", (0, None))[1] == storage.iter:
-            return  # done before a signal ended the evaluation after it, from which the run goes on
+            return  # done before a signal ended the evaluation after it, from which the run resumes
         start = time.perf_counter()
         signals = self._offer(self.trainer.epoch + 1)
         signals["seconds"] = time.perf_counter() - start
@@ -460,7 +460,7 @@ class ScalarWriters(HookBase):
     """The host's ``PeriodicWriter``, whose scalars and files a resumed run continues.
 
     Writes every ``period`` iterations and at the end of an epoch, before the checkpoint. The last values of
-    each scalar are in it, so that smoothed ones go on too; what was written after it is cut off metrics.json.
+    each scalar are in it, so that smoothed ones continue too; what was written after it is cut off metrics.json.
 
     Args:
         build: makes the writers, when training begins.
@@ -581,7 +581,7 @@ class Checkpoints(HookBase):
         self.checkpointer.save("model_best", last=False, epoch=-1)
 
     def save_inside(self, iteration: int, **position) -> None:
-        """Save between two steps; ``position`` says where, for the run that goes on from there."""
+        """Save between two steps; ``position`` says where, for the run that resumes there."""
         self._save(f"step_{iteration:07d}", **position)
         self.checkpointer.remove_all_but(self.keep, "step")
 

@@ -133,7 +133,7 @@ def run(cfg: CfgNode, resume: bool = False) -> dict:
 
     Raises:
         FolderInUseError: if another run writes into ``OUTPUT_DIR``.
-        OtherConfigError: if a checkpoint that would be gone on from, or a finished source model, is of
+        OtherConfigError: if the checkpoint to resume from, or a finished source model, is of
             another config or other images.
         PseudoLabelError: if the pseudo-labels cannot be trained on.
         FloatingPointError: if a loss or the model is not finite.
@@ -486,7 +486,7 @@ def _final(source: CfgNode) -> str:
 
 
 def _is_finished(source: CfgNode) -> bool:
-    """Whether a source model is trained; one of another config is refused, one of fewer epochs goes on."""
+    """Whether a source model is trained; one of another config is refused, one of fewer epochs is resumed."""
     final = _final(source)
     whole = os.path.isfile(final) and not damage(final)
     path = final if whole else last_checkpoint(source.OUTPUT_DIR)
@@ -494,7 +494,7 @@ def _is_finished(source: CfgNode) -> bool:
         return False
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     what = f"cannot reuse the {'finished ' * whole}source model {path}"
-    check_same_run(checkpoint, plain_config(source), what, anew=whole)
+    check_same_run(checkpoint, plain_config(source), what, from_scratch=whole)
     with contextlib.suppress(FileNotFoundError):  # the source need not be there any more
         labelled = [item[0] for item in training_items(source.DATASETS.NAMES, source.SSKD.FOLDERS)]
         check_same_images(checkpoint, {"DATASETS.NAMES": labelled}, what, source.SSKD.MAY_DIFFER)

@@ -43,7 +43,7 @@ class AdaptationTrainer(Trainer):
         items: (path, identity, camera) of the target's training images; identities are for diagnostics only.
         record: every evaluation so far and the best teacher.
         absent: tensors that the weights which a run starts from lacked, of each peer; () for a run that is
-            gone on with.
+            resumed.
     """
 
     absent: Sequence[Sequence[str]] = ()
@@ -133,8 +133,7 @@ class AdaptationTrainer(Trainer):
         if len(self.labels) != len(self.items):
             raise ValueError(
                 f"{path} has labels of {len(self.labels)} images, and the target has {len(self.items)} now: "
-                "go on with the "
-                "images that the run began with, or give another OUTPUT_DIR to start anew"
+                "resume with the images that the run began with, or give another OUTPUT_DIR to start from scratch"
             )
 
     def networks(self) -> Sequence[nn.Module]:

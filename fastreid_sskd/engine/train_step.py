@@ -109,7 +109,7 @@ class TrainingStep(SimpleTrainer):
         return {name: loss.detach() for name, loss in losses.items()}
 
     def set_data_loader(self, data_loader: Iterable) -> None:
-        """Go on with another loader; the old one's workers end with it."""
+        """Use another loader from now on; the old one's workers end with it."""
         self.data_loader = data_loader
         self._data_loader_iter = iter(data_loader)
 
@@ -301,10 +301,7 @@ class LossRecord:
         return len(self._steps)
 
     def add(self, step: int, losses: dict[str, torch.Tensor], data_time: float) -> None:
-        """Keep a step's losses, scalars on one device; ``data_time``.
-
-        Seconds that its batch was waited for.
-        """
+        """Keep a step's losses, scalars on one device, and ``data_time``, seconds waited for its batch."""
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         self._steps.append((step, list(losses), values, data_time))
 
@@ -352,7 +349,7 @@ def _check_finite(step: int, losses: dict[str, float]) -> None:
             named.append(f"{loss} of peer {peer} is {value}" if peer else f"{loss} is {value}")
     raise FloatingPointError(
         f"step {step}: {', '.join(named)}. Training has diverged; the last checkpoint is of before. Lower "
-        f"SOLVER.BASE_LR and go on from it (all losses: {losses})"
+        f"SOLVER.BASE_LR and resume from it (all losses: {losses})"
     )
 
 

@@ -108,7 +108,7 @@ class Trainer(DefaultTrainer):
 
         self.start_epoch = 0
         self._started = False
-        self._position: dict[str, Any] = {}  # of the checkpoint that is gone on from
+        self._position: dict[str, Any] = {}  # of the checkpoint that is resumed from
         self.max_epoch = cfg.SOLVER.MAX_EPOCH
         self.max_iter = self.max_epoch * self.iters_per_epoch
         self.warmup_iters = cfg.SOLVER.WARMUP_ITERS
@@ -130,10 +130,7 @@ class Trainer(DefaultTrainer):
         return loader.dataset.num_classes, iters_per_epoch
 
     def training_images(self) -> dict[str, list[str]]:
-        """{key that names the data sets.
-
-        Paths} of what is trained on: a checkpoint is of these and goes on with no others.
-        """
+        """Paths of the training images by the key that names them; a checkpoint resumes with no others."""
         return {"DATASETS.NAMES": [item[0] for item in getattr(self._epochs.loader.dataset, "img_items", ())]}
 
     @classmethod
@@ -286,7 +283,7 @@ class Trainer(DefaultTrainer):
 
         Random numbers of the epoch do not depend on those before.
 
-        Without the seed, a network that draws some itself (dropout) would go on differently after a resume.
+        Without the seed, a network that draws some itself (dropout) would continue differently after a resume.
         """
         self.storage.iter = self.iter
         if self.cfg.SEED >= 0:
@@ -299,7 +296,7 @@ class Trainer(DefaultTrainer):
         self._trainer.set_data_loader(self.epoch_batches(self.epoch))
 
     def _take_up_epoch(self, done: int) -> None:
-        """Go on inside an epoch after ``done`` of its steps, instead of beginning it."""
+        """Continue an epoch after ``done`` of its steps, instead of beginning it."""
         self.storage.epoch = self.epoch
         self.storage.iter = (
             self.iter - 1 if done else self.iter
@@ -318,12 +315,12 @@ class Trainer(DefaultTrainer):
             self.load_weights()
 
     def resume_from(self, path: str) -> None:
-        """Go on from a checkpoint of this run.
+        """Resume from a checkpoint of this run.
 
         Raises:
             OtherConfigError: if it is of another config or other images, see :mod:`.same_run`.
         """
-        what = f"cannot go on from {path}"
+        what = f"cannot resume from {path}"
 
         def check(saved: dict[str, Any]) -> None:
             check_same_run(saved, self._given, what)
@@ -335,11 +332,14 @@ class Trainer(DefaultTrainer):
         before = self._position.get("processes", now)
         if before != now:
             logger.warning(
-                "saved by %d processes, gone on with by %d: batch norm saw %d images at once and sees %d "
-                "from now on, and bits, and "
-                "what a network draws, differ; go on with %d to have the same run", before, now,
-                images_per_bn(self.cfg, before), images_per_bn(self.cfg, now), before,
-            )  # fmt: skip
+                "saved by %d processes, resumed by %d: batch norm saw %d images at once and sees %d from now on, "
+                "and bits, and what a network draws, differ; resume with %d for the same run",
+                before,
+                now,
+                images_per_bn(self.cfg, before),
+                images_per_bn(self.cfg, now),
+                before,
+            )
 
     def load_weights(self) -> None:
         """Load ``MODEL.WEIGHTS``, if any, without the state of its training."""
@@ -347,7 +347,7 @@ class Trainer(DefaultTrainer):
             load_model(self.model, self.cfg.MODEL.WEIGHTS)
 
     def start(self) -> None:
-        """Take ``OUTPUT_DIR``, see :func:`.output_dir.start_run`.
+        """Take ``OUTPUT_DIR``, see :func:`.defaults.start_run`.
 
         Once, by :meth:`train` or what is done before it.
         """
@@ -403,7 +403,7 @@ class Trainer(DefaultTrainer):
                     self._between_epochs(stop)
             except Stopped:
                 comm.synchronize()  # the others end when the main process has written
-                logger.warning("stopped after %d iterations; --resume goes on from there", self.iter)
+                logger.warning("stopped after %d iterations; --resume continues from there", self.iter)
                 raise
             finally:
                 self.after_train()
@@ -412,7 +412,7 @@ class Trainer(DefaultTrainer):
     def _between_steps(self, stop: StopRequest) -> None:
         """Save if it is time to, or to leave.
 
-        The epoch is gone on with at the next step, without another refresh.
+        A resumed run continues with the next step, without another refresh.
         """
         leave, due = agree(stop.signal is not None, self._checkpoints.due(self.iter))
         if leave or due:

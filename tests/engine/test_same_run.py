@@ -25,7 +25,7 @@ def config(*opts):
 
 
 def check(saved, given, epoch=0, **how):
-    check_same_run({"config": saved, "epoch": epoch}, given, "cannot go on from x.pth", **how)
+    check_same_run({"config": saved, "epoch": epoch}, given, "cannot resume from x.pth", **how)
 
 
 def test_plain_config():
@@ -68,7 +68,7 @@ def test_keys_with_an_effect_are_named(key, value):
     with pytest.raises(OtherConfigError) as raised:
         check(saved, given)
     assert f"{key}: {saved[key]!r} there, {given[key]!r} here" in str(raised.value)
-    assert "cannot go on from x.pth" in str(raised.value) and "SSKD.MAY_DIFFER" in str(raised.value)
+    assert "cannot resume from x.pth" in str(raised.value) and "SSKD.MAY_DIFFER" in str(raised.value)
 
 
 def test_every_differing_key_is_named():
@@ -95,7 +95,7 @@ def test_keys_that_act_at_the_start(caplog):
         check(config(), given)
     assert "PRETRAIN_PATH" in caplog.text and "SSKD.SOURCE.OPTS" in caplog.text
     with pytest.raises(OtherConfigError, match="PRETRAIN_PATH"):
-        check(config(), given, anew=True)
+        check(config(), given, from_scratch=True)
 
 
 def test_epochs_that_the_rate_depends_on():
@@ -139,7 +139,7 @@ def test_two_paths_of_one_file(tmp_path, monkeypatch, caplog):
         check(
             config("MODEL.WEIGHTS", name),
             config("MODEL.WEIGHTS", str(tmp_path / "runs" / "a.pth")),
-            anew=True,
+            from_scratch=True,
         )
     for one, other in (
         ("runs/a.pth", "runs/b.pth"),

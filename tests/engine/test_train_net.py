@@ -89,7 +89,7 @@ def test_signal_exits_with_4(main, finished, tmp_path, host_logging, monkeypatch
     with pytest.raises(SystemExit) as raised:
         main(arguments(tmp_path, *start))
     assert raised.value.code == 4
-    assert "--resume goes on" in (tmp_path / "log.txt").read_text()
+    assert "--resume continues" in (tmp_path / "log.txt").read_text()
     assert (tmp_path / "last_checkpoint").read_text() == "step_0000002.pth"
 
 

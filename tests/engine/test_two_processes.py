@@ -288,7 +288,7 @@ def test_other_number_of_processes_goes_on(pair, adaptation, tmp_path, caplog, a
     assert ("step" in load_checkpoint(last_checkpoint(cfg.OUTPUT_DIR))) == inside
     run(cfg, resume=True)
     (said,) = [record.message for record in caplog.records if "saved by 2 processes" in record.message]
-    assert "gone on with by 1: batch norm saw 4 images at once and sees 8 from now on" in said
+    assert "resumed by 1: batch norm saw 4 images at once and sees 8 from now on" in said
     assert final(cfg)["epoch"] == 1
 
 
