@@ -460,7 +460,8 @@ class ScalarWriters(HookBase):
     """The host's ``PeriodicWriter``, whose scalars and files a resumed run continues.
 
     Writes every ``period`` iterations and at the end of an epoch, before the checkpoint. The last values of
-    each scalar are in it, so that smoothed ones continue too; what was written after it is cut off metrics.json.
+    each scalar are in it, so that smoothed ones continue too; what was written after it is cut off
+    metrics.json.
 
     Args:
         build: makes the writers, when training begins.

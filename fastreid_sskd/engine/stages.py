@@ -133,7 +133,8 @@ class AdaptationTrainer(Trainer):
         if len(self.labels) != len(self.items):
             raise ValueError(
                 f"{path} has labels of {len(self.labels)} images, and the target has {len(self.items)} now: "
-                "resume with the images that the run began with, or give another OUTPUT_DIR to start from scratch"
+                "resume with the images that the run began with, or give another OUTPUT_DIR to start from "
+                "scratch"
             )
 
     def networks(self) -> Sequence[nn.Module]:

@@ -283,7 +283,8 @@ class Trainer(DefaultTrainer):
 
         Random numbers of the epoch do not depend on those before.
 
-        Without the seed, a network that draws some itself (dropout) would continue differently after a resume.
+        Without the seed, a network that draws some itself (dropout) would continue differently after a
+        resume.
         """
         self.storage.iter = self.iter
         if self.cfg.SEED >= 0:
@@ -332,7 +333,8 @@ class Trainer(DefaultTrainer):
         before = self._position.get("processes", now)
         if before != now:
             logger.warning(
-                "saved by %d processes, resumed by %d: batch norm saw %d images at once and sees %d from now on, "
+                "saved by %d processes, resumed by %d: batch norm saw %d images at once and sees %d from "
+                "now on, "
                 "and bits, and what a network draws, differ; resume with %d for the same run",
                 before,
                 now,
