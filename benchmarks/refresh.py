@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measure the pseudo-label refresh, compared with one plain product of the features.
 
-    benchmarks/refresh.py --images 5000 12936 32621 --dim 2048 --runs 5 --json refresh.json --markdown
-    refresh.md benchmarks/refresh.py --images 100000 --dim 256 --knn torch ivf
+    benchmarks/refresh.py --images 5000 12936 32621 --dim 2048 --runs 5 --json refresh.json
+    benchmarks/refresh.py --images 100000 --dim 256 --knn torch ivf
 
 A case is a number of images, a variant and a k-NN search. Each runs in a process of its own, so that none
 leaves memory or caches to the next: imports, compilation and seeded features first, then `--runs` times the
@@ -28,8 +28,6 @@ from pathlib import Path
 
 # Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import numpy as np
 import torch

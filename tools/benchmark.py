@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""One table of any models and runs, with what their figures depend on.
+r"""One table of any models and runs, with what their figures depend on.
 
     tools/benchmark.py table runs/demo runs/run_a                       # finished runs: no model is evaluated
     tools/benchmark.py table "stock=baseline.yml:b.pth" configs/demo_source.yml:s.pth --tests SyntheticTarget
     tools/benchmark.py table runs/sskd_m2d --published --format latex
     tools/benchmark.py run --config-file configs/demo.yml --runs 3 --output runs/demo3
     tools/benchmark.py grid configs/ablation/grid.yml --output runs/ablation
-    tools/benchmark.py grid configs/rivals/grid.yml --config-file configs/sskd_cuhk2m_mobilenet.yml --output
-    runs/rivals \
-        --against "SSKD as released"
+    tools/benchmark.py grid configs/rivals/grid.yml --config-file configs/sskd_cuhk2m_mobilenet.yml \
+        --output runs/rivals --against "SSKD as released"
     tools/benchmark.py zoo                                              # writes MODEL_ZOO.md
 
 What is given to `table` is [NAME=]FOLDER (a run, or a folder of runs) or [NAME=]CONFIG:WEIGHTS. With --tests

@@ -6,17 +6,16 @@ r"""Run an SSKD config and what it has to be compared with, over seeds, and prin
         SSKD.SOURCE.WEIGHTS "['osnet_x0_25_msmt17.pth']"
 
 The grid of configs/comparison/grid.yml. Its rows start from the same source models and, where they train,
-have the same network,
-views and number of steps: direct transfer, direct transfer with batch-norm statistics of the target, one
-    network with
-hard pseudo-labels only, SSKD (each teacher and the ensemble, last epoch), and the supervised upper bound.
+have the same network, views and number of steps: direct transfer, direct transfer with batch-norm statistics
+of the target, one network with hard pseudo-labels only, SSKD (each teacher and the ensemble, last epoch), and
+the supervised upper bound.
 Finished runs in the same folder are reused, unfinished ones are resumed; a folder of other settings is
 refused. A row that cannot be had (the upper bound of a target without identities) is left out, and said
 before training and below the table.
 
-Exit status: 0 done, 1 failed, 2 refused (the command line, a folder of other settings or in use), 3 the table
-    lacks a row
-whose pseudo-labels cannot be trained on or that has diverged, 4 stopped by SIGTERM or SIGINT after saving.
+Exit status: 0 done, 1 failed, 2 refused (the command line, a folder of other settings or in use), 3 the
+table lacks a row whose pseudo-labels cannot be trained on or that has diverged, 4 stopped by SIGTERM or SIGINT
+after saving.
 """
 
 import argparse

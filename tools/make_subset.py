@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Make a Market-1501-style data set of the first N training identities, by links to the original images.
+r"""Make a Market-1501-style data set of the first N training identities, by links to the original images.
 
-    tools/make_subset.py --source DATASETS/Market-1501-v15.09.15 --output SUBSET/Market-1501-v15.09.15
-    --identities 200
+    tools/make_subset.py --source DATASETS/Market-1501-v15.09.15 --output SUBSET/Market-1501-v15.09.15 \
+        --identities 200
 
 Query and gallery are linked whole. Use it with FASTREID_DATASETS=SUBSET.
 """

@@ -15,9 +15,8 @@ Features of a folder of images: tools/predict.py.
 Exit status:
     0  done
     1  failed, with Python's traceback
-    2 refused, in one message: the command line, a config or data that cannot work, a folder that another run
-    writes into or
-       that cannot be written into, a checkpoint of another config
+    2  refused, in one message: the command line, a config or data that cannot work, a folder that is in use
+       or cannot be written into, a checkpoint of another config
     3  stopped because the pseudo-labels cannot be trained on; checkpoints are kept
     4  stopped by SIGTERM or SIGINT after saving; --resume continues from there
 """

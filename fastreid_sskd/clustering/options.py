@@ -33,8 +33,7 @@ class ClusterOptions:
     """How features become pseudo-labels; each field is a key of `SSKD.CLUSTER`, `seed` is `SEED`.
 
     Meanings, defaults and ranges are those of the keys, see docs/config.md. The radius is the first of these
-    that is
-    given: `eps`, an `eps_rule` other than "pairs", `pairs_per_image`, `rho`.
+    that is given: `eps`, an `eps_rule` other than "pairs", `pairs_per_image`, `rho`.
 
     Raises:
         ValueError: an unknown method, or a value out of its range that the method reads.

@@ -44,8 +44,8 @@ class SteadyLoader(DataLoader):
     """torch's DataLoader whose workers leave SIGTERM and SIGINT to the process that reads them.
 
     `timeout`, systemd, Slurm and Ctrl-C signal all processes of a run. Workers that died of it would take the
-    run
-    with them, before it has saved. They end with the reader: when it is done, ends them, or is gone. Forked
+    run with them, before it has saved. They end with the reader: when it is done, ends them, or is gone.
+    Forked
         or spawned,
     they are born with the signals blocked, so that one that comes while they start is left alone too.
     """

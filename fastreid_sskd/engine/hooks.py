@@ -63,8 +63,8 @@ class PseudoLabelRefresh(HookBase):
     before it, so that a run that stopped for its clusters can be resumed with another one.
 
     Labels that have collapsed (see ``check_usable``) end the run, or, with ``SSKD.CLUSTER.ON_COLLAPSE:
-    keep``, are
-    replaced by the last good ones: the classifiers become the centroids of the new features under the old
+    keep``, are replaced by the last good ones: the classifiers become the centroids of the new features under
+    the old
         labels, eps
     stays that of the last good refresh, and ``refresh/kept`` is 1.
 

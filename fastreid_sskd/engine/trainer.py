@@ -64,8 +64,8 @@ class Trainer(DefaultTrainer):
     parameters are optimised themselves, not a flat buffer that gradients never reach; mixed precision works
     without CUDA; an epoch has at least one iteration; evaluation can be off; a failure before the first step
     shows its own error; losses are logged every ``SSKD.LOG_PERIOD`` iterations. A run that is saved after any
-    step and resumed ends as
-    one that was never interrupted: the batches of an epoch are a function of the seed and the epoch.
+    step and resumed ends as one that was never interrupted: the batches of an epoch are a function of the
+    seed and the epoch.
 
     Args:
         cfg: a complete config, ``add_sskd_config`` included.
