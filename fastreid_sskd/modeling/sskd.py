@@ -324,8 +324,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float, statist
     """Update the parameters: teacher <- decay * teacher + (1 - decay) * student.
 
     Other buffers stay: in the method a teacher's batch-norm statistics come from its own forward passes
-        (torch's
-    ``AveragedModel`` would copy the student's).
+    (torch's ``AveragedModel`` would copy the student's).
 
     Args:
         teacher, student: networks of the same shape; the teacher's tensors are changed in place.
