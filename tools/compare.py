@@ -14,8 +14,8 @@ refused. A row that cannot be had (the upper bound of a target without identitie
 before training and below the table.
 
 Exit status: 0 done, 1 failed, 2 refused (the command line, a folder of other settings or in use), 3 the
-table lacks a row whose pseudo-labels cannot be trained on or that has diverged, 4 stopped by SIGTERM or SIGINT
-after saving.
+table lacks a row whose pseudo-labels cannot be trained on or that has diverged, 4 stopped by SIGTERM or
+SIGINT after saving.
 """
 
 import argparse

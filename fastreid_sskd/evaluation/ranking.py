@@ -47,9 +47,8 @@ def evaluate_rank(
 
     Returns:
         (cmc, all_AP, all_INP): cmc[r - 1] is the ratio, 0..1, of queries with a match among their first r
-            images; AP (Zheng
-        et al., ICCV 2015) and INP (mINP of Ye et al., TPAMI 2021: matches / position of the last match), one
-        value for each query that counts.
+        images; AP (Zheng et al., ICCV 2015) and INP (mINP of Ye et al., TPAMI 2021: matches / position of the
+        last match), one value for each query that counts.
 
     Raises:
         ValueError: on shapes that do not fit, NaN distances, ``max_rank`` < 1, the cuhk03 protocol, or if no

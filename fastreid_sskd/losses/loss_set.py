@@ -241,8 +241,7 @@ def check_labels(labels: Tensor, batch_size: int, num_classes: int | None = None
     """Check that labels are (B,) integers, not negative and, if `num_classes` is given, below it.
 
     The range is checked on the CPU only: on an accelerator the comparison would stall the stream at every
-        step,
-    and the kernel of the cross entropy asserts the range.
+    step, and the kernel of the cross entropy asserts the range.
 
     Raises:
         ValueError: naming the rule and the value that breaks it.

@@ -25,10 +25,9 @@ class SSKD(nn.Module):
     """K peers, each a student and its mean teacher, with the losses between them.
 
     Training: ``forward({"images": (B, K, 3, H, W), "targets": (B,) pseudo-labels})`` gives student k and
-        teacher k
-    view k, both in train mode, and returns ``{"loss_<name>_peer<k>": weighted scalar}``; the sum is the
-    method's total. With ``each``, see :meth:`training_losses`. Teachers get no gradient, but their batch-norm
-    statistics follow their own passes, unless ``label_statistics`` is "student" or "refresh".
+    teacher k view k, both in train mode, and returns ``{"loss_<name>_peer<k>": weighted scalar}``; the sum is
+    the method's total. With ``each``, see :meth:`training_losses`. Teachers get no gradient, but their
+    batch-norm statistics follow their own passes, unless ``label_statistics`` is "student" or "refresh".
 
     Evaluation: ``forward({"images": (B, 3, H, W)})`` returns the feature (B, d) that ``eval_with`` names.
 
