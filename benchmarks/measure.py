@@ -108,8 +108,8 @@ def described(about: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return (
         f"{about['device']}, {about['processor']}, {about['cores']} cores, {about['threads']} threads, "
-        f"{about['system']}, load "
-        f"at the start {about['load']}, OMP_WAIT_POLICY={about['OMP_WAIT_POLICY']}; {versions}."
+        f"{about['system']}, load at the start {about['load']}, OMP_WAIT_POLICY={about['OMP_WAIT_POLICY']}; "
+        f"{versions}."
     )
 
 

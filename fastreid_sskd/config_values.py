@@ -127,8 +127,7 @@ def merge_overrides(cfg: CfgNode, opts: Sequence) -> None:
         if os.sep in item or os.path.isfile(item):
             raise ValueError(
                 f"{item!r} stands where a key of the config belongs: --resume takes no file, it continues "
-                "from the last checkpoint in "
-                "OUTPUT_DIR; weights are given by MODEL.WEIGHTS FILE"
+                "from the last checkpoint in OUTPUT_DIR; weights are given by MODEL.WEIGHTS FILE"
             )
     if len(opts) % 2:
         raise ValueError(

@@ -146,8 +146,7 @@ def collect(folder: str, selections: Collection[str] = ("last",), name: str = ""
     if not results:
         raise ValueError(
             f"no finished run with figures in {folder!r}: looked for {', '.join((RECORD, *_FILES))} there "
-            "and below; "
-            "--tests evaluates the model of a run that had no test set"
+            "and below; --tests evaluates the model of a run that had no test set"
         )
     record, order = os.path.join(folder, RECORD), []
     if name:

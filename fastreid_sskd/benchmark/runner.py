@@ -285,8 +285,7 @@ def _plan(grid: Grid, output: str, only: Sequence[str], opts: Sequence) -> tuple
     if earlier:
         raise OtherConfigError(
             f"{output!r} holds a comparison that an earlier version made ({earlier[0]}): "
-            "`tools/benchmark.py table` reads it; "
-            "choose another output folder"
+            "`tools/benchmark.py table` reads it; choose another output folder"
         )
     jobs = [
         _job(grid, cell, seed, output, opts)
@@ -334,9 +333,8 @@ def _job(grid: Grid, cell: Cell, seed: int, output: str, opts: Sequence) -> _Job
             if 1 < source.SSKD.NUM_PEERS < cfg.SSKD.NUM_PEERS:
                 raise ValueError(
                     f"{cell.name!r} has SSKD.NUM_PEERS {cfg.SSKD.NUM_PEERS}, and the source models that are "
-                    "shared are those of the "
-                    f"{source.SSKD.NUM_PEERS} peers of {grid.config!r}: set it there to the most that a "
-                    "cell has"
+                    f"shared are those of the {source.SSKD.NUM_PEERS} peers of {grid.config!r}: set it "
+                    "there to the most that a cell has"
                 )
     for config in filter(None, (cfg, source)):
         config.freeze()
@@ -363,8 +361,7 @@ def _check_baseline(cell: Cell, cfg: CfgNode) -> None:
     if starts_from_backbone(cfg) or cfg.MODEL.WEIGHTS and not cfg.SSKD.SOURCE.WEIGHTS:
         raise ValueError(
             f"{cell.name!r} starts from source models: leave MODEL.WEIGHTS empty and SSKD.SOURCE.SKIP "
-            "False, and give "
-            "SSKD.SOURCE.WEIGHTS or SSKD.SOURCE.CONFIG"
+            "False, and give SSKD.SOURCE.WEIGHTS or SSKD.SOURCE.CONFIG"
         )
 
 

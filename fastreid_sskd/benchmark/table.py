@@ -220,8 +220,8 @@ def _notes(rows: Sequence[Summary], shared: dict[str, str], against: str) -> lis
     if against:
         notes.append(
             f"{_gain_column(against)}: mean ± standard deviation of the differences between equal seeds "
-            "(how many); within spread: "
-            "the mean is not larger than the deviation. A single seed has no spread."
+            "(how many); within spread: the mean is not larger than the deviation. A single seed has no "
+            "spread."
         )
     places = dict.fromkeys((row.method, row.published) for row in rows if row.published)
     if places:

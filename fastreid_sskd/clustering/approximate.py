@@ -134,8 +134,7 @@ def import_faiss(name: str):
     except ImportError as error:
         raise ImportError(
             f"SSKD.CLUSTER.KNN is {name!r}, which needs faiss, which is not installed: pip install "
-            f"faiss-cpu, or set "
-            "it to 'auto'"
+            "faiss-cpu, or set it to 'auto'"
         ) from error
     return faiss
 

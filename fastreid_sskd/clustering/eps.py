@@ -69,9 +69,8 @@ def warn_of_rho(options: ClusterOptions, num_images: int) -> None:
     """Warn of a rho that was made for another number of images."""
     if not options.pairs_per_image and not RHO_RANGE[0] <= num_images <= RHO_RANGE[1]:
         logger.warning(
-            "rho=%g averages %.1f pairs per image at %d images, and eps grows with their number: "
-            "outside %d to %d "
-            "images SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS say the same at any size",
+            "rho=%g averages %.1f pairs per image at %d images, and eps grows with their number: outside %d "
+            "to %d images SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS say the same at any size",
             options.rho, options.rho * (num_images - 1) / 2, num_images, *RHO_RANGE,
         )  # fmt: skip
 
@@ -106,9 +105,8 @@ def mean_of_smallest(stored: np.ndarray, num_images: int, rho: float) -> float:
     averaged = round(rho * candidates)
     if averaged == 0:
         raise ValueError(
-            f"the smallest {rho:g} of {candidates} non-zero distances of {num_images} images rounds "
-            f"to 0 pairs: "
-            "raise SSKD.CLUSTER.RHO or SSKD.CLUSTER.PAIRS_PER_IMAGE, or set SSKD.CLUSTER.EPS"
+            f"the smallest {rho:g} of {candidates} non-zero distances of {num_images} images rounds to 0 "
+            "pairs: raise SSKD.CLUSTER.RHO or SSKD.CLUSTER.PAIRS_PER_IMAGE, or set SSKD.CLUSTER.EPS"
         )
     beyond = max(averaged - len(nonzero), 0)  # of these each counts as 1
     within = averaged - beyond

@@ -100,8 +100,8 @@ class UnitRows:
         ):
             if bad.any():
                 raise ValueError(
-                    f"features row {int(bad.argmax())} is {problem} "
-                    f"({int(bad.sum())} such rows of {len(bad)}): {advice}"
+                    f"features row {int(bad.argmax())} is {problem} ({int(bad.sum())} such rows of "
+                    f"{len(bad)}): {advice}"
                 )
         norm_error = float(np.abs(norms - 1).max())
         if norm_error > UNIT_NORM_TOLERANCE:

@@ -282,8 +282,7 @@ def import_infomap() -> type:
     except ImportError as error:
         raise ImportError(
             "SSKD.CLUSTER.METHOD is 'infomap', whose package is not installed: pip install infomap "
-            "(GPL-3.0), or set "
-            "it to 'dbscan'"
+            "(GPL-3.0), or set it to 'dbscan'"
         ) from error
     return Infomap
 

@@ -309,8 +309,8 @@ def _measured_recall(rows: UnitRows, found: Neighbors, backend: str, min_recall:
     if recall < min_recall:
         logger.warning(
             "k-NN %r finds only %.4f of the neighbors (recall at %d, %d images sampled), below "
-            "SSKD.CLUSTER.MIN_RECALL "
-            "%g: labels suffer; raise SSKD.CLUSTER.REDUCED_DIM or IVF_PROBES, or search exactly",
+            "SSKD.CLUSTER.MIN_RECALL %g: labels suffer; raise SSKD.CLUSTER.REDUCED_DIM or IVF_PROBES, or "
+            "search exactly",
             backend, recall, k, len(sample), min_recall,
         )  # fmt: skip
     else:

@@ -75,8 +75,8 @@ class ClusterOptions:
                 and not key.rule.allows(value)
             ):
                 raise ValueError(
-                    f"{key.name} must be {key.rule.text}; got {value}: "
-                    "change it in the config or on the command line"
+                    f"{key.name} must be {key.rule.text}; got {value}: change it in the config or on the "
+                    "command line"
                 )
         if self.seed < 0:
             raise ValueError(f"SEED must be a number >= 0; got {self.seed}")
@@ -84,9 +84,8 @@ class ClusterOptions:
             return
         if self.eps_max and self.eps_min > self.eps_max:
             raise ValueError(
-                f"SSKD.CLUSTER.EPS_MIN={self.eps_min:g} and SSKD.CLUSTER.EPS_MAX={self.eps_max:g} "
-                f"must be 0 (no bound) "
-                "or positive with EPS_MIN <= EPS_MAX"
+                f"SSKD.CLUSTER.EPS_MIN={self.eps_min:g} and SSKD.CLUSTER.EPS_MAX={self.eps_max:g} must be 0 "
+                "(no bound) or positive with EPS_MIN <= EPS_MAX"
             )
         if self.eps_rule == "pairs":
             return

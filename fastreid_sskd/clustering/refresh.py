@@ -311,9 +311,8 @@ def check_usable(report: ClusterReport, options: ClusterOptions | None = None) -
     if report.num_clusters == 0:
         raise PseudoLabelError(
             f"0 clusters{at} (all {report.num_images} images are noise): raise SSKD.CLUSTER.RHO, "
-            "SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS, lower SSKD.CLUSTER.MIN_SAMPLES, or "
-            "train the source "
-            "longer"
+            "SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS, lower SSKD.CLUSTER.MIN_SAMPLES, or train "
+            "the source longer"
         )
     if report.num_clusters == 1:
         raise PseudoLabelError(
@@ -326,17 +325,15 @@ def check_usable(report: ClusterReport, options: ClusterOptions | None = None) -
     if report.noise_share > options.max_noise_share:
         passed.append(
             f"{report.noise_share:.1%} of {report.num_images} images are noise, more than "
-            f"SSKD.CLUSTER.MAX_NOISE_SHARE={options.max_noise_share:g}{at}: the radius may be too "
-            f"small, or the source "
-            "model too far from the target"
+            f"SSKD.CLUSTER.MAX_NOISE_SHARE={options.max_noise_share:g}{at}: the radius may be too small, or "
+            "the source model too far from the target"
         )
     if report.largest_share > options.max_largest_share:
         passed.append(
             f"the largest of {report.num_clusters} clusters holds {report.largest_share:.1%} of "
-            f"{report.num_images} "
-            f"images, more than SSKD.CLUSTER.MAX_LARGEST_SHARE={options.max_largest_share:g}{at}: "
-            f"identities are "
-            "merging; the radius may be too large"
+            f"{report.num_images} images, more than "
+            f"SSKD.CLUSTER.MAX_LARGEST_SHARE={options.max_largest_share:g}{at}: identities are merging; the "
+            "radius may be too large"
         )
     if passed and options.on_limit == "collapse":
         raise PseudoLabelError("; ".join(passed))

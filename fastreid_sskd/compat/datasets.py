@@ -118,8 +118,7 @@ def list_folder(names: Names) -> Callable[..., list[tuple]]:
         if odd:
             raise ValueError(
                 f"{name}: {len(odd)} of {count} images in {folder!r} are not named like {names.example!r} "
-                f"(first: {odd[0]!r}; "
-                f"rule: {names.rule!r}): rename them, move them away, {_WAY_OUT}"
+                f"(first: {odd[0]!r}; rule: {names.rule!r}): rename them, move them away, {_WAY_OUT}"
             )
         missing = [part for part, found in parts.items() if not found]
         if missing and count:
@@ -270,8 +269,7 @@ PATCHES = (
         "image-names",
         "data/datasets/*.py: process_dir, process_train",
         "identities and cameras are found in the path of the root too, with one digit and below asserted "
-        "limits; other "
-        "endings, links and roots with brackets are left out silently; the order is the disk's",
+        "limits; other endings, links and roots with brackets are left out silently; the order is the disk's",
         _patch_names,
     ),
     Patch(

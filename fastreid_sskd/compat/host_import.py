@@ -119,8 +119,8 @@ def import_host() -> None:
                 raise ImportError(f"fast-reid is not installed: run `{INSTALL_HOST}` (or `make`)") from None
             if missing and missing != "fastreid":
                 raise ImportError(
-                    f"fast-reid is installed without its need {missing!r}: "
-                    f"run `pip install {DISTRIBUTIONS.get(missing, missing)}`"
+                    f"fast-reid is installed without its need {missing!r}: run `pip install "
+                    f"{DISTRIBUTIONS.get(missing, missing)}`"
                 ) from error
             raise _broken(name, error) from error
         except Exception as error:  # whatever a broken installation raises at import becomes the one sentence

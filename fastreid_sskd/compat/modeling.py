@@ -123,9 +123,8 @@ def _whole_backbone(host_build: Callable[[Any], nn.Module]) -> Callable[[Any], n
                 raise
             raise FileNotFoundError(
                 "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it "
-                "to a file on "
-                "disk, or install gdown so that fast-reid can download them, or set MODEL.BACKBONE.PRETRAIN "
-                "to False"
+                "to a file on disk, or install gdown so that fast-reid can download them, or set "
+                "MODEL.BACKBONE.PRETRAIN to False"
             ) from error
 
     return build_backbone

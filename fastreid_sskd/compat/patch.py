@@ -57,8 +57,8 @@ def target(module: str, path: str) -> Any:
         host = sys.modules.get("fastreid")
         at = getattr(host, "__file__", None) or "an unknown place"
         raise CompatError(
-            f"{module}.{path} is not in the fast-reid found at {at}: "
-            f"fastreid_sskd patches fast-reid {HOST_VERSION}, install that one with `{INSTALL_HOST}`"
+            f"{module}.{path} is not in the fast-reid found at {at}: fastreid_sskd patches fast-reid "
+            f"{HOST_VERSION}, install that one with `{INSTALL_HOST}`"
         ) from error
     return found
 

@@ -22,8 +22,8 @@ def check_identities(sampler: Any, available: int) -> None:
         raise ValueError(
             f"a batch needs {needed} identities of {sampler.num_instances} images "
             f"({sampler.num_pids_per_batch} a process, {sampler._world_size} processes) and the data fill "
-            f"{available} ({sampler.num_identities} identities): "
-            "lower SOLVER.IMS_PER_BATCH or raise DATALOADER.NUM_INSTANCE"
+            f"{available} ({sampler.num_identities} identities): lower SOLVER.IMS_PER_BATCH or raise "
+            "DATALOADER.NUM_INSTANCE"
         )
 
 

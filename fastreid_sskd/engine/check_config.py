@@ -136,14 +136,12 @@ def _check_losses(cfg: CfgNode) -> None:
     if not kd.MODEL_CONFIG and not kd.EMA.ENABLED:
         raise ValueError(
             "a Distiller learns from teachers, and KD.MODEL_CONFIG names none: give their config files "
-            "there and their weights in "
-            "KD.MODEL_WEIGHTS, or set KD.EMA.ENABLED to True"
+            "there and their weights in KD.MODEL_WEIGHTS, or set KD.EMA.ENABLED to True"
         )
     if len(kd.MODEL_CONFIG) != len(kd.MODEL_WEIGHTS):
         raise ValueError(
             f"KD.MODEL_CONFIG names {len(kd.MODEL_CONFIG)} teachers and KD.MODEL_WEIGHTS "
-            f"{len(kd.MODEL_WEIGHTS)}: give a file of weights "
-            "for each"
+            f"{len(kd.MODEL_WEIGHTS)}: give a file of weights for each"
         )
 
 
@@ -180,9 +178,8 @@ def build_network(cfg: CfgNode) -> nn.Module:
             raise
         raise FileNotFoundError(
             "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it to a "
-            "file on "
-            "disk, or install gdown so that fast-reid can download them, or set MODEL.BACKBONE.PRETRAIN to "
-            "False"
+            "file on disk, or install gdown so that fast-reid can download them, or set "
+            "MODEL.BACKBONE.PRETRAIN to False"
         ) from error
     # RuntimeError: also what is not implemented, and MGN's fixed sizes
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
@@ -218,8 +215,8 @@ def check_network(cfg: CfgNode, num_classes: int) -> None:
         if not cfg.SOLVER.FREEZE_ITERS:
             raise ValueError(
                 f"MODEL.FREEZE_LAYERS {', '.join(cfg.MODEL.FREEZE_LAYERS)} would learn from the start, as "
-                "SOLVER.FREEZE_ITERS is 0: set "
-                "it to the iterations that they stay frozen for, or leave FREEZE_LAYERS empty"
+                "SOLVER.FREEZE_ITERS is 0: set it to the iterations that they stay frozen for, or leave "
+                "FREEZE_LAYERS empty"
             )
         FreezeLayers(students or [model], cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS)
     for network, its in zip(students or [model], _networks(small)):
@@ -250,8 +247,7 @@ def _check_forward(network: nn.Module, cfg: CfgNode, batch: torch.Tensor | dict)
         if channels != given:
             raise ValueError(
                 f"MODEL.BACKBONE.FEAT_DIM is {given}, and the maps of {cfg.MODEL.BACKBONE.NAME} "
-                f"{cfg.MODEL.BACKBONE.DEPTH} have {channels} "
-                f"channels: set it to {channels}"
+                f"{cfg.MODEL.BACKBONE.DEPTH} have {channels} channels: set it to {channels}"
             )
     if failure is not None:
         height, width = (batch if torch.is_tensor(batch) else batch["images"]).shape[2:]
@@ -280,8 +276,7 @@ def check_optimizer(cfg: CfgNode) -> torch.optim.Optimizer:
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"SOLVER.OPT {cfg.SOLVER.OPT} cannot train a network with the settings of SOLVER, "
-            f"{type(error).__name__}: {error}; "
-            "Adam, AdamW and SGD can"
+            f"{type(error).__name__}: {error}; Adam, AdamW and SGD can"
         ) from error
     return optimizer
 

@@ -138,8 +138,7 @@ class Checkpointer(HostCheckpointer):
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise FloatingPointError(
                     f"{key} of the model is not finite: training has diverged. {name}.pth is not written; "
-                    "lower "
-                    "SOLVER.BASE_LR and resume from the checkpoint before"
+                    "lower SOLVER.BASE_LR and resume from the checkpoint before"
                 )
         data: dict[str, Any] = {"model": model}
         data.update({key: _plain(obj.state_dict()) for key, obj in self.checkpointables.items()})
@@ -295,8 +294,7 @@ def check_same_run(
     if others:
         raise OtherConfigError(
             f"{what}: it is of another config ({values(others)}). Give these keys their old values, or "
-            "another "
-            "OUTPUT_DIR to start from scratch; keys changed on purpose go into SSKD.MAY_DIFFER"
+            "another OUTPUT_DIR to start from scratch; keys changed on purpose go into SSKD.MAY_DIFFER"
         )
     if at_start:
         logger.warning("%s: %s act only at the start of a run and are not looked at", what, values(at_start))
@@ -353,9 +351,8 @@ def check_same_images(
         )
         raise OtherConfigError(
             f"{what}: it was trained on other images of {key}: {len(saved)} then, {len(now)} now, "
-            f"{int(new.sum())} of them new, {gone} "
-            f"gone{first}. Resume with the images that the run began with, or give another "
-            "OUTPUT_DIR to start from scratch"
+            f"{int(new.sum())} of them new, {gone} gone{first}. Resume with the images that the run began "
+            "with, or give another OUTPUT_DIR to start from scratch"
         )
 
 

@@ -232,8 +232,7 @@ def _move_earlier_run(cfg: CfgNode) -> None:
     if starts:
         raise ValueError(
             f"the run is to start from {starts[0]!r}, a file of the earlier run in OUTPUT_DIR, whose place "
-            "it takes: give "
-            "another OUTPUT_DIR, or --resume to continue the earlier run"
+            "it takes: give another OUTPUT_DIR, or --resume to continue the earlier run"
         )
     number = 1 + max((int(match[1]) for match in map(EARLIER.fullmatch, there) if match), default=0)
     aside = os.path.join(folder, f"earlier-{number}")

@@ -181,8 +181,7 @@ class PseudoLabelRefresh(HookBase):
                 raise
             logger.warning(
                 "epoch %d: the pseudo-labels have collapsed (%s); going on with those of the last good "
-                "refresh, as "
-                "SSKD.CLUSTER.ON_COLLAPSE is keep", self.trainer.epoch, error,
+                "refresh, as SSKD.CLUSTER.ON_COLLAPSE is keep", self.trainer.epoch, error,
             )  # fmt: skip
             return True
         return False
@@ -387,8 +386,7 @@ class LabelFreeSelection(HookBase):
             self.refresh.model.best_peer.fill_(self.record.selected["peer"])
         logger.info(
             "epoch %d: %d clusters, %.1f %% noise, %.1f %% of labels changed, silhouette %.3f (%s); %s %s; "
-            "best so far, "
-            "without labels: %s",
+            "best so far, without labels: %s",
             done,
             signals["clusters"],
             100 * signals["noise_share"],

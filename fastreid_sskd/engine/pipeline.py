@@ -209,9 +209,8 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
     if trainer.record.no_better_than_start:
         logger.warning(
             "no epoch is better than the start, by %s: model_best is the start. Look at the refreshes first "
-            "(noise, clusters): "
-            "SSKD.CLUSTER.EPS_RULE and CAMERA_STATISTICS; then at SSKD.SOFT_LABELS.BN running, "
-            "SSKD.EMA.WINDOW and SOLVER.BASE_LR",
+            "(noise, clusters): SSKD.CLUSTER.EPS_RULE and CAMERA_STATISTICS; then at SSKD.SOFT_LABELS.BN "
+            "running, SSKD.EMA.WINDOW and SOLVER.BASE_LR",
             trainer.record.select_by,
         )  # fmt: skip
     if trainer.record.label_free and trainer.record.selected["score"] is None:
@@ -325,8 +324,7 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
     if not cfg.SSKD.SOURCE.CONFIG:
         raise ValueError(
             "SSKD needs source models: give SSKD.SOURCE.WEIGHTS (or MODEL.WEIGHTS), or in "
-            "SSKD.SOURCE.CONFIG the "
-            "config that pre-trains them"
+            "SSKD.SOURCE.CONFIG the config that pre-trains them"
         )
     source = load_config(cfg.SSKD.SOURCE.CONFIG)
     if source.MODEL.META_ARCHITECTURE != "SSKDSource":
@@ -348,8 +346,7 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
         if any(already.values()) and already != folder:
             raise ValueError(
                 f"SSKD.FOLDERS.{name} is one folder in {cfg.SSKD.SOURCE.CONFIG} and another in the config "
-                "of the target: "
-                "give them different names"
+                "of the target: give them different names"
             )
         source.SSKD.FOLDERS[name] = folder.clone()
     target = tuple(cfg.DATASETS.NAMES)
@@ -414,8 +411,7 @@ def _check_domains(cfg: CfgNode, source: CfgNode) -> None:
     if both:
         raise ValueError(
             f"{', '.join(both)} is source (DATASETS.NAMES of {cfg.SSKD.SOURCE.CONFIG}) and target "
-            "(DATASETS.NAMES): "
-            "name different data sets"
+            "(DATASETS.NAMES): name different data sets"
         )
 
 

@@ -63,8 +63,7 @@ class AdaptationTrainer(Trainer):
         if cfg.DATASETS.COMBINEALL:
             raise ValueError(
                 "DATASETS.COMBINEALL would train on the target's query and gallery, which the result is "
-                "measured on: set it to False; a "
-                "source may have it, in SSKD.SOURCE.CONFIG"
+                "measured on: set it to False; a source may have it, in SSKD.SOURCE.CONFIG"
             )
         check_clustering(cfg, len(training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)))
         build_view_transforms(cfg)
@@ -95,8 +94,8 @@ class AdaptationTrainer(Trainer):
         if momentum and window > self.max_iter * LONG_WINDOW * (1 + 1e-9):
             logger.warning(
                 "the teachers average over %.0f steps, more than a quarter of the run's %d, and lag behind "
-                "the students: set "
-                "SSKD.EMA.WINDOW, a share of the run (the method's is 0.125)", window, self.max_iter,
+                "the students: set SSKD.EMA.WINDOW, a share of the run (the method's is "
+                "0.125)", window, self.max_iter,
             )  # fmt: skip
         return momentum
 

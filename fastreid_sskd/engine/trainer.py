@@ -181,8 +181,7 @@ class Trainer(DefaultTrainer):
         if cfg.SOLVER.SCHED == "CosineAnnealingLR" and warmup >= cfg.SOLVER.MAX_EPOCH:
             raise ValueError(
                 f"warm-up and delay take {warmup} epochs of SOLVER.MAX_EPOCH = {cfg.SOLVER.MAX_EPOCH}, "
-                "which leaves "
-                "none to anneal: lower SOLVER.WARMUP_ITERS or SOLVER.DELAY_EPOCHS"
+                "which leaves none to anneal: lower SOLVER.WARMUP_ITERS or SOLVER.DELAY_EPOCHS"
             )
         return build_lr_scheduler(cfg, optimizer, iters_per_epoch)
 
@@ -334,8 +333,7 @@ class Trainer(DefaultTrainer):
         if before != now:
             logger.warning(
                 "saved by %d processes, resumed by %d: batch norm saw %d images at once and sees %d from "
-                "now on, "
-                "and bits, and what a network draws, differ; resume with %d for the same run",
+                "now on, and bits, and what a network draws, differ; resume with %d for the same run",
                 before,
                 now,
                 images_per_bn(self.cfg, before),

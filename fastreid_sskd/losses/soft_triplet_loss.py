@@ -84,8 +84,8 @@ def peer_soft_triplet(features: Tensor, teacher_features: Tensor, labels: Tensor
     check_rows("teacher_features", teacher_features)
     if len(features) != len(teacher_features):
         raise ValueError(
-            "features and teacher_features must be of one batch, "
-            f"got {len(features)} and {len(teacher_features)} rows"
+            f"features and teacher_features must be of one batch, got {len(features)} and "
+            f"{len(teacher_features)} rows"
         )
     check_labels(labels, features.shape[0])
     if features.shape[0] == 0:

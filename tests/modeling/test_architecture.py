@@ -45,8 +45,8 @@ class SilentForTests(Baseline):
 
 
 NETWORK = (
-    "BACKBONE: {NAME: build_resnet_backbone, DEPTH: 18x, FEAT_DIM: 512}, "
-    "HEADS: {WITH_BNNECK: True, POOL_LAYER: GlobalAvgPool}"
+    "BACKBONE: {NAME: build_resnet_backbone, DEPTH: 18x, FEAT_DIM: 512}, HEADS: {WITH_BNNECK: True, "
+    "POOL_LAYER: GlobalAvgPool}"
 )
 
 
