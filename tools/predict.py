@@ -20,11 +20,10 @@ from PIL import Image
 # Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from fastreid_sskd.data.datasets import IMAGE_ENDINGS
+from fastreid_sskd.data.datasets import IMAGE_ENDINGS, image_paths
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.files import check_output, write_atomically
-from fastreid_sskd.engine.pipeline import load_trained
-from fastreid_sskd.engine.predict import image_features, image_paths
+from fastreid_sskd.engine.pipeline import image_features, load_trained
 from fastreid_sskd.export.feature_files import check_feature_file, nearest, neighbors_picture, write_features
 from fastreid_sskd.refusals import checking, exit_status
 

@@ -9,15 +9,19 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from fastreid.config import CfgNode
 from torch import nn
 
 from ..config import KEYS, value_of
 from ..config_values import merge_overrides
-from ..data.datasets import test_items, training_items
+from ..data.datasets import image_paths, test_items, training_items
+from ..data.loaders import extraction_loader
 from ..data.samplers import derive_seed
 from ..evaluation.evaluator import evaluate_peers, results_table
+from ..evaluation.features import Encoder, encode_images
 from ..modeling import build_peer, ema_decay, load_source_weights, peer_config
 from ..modeling.weights import load_model, load_network, read_state_dict
 from ..processes import listen, on_main
@@ -47,7 +51,9 @@ __all__ = [
     "check_trained",
     "evaluate",
     "evaluate_start",
+    "image_features",
     "load_trained",
+    "predict",
     "pretrains",
     "run",
     "source_config",
@@ -121,6 +127,24 @@ def evaluate_start(cfg: CfgNode, weights: Sequence[str], *, batch_norm: bool = F
     if batch_norm:
         reestimate_batch_norm(cfg, model, training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS))
     return evaluate_peers(cfg, model)
+
+
+def image_features(cfg: CfgNode, model: nn.Module, paths: Sequence[str]) -> np.ndarray:
+    """Compute features (N, d) of N >= 1 images, float32 of unit length, as the model's evaluation does."""
+    loader = extraction_loader(cfg, [(path, 0, 0) for path in paths])
+    return F.normalize(encode_images(Encoder(model), loader, flip=cfg.TEST.FLIP.ENABLED), dim=1).numpy()
+
+
+def predict(cfg: CfgNode, folder: str) -> tuple[list[str], np.ndarray]:
+    """The paths of N images and their features (N, d), float32 of unit length.
+
+    Args:
+        cfg: describes the model; ``MODEL.WEIGHTS`` its checkpoint, ``SSKD.EVAL_WITH`` which teacher of an
+            SSKD model.
+        folder: searched with its sub-folders.
+    """
+    paths = image_paths(folder)
+    return paths, image_features(cfg, load_trained(cfg), paths)
 
 
 def run(cfg: CfgNode, resume: bool = False) -> dict:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from tiny_reid import MARKET
 
 from fastreid_sskd.data import extraction_loader
+from fastreid_sskd.data.datasets import image_paths
 from fastreid_sskd.engine import predict
-from fastreid_sskd.engine.pipeline import load_trained
-from fastreid_sskd.engine.predict import image_features, image_paths
+from fastreid_sskd.engine.pipeline import image_features, load_trained
 from fastreid_sskd.modeling import ensemble_feature
 
 

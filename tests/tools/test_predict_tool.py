@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_reid import CONFIGS, draw
 
 from fastreid_sskd.engine import AdaptationTrainer, load_config
-from fastreid_sskd.engine.predict import image_features
+from fastreid_sskd.engine.pipeline import image_features
 
 SMALL = [
     "MODEL.DEVICE",
