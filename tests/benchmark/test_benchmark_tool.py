@@ -4,6 +4,7 @@ import functools
 import json
 
 import pytest
+import torch
 from tiny_reid import CONFIGS
 
 from fastreid_sskd import benchmark
@@ -111,7 +112,7 @@ def test_an_error_inside_a_training_is_no_refusal(tool, monkeypatch, tmp_path):
 
     monkeypatch.setattr(runner, "run", broken)
     monkeypatch.setattr(runner, "check_inputs", lambda cfg: None)
-    (tmp_path / "a.pth").touch()
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="inside a training"):
         tool("run", "--config-file", CONFIGS / "sskd_d2m.yml", "--runs", "1", "--output", "out",
              "--opts", "SSKD.SOURCE.WEIGHTS", f"['{tmp_path}/a.pth']", "MODEL.DEVICE", "cpu")  # fmt: skip

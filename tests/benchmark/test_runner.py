@@ -132,7 +132,7 @@ def names(results):
 def test_record_is_of_all_finished_runs(tmp_path, trained):
     """Whichever seeds and cells the last call was for; the rows that were chosen survive."""
     sources = tmp_path / "a.pth"
-    sources.write_bytes(b"")
+    torch.save({"weight": torch.zeros(1)}, sources)
     opts = [*OPTS, "SOLVER.MAX_EPOCH", "2", "SSKD.SOURCE.WEIGHTS", f"['{sources}']"]
     cells, output = (ONE_PEER, Cell("another"), Cell("a third")), tmp_path / "grid"
 
@@ -169,7 +169,7 @@ def test_record_is_of_all_finished_runs(tmp_path, trained):
 
 def test_foreign_runs_are_found_before_anything_is_trained(tmp_path, trained):
     """In any cell and seed, also one that was not asked for; a folder may be spelled in another way."""
-    (tmp_path / "a.pth").write_bytes(b"")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "a.pth")
     sources = ("SSKD.SOURCE.WEIGHTS", f"['{tmp_path}/a.pth']")
     cells = (ONE_PEER, Cell("another"))
     assert run_grid(Grid(BASE, cells[1:], (2,)), str(tmp_path / "grid"), (), [*OPTS, *sources]).results

@@ -135,13 +135,12 @@ def test_every_import_of_the_package_is_declared(metadata):
 
 def test_every_import_of_the_tests_and_tools_is_declared(metadata):
     known = set(sys.stdlib_module_names) | {"fastreid", "fastreid_sskd", "setuptools"}
-    known |= {file.stem for folder in ("tests", "tools") for file in (ROOT / folder).rglob("*.py")}
+    files = [file for folder in ("tests", "tools", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
+    known |= {file.stem for file in files}
     extras = metadata["extras_require"]
     declared = {distribution_name(r) for r in metadata["install_requires"] + extras["cpu"] + extras["test"]}
     declared.add("packaging")  # required by pytest
-    modules = imported_modules(
-        file for folder in ("tests", "tools") for file in (ROOT / folder).rglob("*.py")
-    )
+    modules = imported_modules(files)
     assert "pytest" in modules, "no source was read"
     missing = {
         name: str(file.relative_to(ROOT))
