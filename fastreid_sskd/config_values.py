@@ -193,8 +193,7 @@ def _absolute(value: str | list, folder: str) -> str | list:
     return value and os.path.abspath(os.path.join(folder, value))
 
 
-# ---- one value
-# ----------------------------------------------------------------------------------------------------
+# ---- one value -----------------------------------------------------------------------------------
 
 
 def _as_type_of(default: Any, given: Any, key: str) -> Any:

@@ -64,8 +64,7 @@ def leaves(node, prefix=""):
     return found
 
 
-# ---- what the node holds and who reads it
-# -----------------------------------------------------------------------
+# ---- what the node holds and who reads it --------------------------------------------------------
 
 
 def keys_read(path):
@@ -323,8 +322,7 @@ def test_missing_file():
         load_config("no_such.yml")
 
 
-# ---- the configs
-# ------------------------------------------------------------------------------------------------
+# ---- the configs ---------------------------------------------------------------------------------
 
 
 def test_configs_that_are_promised_exist():

@@ -125,7 +125,7 @@ def test_api_page_is_what_the_package_exports():
         assert f"`{name}" in made
 
 
-# ---- the table of faults ----
+# ---- the table of faults -------------------------------------------------------------------------
 
 FAULTS = [
     [cell.strip() for cell in line.strip("|").split(" | ")]

@@ -115,8 +115,7 @@ def _read_json(path: str) -> Any:
             raise ValueError(f"{path!r} is not JSON: {error}") from error
 
 
-# ---- folders
-# -----------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------
 
 
 def collect(folder: str, selections: Collection[str] = ("last",), name: str = "") -> list[Result]:
@@ -389,8 +388,7 @@ def device_of(folder: str, config: Mapping) -> str:
     return device
 
 
-# ---- metrics.json
-# ------------------------------------------------------------------------------------------------
+# ---- metrics.json --------------------------------------------------------------------------------
 
 
 def read_scalars(folder: str) -> dict[str, Series]:
@@ -442,8 +440,7 @@ def training_hours(scalars: Mapping[str, Series]) -> float | None:
     return seconds / 3600
 
 
-# ---- config.yaml
-# -------------------------------------------------------------------------------------------------
+# ---- config.yaml ---------------------------------------------------------------------------------
 
 
 def read_config(path: str) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Grids.
-
-Variants of one config, each trained over seeds; what is finished is kept, and the rest is resumed.
-"""
+"""Train variants of one config over seeds; finished runs are kept, the others are resumed."""
 
 import argparse
 import contextlib
@@ -227,8 +224,7 @@ def run_grid(grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence =
     )
 
 
-# ---- one run of a grid
-# -------------------------------------------------------------------------------------------
+# ---- one run of a grid ---------------------------------------------------------------------------
 
 
 @dataclass(eq=False)

@@ -24,7 +24,7 @@ RHO_RANGE = (10_000, 20_000)
 PLATEAU = 0.95
 
 
-# ---- the method's rule -----------------------------------------------------------------------------------
+# ---- the method's rule ---------------------------------------------------------------------------
 
 
 def estimate_eps(
@@ -128,7 +128,7 @@ def bounded_eps(eps: float, options: ClusterOptions) -> float:
     return bounded
 
 
-# ---- clusters at several radii ---------------------------------------------------------------------------
+# ---- clusters at several radii -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def pairs_from_neighbors(rows: UnitRows, neighbors: Neighbors, sizes: ListSizes,
     return pair_distances(encode(*sets, neighbors.indices, sizes.expansion, largest), **kept)
 
 
-# ---- reciprocal sets -------------------------------------------------------------------------------------
+# ---- reciprocal sets -----------------------------------------------------------------------------
 
 
 def expanded_reciprocal_sets(
@@ -293,7 +293,7 @@ def _listed_similarities(neighbors, similarities, indptr, members, out):
                     break
 
 
-# ---- V ---------------------------------------------------------------------------------------------------
+# ---- V -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -387,7 +387,7 @@ def _query_expansion(neighbors, k2, indptr, members, values):
     return out_indptr, out_indices[: out_indptr[count]].copy(), out_values[: out_indptr[count]].copy()
 
 
-# ---- distances -------------------------------------------------------------------------------------------
+# ---- distances -----------------------------------------------------------------------------------
 
 
 def pair_distances(

@@ -102,7 +102,7 @@ def numbered(labels: np.ndarray) -> np.ndarray:
     return out
 
 
-# ---- dbscan ----------------------------------------------------------------------------------------------
+# ---- dbscan --------------------------------------------------------------------------------------
 
 
 @register_clustering("dbscan")
@@ -160,7 +160,7 @@ def _components(row: np.ndarray, column: np.ndarray, kept: np.ndarray) -> np.nda
     return csgraph.connected_components(scipy.sparse.coo_matrix(graph, (len(kept),) * 2), directed=False)[1]
 
 
-# ---- hdbscan ---------------------------------------------------------------------------------------------
+# ---- hdbscan -------------------------------------------------------------------------------------
 
 
 @register_clustering("hdbscan", uses="distances")
@@ -233,7 +233,7 @@ def complete_graph(distance: scipy.sparse.csr_matrix, min_samples: int) -> scipy
     return graph
 
 
-# ---- kmeans ----------------------------------------------------------------------------------------------
+# ---- kmeans --------------------------------------------------------------------------------------
 
 
 def check_num_clusters(num_clusters: int, num_images: int) -> None:
@@ -268,7 +268,7 @@ def kmeans(problem: ClusterProblem) -> np.ndarray:
     return numbered(clusterer.fit_predict(problem.rows.block(0, count).cpu().numpy()))
 
 
-# ---- infomap ---------------------------------------------------------------------------------------------
+# ---- infomap -------------------------------------------------------------------------------------
 
 
 def import_infomap() -> type:

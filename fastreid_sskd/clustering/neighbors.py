@@ -335,7 +335,7 @@ def recall_of(similarities: np.ndarray, exact: np.ndarray) -> float:
     return float((similarities[:, 1:] >= exact[:, -1:] - 2.0**-23).mean())
 
 
-# ---- candidates ------------------------------------------------------------------------------------------
+# ---- candidates ----------------------------------------------------------------------------------
 
 
 def product_error(rows: UnitRows) -> float:
@@ -434,7 +434,7 @@ def _largest(product: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tens
     return value, torch.cat([column, beyond], 1).gather(1, kept)
 
 
-# ---- exact similarities ----------------------------------------------------------------------------------
+# ---- exact similarities --------------------------------------------------------------------------
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})

@@ -204,7 +204,7 @@ class _Clock:
         self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - cpu
 
 
-# ---- centroids -------------------------------------------------------------------------------------------
+# ---- centroids -----------------------------------------------------------------------------------
 
 
 def cluster_centroids(
@@ -256,7 +256,7 @@ def _centroids_like(features, rows: UnitRows, labels: np.ndarray) -> np.ndarray 
     return centroids.to(features.device) if isinstance(features, torch.Tensor) else centroids.cpu().numpy()
 
 
-# ---- guards ----------------------------------------------------------------------------------------------
+# ---- guards --------------------------------------------------------------------------------------
 
 
 class PseudoLabelError(ValueError):

@@ -239,10 +239,7 @@ def one_network_config(cfg: CfgNode) -> CfgNode:
 
 
 def supervised_config(cfg: CfgNode) -> CfgNode:
-    """The upper bound.
-
-    One network that is given the target's identities, from the same source weights and steps.
-    """
+    """Config of the upper bound: one network with the target's identities, same source weights and steps."""
     cfg = peer_config(one_network_config(cfg), 0)
     cfg.SSKD.PEERS = []
     cfg.MODEL.META_ARCHITECTURE = "SSKDSource"

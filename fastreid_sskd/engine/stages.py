@@ -195,10 +195,7 @@ class AdaptationTrainer(Trainer):
 
 
 class SourceTrainer(Trainer):
-    """Trains an ``SSKDSource``.
-
-    Identity batches of the source, and the target's images through batch norm.
-    """
+    """Trains an ``SSKDSource`` on identity batches of the source; batch norm sees the target too."""
 
     def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
         check_training_batch(cfg)

@@ -197,9 +197,7 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Precision:
-    """``SOLVER.AMP.ENABLED``.
-
-    Float16 with a gradient scaler, or bfloat16, whose range needs none; losses in float32.
+    """Precision of the forward pass: float16 with a gradient scaler, or bfloat16; losses in float32.
 
     ``SSKD.AMP_DTYPE`` chooses. "auto" is bfloat16 where the device has units for it, else float16 on CUDA and
     float32 on the CPU. The host's AMP trainer asserts CUDA and uses the scaler of a namespace that torch has
@@ -268,9 +266,7 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def compile_backbones(model: nn.Module) -> None:
-    """``SSKD.COMPILE``.
-
-    Compile every module called ``backbone`` in place; parameters, buffers and their names stay.
+    """Compile every module called ``backbone`` in place (``SSKD.COMPILE``); names of tensors stay.
 
     torch compiles when it sees the first batch. What it cannot do, for want of a C++ compiler or for an
     operation that it does not know, runs as it is, and torch logs why.

@@ -117,8 +117,7 @@ class Trainer(DefaultTrainer):
         self._last_eval_results: dict[str, Any] = {}
         self.register_hooks(self.build_hooks())
 
-    # ---- what a stage may change
-    # --------------------------------------------------------------------------------
+    # ---- what a stage may change -----------------------------------------------------------------
 
     def prepare_data(self, cfg: CfgNode) -> tuple[int, int]:
         """Find out what there is to train on: the number of classes and the iterations of an epoch."""
@@ -274,8 +273,7 @@ class Trainer(DefaultTrainer):
         cfg.DATASETS.NAMES = (cfg.TEST.PRECISE_BN.DATASET,)
         return hooks.PreciseBN(self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER)
 
-    # ---- running
-    # ------------------------------------------------------------------------------------------------
+    # ---- running ---------------------------------------------------------------------------------
 
     def before_epoch(self) -> None:
         """Hooks log under the epoch's first iteration.

@@ -201,8 +201,7 @@ def peer_config(cfg: CfgNode, k: int) -> CfgNode:
     return cfg
 
 
-# ---- a meta-architecture as a peer
-# ------------------------------------------------------------------------------
+# ---- a meta-architecture as a peer ---------------------------------------------------------------
 
 
 def _build_architecture(cfg: CfgNode) -> nn.Module | None:
@@ -270,8 +269,7 @@ def _architecture_forward(
     return outputs
 
 
-# ---- pixels
-# -----------------------------------------------------------------------------------------------------
+# ---- pixels --------------------------------------------------------------------------------------
 
 
 class PixelNormalisation(nn.Module):

@@ -155,8 +155,7 @@ class SSKD(nn.Module):
             return self.combine(self.teacher_features(batched_inputs))
         return self.teachers[k](self.pixels(batched_inputs["images"]))
 
-    # ---- training
-    # ---------------------------------------------------------------------------------------------
+    # ---- training --------------------------------------------------------------------------------
 
     def training_losses(self, batched_inputs: dict, each: Each | None = None) -> dict[str, torch.Tensor]:
         """Return the weighted losses of every peer; student k learns from teacher k+1 (cyclic) on view k+1.
@@ -238,8 +237,7 @@ class SSKD(nn.Module):
             student.reset_classifier(rows)
             teacher.reset_classifier(rows)
 
-    # ---- evaluation
-    # -------------------------------------------------------------------------------------------
+    # ---- evaluation ------------------------------------------------------------------------------
 
     def teacher_features(self, batched_inputs: dict) -> list[torch.Tensor]:
         """Return f_k of every teacher for images (B, 3, H, W): K tensors (B, d_k), not normalised."""
@@ -251,8 +249,7 @@ class SSKD(nn.Module):
         return COMBINATIONS[self.combination](features)
 
 
-# ---- the ensemble's feature
-# -------------------------------------------------------------------------------------
+# ---- the ensemble's feature ----------------------------------------------------------------------
 
 
 def ensemble_feature(features: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -286,8 +283,7 @@ def concatenated_feature(features: Sequence[torch.Tensor]) -> torch.Tensor:
 COMBINATIONS = {"features": ensemble_feature, "distances": concatenated_feature}
 
 
-# ---- the teachers' moving average
-# -------------------------------------------------------------------------------
+# ---- the teachers' moving average ----------------------------------------------------------------
 
 
 def ema_decay(step: int, momentum: float) -> float:

@@ -32,8 +32,7 @@ class WeightsError(ValueError):
     """A file of weights cannot be read, or is of another network."""
 
 
-# ---- reading
-# ----------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 # What people have in place of a file of torch.save, by its first bytes.
 _KINDS = (
@@ -137,8 +136,7 @@ def _named_tensors(content: Any, path: str) -> dict[str, torch.Tensor]:
     return state
 
 
-# ---- loading
-# ----------------------------------------------------------------------------------------------------
+# ---- loading -------------------------------------------------------------------------------------
 
 # Layers that no public file has: the host's non-local blocks, which begin as identity, and its MobileNetV3's
 # last layer.
@@ -329,8 +327,7 @@ def _fill(network: nn.Module, found: State, path: str, match: "_Match", what: st
     logger.info("loaded %d of %d %s tensors from %s (%s)", match.num_found, match.total, what, path, names)
 
 
-# ---- finding a network in a file
-# --------------------------------------------------------------------------------
+# ---- finding a network in a file -----------------------------------------------------------------
 
 _TEACHER = re.compile(r"(?:^|\.)teachers\.(\d+)\.", re.MULTILINE)
 # Of two networks in a file that fit alike, those with these words come second.
@@ -522,8 +519,7 @@ def _in_order(state: State, own: State) -> dict[str, torch.Tensor] | None:
     return {name: value for name, (_, value) in zip(names, theirs)} if same else None
 
 
-# ---- refusing
-# ---------------------------------------------------------------------------------------------------
+# ---- refusing ------------------------------------------------------------------------------------
 
 
 def _refuse(path: str, network: nn.Module, match: _Match, state: State, what: str = "backbone") -> None:

@@ -55,8 +55,7 @@ _PATIENCE = datetime.timedelta(days=7)
 _BUCKET = 25_000_000
 
 
-# ---- joining
-# ----------------------------------------------------------------------------------------------------------
+# ---- joining -------------------------------------------------------------------------------------
 
 
 def joined_from_outside() -> bool:
@@ -141,8 +140,7 @@ def _end_with_the_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-# ---- what they tell each other
-# -----------------------------------------------------------------------------------------
+# ---- what they tell each other -------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1)
@@ -259,8 +257,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:
     return whole.to(rows.device)
 
 
-# ---- the same model in all
-# ---------------------------------------------------------------------------------------------
+# ---- the same model in all -----------------------------------------------------------------------
 
 
 class DisagreementError(RuntimeError):

@@ -50,7 +50,7 @@ class Row:
     tiles: list[Markup]
 
 
-# ---- features before and after -----------------------------------------------------------------------------
+# ---- features before and after -------------------------------------------------------------------
 
 
 def embed(cfg: CfgNode, model: nn.Module, items: list[Item]) -> torch.Tensor:
@@ -116,7 +116,7 @@ def _source_model(folder: str, k: int) -> str:
     raise FileNotFoundError(f"the run names no source weights, and {source!r} has none of peer {k}")
 
 
-# ---- ranked lists ------------------------------------------------------------------------------------------
+# ---- ranked lists --------------------------------------------------------------------------------
 
 
 def ranked_rows(
@@ -209,7 +209,7 @@ def sample_queries(before: np.ndarray | None, after: np.ndarray, count: int, see
     return chosen
 
 
-# ---- example clusters --------------------------------------------------------------------------------------
+# ---- example clusters ----------------------------------------------------------------------------
 
 
 def cluster_rows(
@@ -258,7 +258,7 @@ def cluster_rows(
     return rows
 
 
-# ---- thumbnails --------------------------------------------------------------------------------------------
+# ---- thumbnails ----------------------------------------------------------------------------------
 
 
 def tile(item: Item, kind: str = "", images: bool = True) -> Markup:

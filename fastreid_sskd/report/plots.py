@@ -68,7 +68,7 @@ ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 Points = Sequence[tuple[float, float]]
 
 
-# ---- the figures of a run ----------------------------------------------------------------------------------
+# ---- the figures of a run ------------------------------------------------------------------------
 
 
 def loss_figures(run: RunFiles) -> list[Markup]:
@@ -203,7 +203,7 @@ def _drawn(figures: Iterable[Markup]) -> list[Markup]:
     return [figure for figure in figures if figure]
 
 
-# ---- charts ------------------------------------------------------------------------------------------------
+# ---- charts --------------------------------------------------------------------------------------
 
 
 def line_chart(title: str, series: Mapping[str, Points], x_label: str = "iteration") -> Markup:
@@ -300,7 +300,7 @@ def _legend(axes: "Axes", names: Iterable[str]) -> None:
     )
 
 
-# ---- matplotlib's SVG as a part of the page ----------------------------------------------------------------
+# ---- matplotlib's SVG as a part of the page ------------------------------------------------------
 
 
 def import_matplotlib() -> ModuleType:

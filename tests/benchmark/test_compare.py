@@ -300,8 +300,7 @@ def test_a_signal_in_an_evaluation_ends_the_comparison(compared, tmp_path, monke
     assert rows_of(tmp_path, *sources) == compared[1]
 
 
-# ---- the tool
-# ----------------------------------------------------------------------------------------------------
+# ---- the tool ------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -20,8 +20,7 @@ from fastreid_sskd.benchmark.results import (
 )
 from fastreid_sskd.engine import load_config
 
-# ---- records
-# -----------------------------------------------------------------------------------------------------
+# ---- records -------------------------------------------------------------------------------------
 
 
 def test_results_come_back_from_their_file(tmp_path, make_result):
@@ -56,8 +55,7 @@ def test_another_file_is_refused(tmp_path, text):
         read_results(str(tmp_path / "x.json"))
 
 
-# ---- folders
-# -----------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -269,8 +267,7 @@ def test_no_best_row_where_none_was_chosen_or_evaluated(copy, best):
     assert collect(str(copy), ("last", "best")) == collect(str(copy), ("last",))
 
 
-# ---- metrics.json
-# ------------------------------------------------------------------------------------------------
+# ---- metrics.json --------------------------------------------------------------------------------
 
 
 def write(folder, *lines):
@@ -322,8 +319,7 @@ def test_hours_are_steps_and_refreshes():
     assert training_hours(scalars) == pytest.approx(60 / 3600)
 
 
-# ---- config.yaml
-# -------------------------------------------------------------------------------------------------
+# ---- config.yaml ---------------------------------------------------------------------------------
 
 
 def config(name="", *opts):

@@ -122,8 +122,7 @@ def test_crops_and_plain_batches(tmp_path, prepared):
     assert batch["images"].max() > 100 and not torch.equal(batch["images"][:, 0], batch["images"][:, 1])
 
 
-# ---- memory
-# -----------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 def test_saved_sizes_by_hand():
@@ -166,8 +165,7 @@ def test_three_resnets_fit_eleven_gigabytes():
     assert row.plain - row.ours == pytest.approx(2 * row.details["one_graph"] / 1e9)
 
 
-# ---- the tool
-# ---------------------------------------------------------------------------------------------------
+# ---- the tool ------------------------------------------------------------------------------------
 
 
 def arguments(**changes):

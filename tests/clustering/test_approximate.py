@@ -94,7 +94,7 @@ def test_input_is_unchanged_and_its_scale_does_not_matter():
     assert (found.indices == plain.indices).mean() > 0.99
 
 
-# ---- ivf, which needs faiss ------------------------------------------------------------------------------
+# ---- ivf, which needs faiss ----------------------------------------------------------------------
 
 
 SHORT = crowd(seed=1, num_ids=80, dim=16, spread=0.7)

@@ -164,7 +164,7 @@ def test_any_search_refuses_bad_rows_and_takes_any_layout(backend):
         nearest_neighbors(given, 5, knn=backend)
 
 
-# ---- cameras ---------------------------------------------------------------------------------------------
+# ---- cameras -------------------------------------------------------------------------------------
 
 
 def by_camera(unit, cameras, least=features.CAMERA_IMAGES):

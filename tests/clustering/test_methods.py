@@ -208,7 +208,7 @@ def test_only_what_is_used_is_computed():
     assert "new" not in CLUSTERING_METHODS
 
 
-# ---- hdbscan ---------------------------------------------------------------------------------------------
+# ---- hdbscan -------------------------------------------------------------------------------------
 
 
 def sparse_distances(seed, variant, tied):
@@ -309,7 +309,7 @@ def test_complete_graph_of_nothing_but_the_diagonal():
     assert set(graph.toarray()[off]) == {0, 1}
 
 
-# ---- kmeans ----------------------------------------------------------------------------------------------
+# ---- kmeans --------------------------------------------------------------------------------------
 
 
 def test_kmeans_has_no_noise_and_at_most_the_clusters_asked_for():
@@ -341,7 +341,7 @@ def test_kmeans_takes_the_direction_of_features():
     assert adjusted_rand_score(plain.labels, scaled.labels) > 0.9
 
 
-# ---- infomap ---------------------------------------------------------------------------------------------
+# ---- infomap -------------------------------------------------------------------------------------
 
 
 def test_infomap_leaves_out_what_has_no_near_pair_and_small_modules():
@@ -383,7 +383,7 @@ def test_missing_infomap_says_how_to_install_it(monkeypatch):
         pseudo_labels(crowd(seed=12), method="infomap", eps=0.5)
 
 
-# ---- numbering -------------------------------------------------------------------------------------------
+# ---- numbering -----------------------------------------------------------------------------------
 
 
 def test_numbered():

@@ -335,7 +335,7 @@ def test_candidates_of_other_features_are_noticed(caplog):
     assert np.array_equal(found.indices, nearest_neighbors(features, 9).indices)
 
 
-# ---- who does what ---------------------------------------------------------------------------------------
+# ---- who does what -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("of", [1, 2, 3, 8])

@@ -294,7 +294,7 @@ def test_labels_again_have_the_centroids_of_the_new_features():
     assert again.eps is None and again.seconds == collapsed.seconds
 
 
-# ---- what cannot be clustered ----------------------------------------------------------------------------
+# ---- what cannot be clustered --------------------------------------------------------------------
 
 
 def test_options_against_the_number_of_images():

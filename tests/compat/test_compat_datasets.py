@@ -219,8 +219,7 @@ def test_images_where_the_class_does_not_look(root, caplog):
     assert "SYSU_mm: 2 images in other folders" in caplog.text
 
 
-# ---- lists
-# -------------------------------------------------------------------------------------------------------
+# ---- lists ---------------------------------------------------------------------------------------
 
 
 def write_msmt17(root, text, version="MSMT17_V1", folders=("train", "test")):

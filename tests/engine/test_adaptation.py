@@ -55,8 +55,7 @@ class Seen:
             self.epochs[-1].append({key: copy.deepcopy(value) for key, value in args[0].items()})
 
 
-# ---- what moves
-# -------------------------------------------------------------------------------------------------
+# ---- what moves ----------------------------------------------------------------------------------
 
 
 def test_students_and_teachers_move(trainer):
@@ -115,8 +114,7 @@ def test_peers_stay_different(trainer):
     assert not torch.equal(one.backbone[0].weight, other.backbone[0].weight)
 
 
-# ---- the refresh
-# ------------------------------------------------------------------------------------------------
+# ---- the refresh ---------------------------------------------------------------------------------
 
 
 def test_classifiers_are_the_centroids_after_a_refresh(trainer):
@@ -230,8 +228,7 @@ def test_rate_is_constant(finished):
     assert {line["lr"] for line in finished.metrics if "lr" in line} == {3.5e-4}
 
 
-# ---- the batches
-# ------------------------------------------------------------------------------------------------
+# ---- the batches ---------------------------------------------------------------------------------
 
 
 def test_batches_hold_pseudo_labelled_images_only(trainer):
@@ -291,8 +288,7 @@ def test_loader_workers_change_nothing(finished, trainer):
     assert_equal_states(made.model.state_dict(), finished.final["model"], but=("best_peer",))
 
 
-# ---- what is written down
-# ---------------------------------------------------------------------------------------
+# ---- what is written down ------------------------------------------------------------------------
 
 
 def test_metrics_hold_every_loss_of_every_peer(finished):

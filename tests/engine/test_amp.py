@@ -81,8 +81,7 @@ def test_losses_are_float32(finished, trainer):
     assert kinds["losses"] == {torch.float32} and torch.bfloat16 in kinds["features"]
 
 
-# ---- auto
-# -------------------------------------------------------------------------------------------------------
+# ---- auto ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ def cfg(finished, tmp_path):
     return tiny_adaptation(tmp_path / "out", "SSKD.SOURCE.WEIGHTS", str(finished.sources))
 
 
-# ---- one network
-# ------------------------------------------------------------------------------------------------
+# ---- one network ---------------------------------------------------------------------------------
 
 
 def test_one_network_differs_in_what_sskd_adds(cfg):
@@ -71,8 +70,7 @@ def test_teacher_of_one_network_is_the_student(cfg, finished):
     assert not any("soft" in key or "peer1" in key for key in made.storage.latest())
 
 
-# ---- supervised bound
-# -------------------------------------------------------------------------------------------
+# ---- supervised bound ----------------------------------------------------------------------------
 
 
 def test_supervised_bound_trains_on_the_targets_identities(cfg, finished):
@@ -103,8 +101,7 @@ def test_supervised_bound_through_run(cfg, finished):
     assert 0 < run(bound)["mAP"] <= 100
 
 
-# ---- statistics of the target
-# -----------------------------------------------------------------------------------
+# ---- statistics of the target --------------------------------------------------------------------
 
 
 @pytest.fixture

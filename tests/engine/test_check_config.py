@@ -303,8 +303,7 @@ def test_abilities_are_asked_of_the_device_that_is_used(data_sets, tmp_path, mon
     assert asked == ["cpu", "precision"]
 
 
-# ---- one kind of run
-# --------------------------------------------------------------------------------------------
+# ---- one kind of run -----------------------------------------------------------------------------
 
 
 def test_an_architecture_that_its_backbone_does_not_fit():

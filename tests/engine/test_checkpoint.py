@@ -174,8 +174,7 @@ def test_kinds_are_kept_apart(tmp_path):
     ]
 
 
-# ---- damaged files
-# ----------------------------------------------------------------------------------------------
+# ---- damaged files -------------------------------------------------------------------------------
 
 
 def test_whole_file_has_no_damage(tmp_path):
@@ -316,8 +315,7 @@ def test_file_of_other_objects_is_refused(tmp_path):
         checkpointer(tmp_path).load(str(tmp_path / "pickle.pth"))
 
 
-# ---- of the peers
-# -----------------------------------------------------------------------------------------------
+# ---- of the peers --------------------------------------------------------------------------------
 
 
 def test_peers_load_strictly(finished, adaptation):

@@ -42,8 +42,7 @@ def at_step(monkeypatch, at, action):
     monkeypatch.setattr(AdaptationTrainer, "run_step", run_step)
 
 
-# ---- images
-# -----------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------
 
 SPOILS = {
     "deleted": lambda path: path.unlink(),
@@ -95,8 +94,7 @@ def test_odd_images_train(adaptation, own_images):
     assert all(torch.isfinite(value).all() for value in final["model"].values())
 
 
-# ---- numbers
-# ----------------------------------------------------------------------------------------------------
+# ---- numbers -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -147,8 +145,7 @@ def test_plain_model_names_its_loss(tmp_path, monkeypatch):
         run(cfg)
 
 
-# ---- disks
-# ------------------------------------------------------------------------------------------------------
+# ---- disks ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])

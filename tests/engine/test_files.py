@@ -125,8 +125,7 @@ def test_folder_with_a_name_like_a_pattern(tmp_path):
     assert len(remove_unfinished(str(folder))) == 1 and not os.listdir(folder)
 
 
-# ---- several files
-# -----------------------------------------------------------------------------------------------
+# ---- several files -------------------------------------------------------------------------------
 
 
 def test_files_get_their_names_together(tmp_path):
@@ -159,8 +158,7 @@ def test_older_files_stay(tmp_path, error):
     assert not isinstance(error, OSError) or raised.value.filename == str(tmp_path / "a.pth")
 
 
-# ---- before the work
-# ---------------------------------------------------------------------------------------------
+# ---- before the work -----------------------------------------------------------------------------
 
 
 def test_outputs_that_can_be_written(tmp_path, monkeypatch):

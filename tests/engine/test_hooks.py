@@ -151,8 +151,7 @@ def test_epoch_is_saved_once():
     assert recorder.saved == [("model_0000", 0), ("model_0001", 1), ("model_0003", 3)]
 
 
-# ---- scalars
-# ----------------------------------------------------------------------------------------------------
+# ---- scalars -------------------------------------------------------------------------------------
 
 
 def training(folder, steps, state=None, start=0, save_after=None):

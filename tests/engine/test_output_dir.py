@@ -110,8 +110,7 @@ def test_source_models_of_the_folder_may_be_started_from(folder):
     assert (folder / "earlier-1").exists()
 
 
-# ---- whole runs
-# -------------------------------------------------------------------------------------------------
+# ---- whole runs ----------------------------------------------------------------------------------
 
 
 def test_results_of_an_earlier_run_are_not_shown_as_the_new_ones(adaptation):

@@ -45,8 +45,7 @@ def no_training(monkeypatch):
     monkeypatch.setattr(SourceTrainer, "train", refuse)
 
 
-# ---- both stages
-# ------------------------------------------------------------------------------------------------
+# ---- both stages ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -264,8 +263,7 @@ def test_evaluation_period(adaptation, monkeypatch):
     assert [entry["epoch"] for entry in record["evaluations"]] == [0, 2, 3]
 
 
-# ---- the best teacher
-# -------------------------------------------------------------------------------------------
+# ---- the best teacher ----------------------------------------------------------------------------
 
 
 def scripted(*values):
@@ -303,8 +301,7 @@ def test_best_teacher_before_training_is_the_best_source_model(trainer, monkeypa
     assert made.model.best_peer == 1
 
 
-# ---- eval-only
-# --------------------------------------------------------------------------------------------------
+# ---- eval-only -----------------------------------------------------------------------------------
 
 
 def eval_config(finished, **changes):
@@ -336,8 +333,7 @@ def test_evaluation_of_another_model(finished):
         evaluate(eval_config(finished, WEIGHTS=finished.sources[0]))
 
 
-# ---- bad input
-# --------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 
 def test_source_equal_to_target(tmp_path, no_training):
@@ -452,8 +448,7 @@ def test_batch_too_large_for_the_clusters_still_trains(adaptation):
     assert run(cfg)["metric"] > 0
 
 
-# ---- clusters that cannot be trained on
-# -------------------------------------------------------------------------
+# ---- clusters that cannot be trained on ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -507,8 +502,7 @@ def test_chunk_of_one_image(adaptation, tmp_path, no_training, images, chunk):
         SourceTrainer(tiny_source(tmp_path, *opts))
 
 
-# ---- what goes wrong during training
-# ----------------------------------------------------------------------------
+# ---- what goes wrong during training -------------------------------------------------------------
 
 
 def test_loss_that_is_not_finite_is_named(trainer):

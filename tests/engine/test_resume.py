@@ -166,8 +166,7 @@ def test_source_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert_same(without_places(end), without_places(other))
 
 
-# ---- inside an epoch
-# --------------------------------------------------------------------------------------------
+# ---- inside an epoch -----------------------------------------------------------------------------
 
 EVERY_STEP = ("SSKD.CHECKPOINT_ITERS", "1")
 

@@ -152,8 +152,7 @@ def test_two_paths_of_one_file(tmp_path, monkeypatch, caplog):
         assert not same_value(one, other)
 
 
-# ---- images
-# -----------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------
 
 
 def paths(*names, root="/data"):
@@ -208,8 +207,7 @@ def test_file_without_images(caplog):
     assert "x.pth does not say which images" in caplog.text
 
 
-# ---- in runs
-# ----------------------------------------------------------------------------------------------------
+# ---- in runs -------------------------------------------------------------------------------------
 
 
 def content(folder):

@@ -323,8 +323,7 @@ def test_unknown_selection(tmp_path):
         run(tiny_adaptation(tmp_path, "SSKD.SELECT_BY", "ndcg"))
 
 
-# ---- no source
-# ---------------------------------------------------------------------------------------------------
+# ---- no source -----------------------------------------------------------------------------------
 
 
 def test_without_any_source(tmp_path, caplog):

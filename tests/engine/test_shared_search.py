@@ -96,8 +96,7 @@ def test_nothing_to_share(monkeypatch):
     assert shared_candidates(crowd(), options(method="kmeans")) is None
 
 
-# ---- in a run
-# ---------------------------------------------------------------------------------------------------
+# ---- in a run ------------------------------------------------------------------------------------
 
 
 def fails(cfg, where, rank):

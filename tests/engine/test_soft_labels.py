@@ -49,8 +49,7 @@ def features_of(made):
     return extract_features(made.model, extraction_loader(made.cfg, made.items))
 
 
-# ---- the temperature
-# ---------------------------------------------------------------------------------------------
+# ---- the temperature -----------------------------------------------------------------------------
 
 
 def highest(logits, temperature):
@@ -127,8 +126,7 @@ def test_a_temperature_that_is_given_stays(trainer):
     assert made.model.temperature == 0.3 and "temperature" not in made.refresh.history[0]
 
 
-# ---- the neck
-# ----------------------------------------------------------------------------------------------------
+# ---- the neck ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -215,8 +213,7 @@ def test_neck_of_a_bare_backbone_and_of_a_resumed_run(adaptation, without_neck, 
         assert "the weights bring no statistics" not in caplog.text
 
 
-# ---- statistics, cameras, radius
-# -----------------------------------------------------------------------------------
+# ---- statistics, cameras, radius -----------------------------------------------------------------
 
 
 def test_statistics_of_a_refresh_are_the_targets(trainer):
@@ -305,8 +302,7 @@ def test_radius_of_a_run_is_chosen_once_and_its_sweep_kept(trainer, caplog):
     assert given.refresh.eps == 0.35 and "sweep" not in given.refresh.history[0]
 
 
-# ---- the window, and a run of everything
-# ---------------------------------------------------------------------------
+# ---- the window, and a run of everything ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("opts, decays, warned", [

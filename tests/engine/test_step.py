@@ -47,8 +47,7 @@ def gradients(model):
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
-# ---- peer by peer
-# -----------------------------------------------------------------------------------------------
+# ---- peer by peer --------------------------------------------------------------------------------
 
 
 def test_gradients_are_those_of_the_sum_bit_for_bit(prepared):
@@ -169,8 +168,7 @@ def test_backward_is_outside_autocast(prepared, monkeypatch):
     assert inside == [torch.float32]
 
 
-# ---- nothing is read back
-# ---------------------------------------------------------------------------------------
+# ---- nothing is read back ------------------------------------------------------------------------
 
 
 def test_no_step_reads_a_value_back(prepared):
@@ -254,8 +252,7 @@ def test_a_batch_that_is_not_finite_is_named_late_and_not_saved(
     assert os.path.basename(last_checkpoint(cfg.OUTPUT_DIR)) == "step_0000000.pth"  # of before the first step
 
 
-# ---- options
-# ----------------------------------------------------------------------------------------------------
+# ---- options -------------------------------------------------------------------------------------
 
 
 def test_channels_last(trainer, finished, adaptation, tmp_path):

@@ -64,8 +64,7 @@ def test_plain_config(tmp_path, monkeypatch):
     assert_same_files(tmp_path / "parts", tmp_path / "whole")
 
 
-# ---- where much has to be done before the next step
-# --------------------------------------------------------------
+# ---- where much has to be done before the next step ----------------------------------------------
 
 RARE = ("SOLVER.CHECKPOINT_PERIOD", "9")
 
@@ -218,8 +217,7 @@ def test_signal_in_the_last_evaluation_ends_nothing(finished, adaptation, monkey
     assert_same_files(cfg.OUTPUT_DIR, finished.output)
 
 
-# ---- a signal to the whole group
-# ---------------------------------------------------------------------------------
+# ---- a signal to the whole group -----------------------------------------------------------------
 
 
 def train_in_a_group(cfg, ready, owner, name, call):

@@ -53,8 +53,7 @@ def at_step(cls, at, rank, action):
     cls.run_step = run_step
 
 
-# ---- beside one process
-# -----------------------------------------------------------------------------------------
+# ---- beside one process --------------------------------------------------------------------------
 
 
 def test_source_training(tmp_path):
@@ -187,8 +186,7 @@ def test_label_free_selection(adaptation, tmp_path):
     assert final(two)["model"]["best_peer"] == a["peer"]
 
 
-# ---- faults
-# -----------------------------------------------------------------------------------------------------
+# ---- faults --------------------------------------------------------------------------------------
 
 
 def killed_at(cfg, at, rank, resume=False):
@@ -355,8 +353,7 @@ def test_error_of_one_process_in_an_evaluation_is_raised_in_all(tmp_path):
     assert together(fails_in_an_evaluation, cfg) == [7, 7]
 
 
-# ---- more
-# -------------------------------------------------------------------------------------------------------
+# ---- more ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -195,8 +195,7 @@ def test_a_table_reads_the_epochs_of_a_file_with_numpy_values(data_sets, tmp_pat
     assert result.epochs == 5 and result.metrics["mAP"] > 0
 
 
-# ---- peers with files of their own
-# ------------------------------------------------------------------------------
+# ---- peers with files of their own ---------------------------------------------------------------
 
 
 @pytest.fixture

@@ -60,8 +60,7 @@ def test_features_that_are_not_finite(model, loader):
     assert torch.isfinite(encode_images(Encoder(model, "0"), loader)).all()
 
 
-# ---- one network of any model
-# -----------------------------------------------------------------------------------
+# ---- one network of any model --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("combine", ["features", "distances"])

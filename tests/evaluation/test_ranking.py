@@ -168,8 +168,7 @@ def test_integer_distances_and_text_labels():
     assert evaluate_rank(distances, *arguments)[1] == [1.0]
 
 
-# ---- blocks and positions
-# ---------------------------------------------------------------------------------------
+# ---- blocks and positions ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", [None, 3])

@@ -193,8 +193,7 @@ def test_nothing_but_an_older_export_is_replaced(make_trained, tmp_path):
     assert before == Path(cfg.MODEL.WEIGHTS).read_bytes() == (tmp_path / "model_best.pth").read_bytes()
 
 
-# ---- what is deployed, and the comparison itself
-# -----------------------------------------------------------------
+# ---- what is deployed, and the comparison itself -------------------------------------------------
 
 
 def test_deployed_teacher_and_ensemble(make_trained):

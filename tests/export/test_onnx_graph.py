@@ -147,8 +147,7 @@ def test_missing_packages_are_named(tiny, tmp_path, monkeypatch):
         export_onnx(deployed(model), str(tmp_path / "t.onnx"), SIZE)
 
 
-# ---- the command
-# -------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def export(tmp_path, *args):

@@ -89,8 +89,7 @@ def lock(version: str) -> str:
     return f"constraints/py{version.replace('.', '')}.txt"
 
 
-# ---- which Python
-# ----------------------------------------------------------------------------------------------------
+# ---- which Python --------------------------------------------------------------------------------
 
 
 def test_interpreters_that_do_not_run_are_skipped(tree):
@@ -127,8 +126,7 @@ def test_supported_versions(version, accepted):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1 - accepted
 
 
-# ---- what is installed, and when
-# -------------------------------------------------------------------------------------
+# ---- what is installed, and when -----------------------------------------------------------------
 
 
 def test_installs_once_from_the_lock(tree):
@@ -218,8 +216,7 @@ def test_pip_stands_in_for_a_missing_ensurepip(tree):
     assert re.search(r"-m pip install --quiet pip --target /\S+/site-packages$", pip)
 
 
-# ---- what is run with it
-# ---------------------------------------------------------------------------------------------
+# ---- what is run with it -------------------------------------------------------------------------
 
 PYTEST = "-m pytest -n 2 --dist loadfile"
 

@@ -109,8 +109,7 @@ def test_nan_is_not_hidden_and_does_not_raise(bad):
     assert nuclear_norm(logits).isnan()
 
 
-# ---- U V^T by eigenvectors and by iteration
-# ----------------------------------------------------------------------
+# ---- U V^T by eigenvectors and by iteration ------------------------------------------------------
 
 BOTH = pytest.mark.parametrize("factor", [factor_by_eigenvectors, factor_by_iteration])
 

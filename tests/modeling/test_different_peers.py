@@ -56,8 +56,7 @@ def model(mixed):
     return build_model(mixed())
 
 
-# ---- configs
-# -----------------------------------------------------------------------------------------------------
+# ---- configs -------------------------------------------------------------------------------------
 
 
 def test_the_file_decides_the_network_and_the_run_the_rest(mixed):
@@ -110,8 +109,7 @@ def test_a_file_may_be_a_run_of_this_package(mixed, tmp_path):
     )
 
 
-# ---- the model
-# ---------------------------------------------------------------------------------------------------
+# ---- the model -----------------------------------------------------------------------------------
 
 
 def test_features_of_their_own_sizes(model):
@@ -225,8 +223,7 @@ def test_source_weights_of_each(mixed, tmp_path):
         load_source_weights(model, [paths[1], paths[0], paths[2]])
 
 
-# ---- how features are combined
-# -----------------------------------------------------------------------------------
+# ---- how features are combined -------------------------------------------------------------------
 
 
 def test_equal_peers_keep_the_methods_mean(cfg):

@@ -19,8 +19,7 @@ from fastreid_sskd.modeling import (
 )
 from fastreid_sskd.modeling.sskd import COMBINATIONS
 
-# ---- the moving average
-# ------------------------------------------------------------------------------------------
+# ---- the moving average --------------------------------------------------------------------------
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ema.npz"
 
@@ -115,8 +114,7 @@ def test_bad_arguments(make_peer):
         update_teacher(make_peer(0, num_classes=4), make_peer(0, num_classes=5), 0.5)
 
 
-# ---- labels
-# ------------------------------------------------------------------------------------------------------
+# ---- labels --------------------------------------------------------------------------------------
 
 
 def in_evaluation(teacher, view):
@@ -232,8 +230,7 @@ def test_unknown_statistics(cfg):
         build_model(cfg)
 
 
-# ---- combination
-# -------------------------------------------------------------------------------------------------
+# ---- combination ---------------------------------------------------------------------------------
 
 
 def spaces(*sizes, n=5):

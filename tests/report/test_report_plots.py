@@ -114,7 +114,7 @@ def test_without_matplotlib_the_command_that_installs_it_is_said(monkeypatch):
         bar_chart("t", {"a": 1.0})
 
 
-# ---- the figures of a run ----------------------------------------------------------------------------------
+# ---- the figures of a run ------------------------------------------------------------------------
 
 
 def run(scalars=None, labels=None, evaluations=()):
@@ -202,7 +202,7 @@ def test_a_real_run_has_all_of_them(finished):
     assert len(files.labels) == 48 and files.checkpoint.endswith("model_final.pth")
 
 
-# ---- the map -----------------------------------------------------------------------------------------------
+# ---- the map -------------------------------------------------------------------------------------
 
 
 def test_maps_before_and_after_and_at_most_so_many_points():
