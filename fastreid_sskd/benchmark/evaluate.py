@@ -125,7 +125,7 @@ def _evaluate(cfg: CfgNode, weights: str, config: dict) -> list[Result]:
     }
     results = []
     for test in filter(found.__contains__, tests):
-        rows = {"peer0": found[test]} if "mAP" in found[test] else found[test]
+        rows = {"teacher0": found[test]} if "mAP" in found[test] else found[test]
         described = describe(config, test, stamp.get("processes", 1))
         for row, metrics in rows.items():
             method = described["method"] + row_suffix(row, len(rows))

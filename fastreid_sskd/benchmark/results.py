@@ -305,8 +305,8 @@ def _last_rows(record: dict, config: Mapping, make: Callable[..., Result]) -> li
 
 
 def row_suffix(row: str, of: int) -> str:
-    """End of a row's name: ", teacher 1" of "peer1"; "" where there is a single network."""
-    return "" if of == 1 else f", {row.replace('peer', 'teacher ')}"
+    """End of a row's name: ", teacher 1" of "teacher1"; "" where there is a single network."""
+    return "" if of == 1 else f", {row.replace('teacher', 'teacher ')}"
 
 
 def _best_rows(record: dict, make: Callable[..., Result]) -> list[Result]:

@@ -493,7 +493,7 @@ def _rows(job: _Job, weights: Sequence[str]) -> Rows:
         found = run(_with_weights(job, weights), resume=True)
     found = found.get(
         job.cfg.DATASETS.TESTS[0], found
-    )  # {"peer0": metrics, ..., "ensemble": metrics}, or metrics
+    )  # {"teacher0": metrics, ..., "ensemble": metrics}, or metrics
     if "mAP" in found:
         return {job.cell.name: _metrics(found)}
     if job.cell.teachers:

@@ -73,7 +73,7 @@ class Record:
         return {"evaluations": self.evaluations, "selected": self.selected}
 
     def load_state_dict(self, state: dict) -> None:
-        self.evaluations = state["evaluations"]
+        self.evaluations = _rows_of_teachers(state["evaluations"])
         self.selected = state["selected"]
 
     def select(self, epoch: int, peer: int, score: float) -> bool:
@@ -95,7 +95,7 @@ class Record:
         self.evaluations = [e for e in self.evaluations if e["epoch"] < epoch] + [
             {"epoch": epoch, "results": plain}
         ]
-        return int((self.best[1] or "peer0")[len("peer") :])
+        return int((self.best[1] or "teacher0").removeprefix("teacher"))
 
     @property
     def last(self) -> dict:
@@ -121,7 +121,7 @@ class Record:
             at = (
                 evaluation for evaluation in self.evaluations if evaluation["epoch"] == self.selected["epoch"]
             )
-            return next(at, None), f"peer{self.selected['peer']}"
+            return next(at, None), f"teacher{self.selected['peer']}"
         candidates = [
             (metrics["mAP"], evaluation, row)
             for evaluation in self.evaluations
@@ -212,7 +212,27 @@ def read_record(path: str) -> dict | None:
         raise ValueError(
             f"{path!r} is not the record of a run's evaluations: it needs tests, evaluations and best"
         )
-    return data
+    if data["best"]:
+        data["best"]["row"] = _as_teacher(data["best"]["row"])
+    return {**data, "evaluations": _rows_of_teachers(data["evaluations"])}
+
+
+def _as_teacher(row: str) -> str:
+    """Name of a row; earlier versions called a teacher's "peer0"."""
+    return re.sub(r"^peer(?=\d+$)", "teacher", row)
+
+
+def _rows_of_teachers(evaluations: list[dict]) -> list[dict]:
+    return [
+        {
+            **evaluation,
+            "results": {
+                test: {_as_teacher(row): metrics for row, metrics in rows.items()}
+                for test, rows in evaluation["results"].items()
+            },
+        }
+        for evaluation in evaluations
+    ]
 
 
 _SMOOTHED = 20  # steps whose median a line gives, as metrics.json does

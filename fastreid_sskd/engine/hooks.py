@@ -414,7 +414,7 @@ class LabelFreeSelection(HookBase):
             "silhouette": self._silhouette(combined, result.labels),
         }
         own = [self._silhouette(feature, result.labels) for feature in features]
-        signals.update({f"silhouette_peer{k}": value for k, value in enumerate(own)})
+        signals.update({f"silhouette_teacher{k}": value for k, value in enumerate(own)})
         try:
             check_usable(result.report, refresh.options)
             signals["score"] = float(LABEL_FREE[self.record.select_by](signals))

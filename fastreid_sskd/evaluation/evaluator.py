@@ -25,8 +25,8 @@ __all__ = [
     "evaluate_encoder",
     "evaluate_features",
     "evaluate_peers",
-    "peer_names",
     "results_table",
+    "row_names",
 ]
 
 
@@ -122,9 +122,9 @@ def evaluate_features(
     return results
 
 
-def peer_names(num_peers: int) -> list:
-    """Name the rows of an evaluation: ``peer0`` ... and, with more than one, ``ensemble``."""
-    names = [f"peer{k}" for k in range(num_peers)]
+def row_names(num_peers: int) -> list:
+    """Name the rows of an evaluation: ``teacher0`` ... and, with more than one, ``ensemble``."""
+    names = [f"teacher{k}" for k in range(num_peers)]
     return names + ["ensemble"] if num_peers > 1 else names
 
 
@@ -132,14 +132,14 @@ def evaluate_peers(cfg: CfgNode, model: SSKD) -> dict[str, dict[str, dict[str, f
     """Evaluate all teachers and the ensemble in one pass over the images of each test set.
 
     Returns:
-        {data set: {peer or "ensemble": {"mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "metric", "queries"}}},
+        {data set: {row: {"mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "metric", "queries"}}},
         in percent.
     """
     encoder = Encoder(model, "ensemble")
     results = OrderedDict()
     for name in cfg.DATASETS.TESTS:
         loader, num_query = test_loader(cfg, name)
-        rows = peer_names(model.num_peers)
+        rows = row_names(model.num_peers)
         evaluators = [BlockwiseEvaluator(cfg, num_query) for _ in rows]
         found = evaluate_encoder(encoder, loader, evaluators, flip=cfg.TEST.FLIP.ENABLED)
         results[name] = OrderedDict(zip(rows, found))

@@ -98,7 +98,7 @@ def evaluation_figures(run: RunFiles, metrics: Iterable[str] = ("mAP", "Rank-1")
             for evaluation in run.evaluations:
                 for row, values in evaluation["results"].get(test, {}).items():
                     point = evaluation["epoch"], values[metric]
-                    lines.setdefault(row.replace("peer", "teacher "), []).append(point)
+                    lines.setdefault(row.replace("teacher", "teacher "), []).append(point)
             label = "epoch"
             if not lines:  # a model of the host, which writes scalars only
                 name = metric if len(tests) == 1 else f"{test}/{metric}"

@@ -103,8 +103,8 @@ def test_rows_are_those_of_the_runs(compared):
     first, last = (evaluation["results"]["Market1501"] for evaluation in record["evaluations"])
     assert record["evaluations"][-1]["epoch"] == 1
     for row, name in (
-        ("SSKD, teacher 0", "peer0"),
-        ("SSKD, teacher 1", "peer1"),
+        ("SSKD, teacher 0", "teacher0"),
+        ("SSKD, teacher 1", "teacher1"),
         ("SSKD, ensemble", "ensemble"),
     ):
         assert rows[row]["mAP"] == pytest.approx(last[name]["mAP"], abs=1e-4)
@@ -113,10 +113,10 @@ def test_rows_are_those_of_the_runs(compared):
     )  # SSKD's own start
     one = json.loads((folder / ONE / "seed1" / "results.json").read_text())["evaluations"]
     assert (
-        one[0]["results"]["Market1501"]["peer0"] == first["peer0"]
+        one[0]["results"]["Market1501"]["teacher0"] == first["teacher0"]
     )  # from the first of SSKD's source models
     assert rows["one network, hard labels only"]["mAP"] == pytest.approx(
-        one[-1]["results"]["Market1501"]["peer0"]["mAP"], abs=1e-4
+        one[-1]["results"]["Market1501"]["teacher0"]["mAP"], abs=1e-4
     )
     assert len({row["mAP"] for row in rows.values()}) > 4
 

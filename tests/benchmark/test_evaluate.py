@@ -52,7 +52,7 @@ def test_source_model_on_the_target(finished):
     )
     assert result.selection == "best on the run's own test split"
     first = json.loads((finished / "results.json").read_text())["evaluations"][0]
-    assert result.metrics["mAP"] == pytest.approx(first["results"]["Market1501"]["peer1"]["mAP"], abs=1e-3)
+    assert result.metrics["mAP"] == pytest.approx(first["results"]["Market1501"]["teacher1"]["mAP"], abs=1e-3)
 
 
 def test_what_is_recorded_is_not_evaluated_again(finished, tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def test_a_run(finished):
     record = json.loads((finished / "results.json").read_text())["evaluations"]
     first, last = record[0]["results"]["Market1501"], record[-1]["results"]["Market1501"]
     assert results[0].metrics["mAP"] == pytest.approx(first["ensemble"]["mAP"], abs=1e-4)
-    assert results[2].metrics["Rank-1"] == pytest.approx(last["peer1"]["Rank-1"], abs=1e-4)
+    assert results[2].metrics["Rank-1"] == pytest.approx(last["teacher1"]["Rank-1"], abs=1e-4)
     direct, last = results[0], results[-1]
     lines = [json.loads(line) for line in (finished / "metrics.json").read_text().splitlines()]
     refresh = [line for line in lines if "refresh/noise_share" in line][-1]
@@ -216,7 +216,7 @@ def test_a_record_of_a_folder_that_was_moved(copy, make_result):
 @pytest.mark.parametrize("value", [float("nan"), "high", None, 100.5])
 def test_figures_that_are_none_are_named_with_their_run(copy, value):
     record = json.loads((copy / "results.json").read_text())
-    record["evaluations"][-1]["results"]["Market1501"]["peer1"]["mAP"] = value
+    record["evaluations"][-1]["results"]["Market1501"]["teacher1"]["mAP"] = value
     (copy / "results.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=rf"must be percentages.*mAP.*{copy.name}"):
         collect(str(copy))
@@ -260,7 +260,9 @@ def test_device_is_the_gpu_that_the_log_names(tmp_path):
     assert device_of(str(tmp_path), {"MODEL": {"DEVICE": "cpu"}}) == "cpu"
 
 
-@pytest.mark.parametrize("best", [None, {"epoch": 7, "row": "peer0", "chosen_on": "noise, without labels"}])
+@pytest.mark.parametrize(
+    "best", [None, {"epoch": 7, "row": "teacher0", "chosen_on": "noise, without labels"}]
+)
 def test_no_best_row_where_none_was_chosen_or_evaluated(copy, best):
     path = copy / "results.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "best": best}))

@@ -112,10 +112,10 @@ def trained(monkeypatch):
             {"mAP": float(mAP), "Rank-1": 0.0} for mAP in (cfg.SEED, cfg.SEED + 20, cfg.SEED + 10)
         ]  # the second is the best
         evaluations = [
-            {"epoch": epoch, "results": {"Market1501": dict.fromkeys(("peer0", "ensemble"), row)}}
+            {"epoch": epoch, "results": {"Market1501": dict.fromkeys(("teacher0", "ensemble"), row)}}
             for epoch, row in enumerate(figures)
         ]
-        best = {"epoch": 1, "row": "peer0", "chosen_on": "Market1501 test split, by mAP"}
+        best = {"epoch": 1, "row": "teacher0", "chosen_on": "Market1501 test split, by mAP"}
         (folder / "results.json").write_text(
             json.dumps({"tests": ["Market1501"], "evaluations": evaluations, "best": best})
         )

@@ -329,7 +329,7 @@ def test_metrics_hold_every_evaluation(finished):
     evaluations = [line for line in finished.metrics if "metric" in line]
     assert [line["iteration"] for line in evaluations] == [2, 5]
     for line, entry in zip(evaluations, finished.record["evaluations"][1:]):
-        for row in ("peer0", "peer1", "ensemble"):
+        for row in ("teacher0", "teacher1", "ensemble"):
             assert line[f"Market1501/{row}/mAP"] == pytest.approx(entry["results"]["Market1501"][row]["mAP"])
 
 

@@ -66,7 +66,7 @@ def test_teacher_of_one_network_is_the_student(cfg, finished):
     made.register_hooks([Compare()])
     results = made.train()
     assert steps == list(range(6))
-    assert list(results["Market1501"]) == ["peer0"]
+    assert list(results["Market1501"]) == ["teacher0"]
     assert not any("soft" in key or "peer1" in key for key in made.storage.latest())
 
 

@@ -74,7 +74,12 @@ def test_source_models_are_of_each_network(mixed):
 def test_both_stages(done, folder):
     record = json.loads((folder / "run" / "results.json").read_text())
     assert [e["epoch"] for e in record["evaluations"]] == [0, 1, 2]
-    assert list(record["evaluations"][-1]["results"]["Market1501"]) == ["peer0", "peer1", "peer2", "ensemble"]
+    assert list(record["evaluations"][-1]["results"]["Market1501"]) == [
+        "teacher0",
+        "teacher1",
+        "teacher2",
+        "ensemble",
+    ]
     state = load_checkpoint(folder / "run" / "model_final.pth")["model"]
     widths = [state[f"teachers.{k}.heads.weight"].shape for k in range(3)]
     assert [width[1] for width in widths] == [16, 24, 12] and len({width[0] for width in widths}) == 1
@@ -162,7 +167,7 @@ def test_equal_peers_by_their_distances(finished, tmp_path):
         *TINY[:2],
     )
     results = run(cfg)["Market1501"]
-    assert set(results) == {"peer0", "peer1", "ensemble"}
+    assert set(results) == {"teacher0", "teacher1", "ensemble"}
     first, second = (
         load_checkpoint(tmp_path / "model_final.pth")["model"][f"students.{k}.heads.weight"] for k in range(2)
     )

@@ -132,23 +132,23 @@ def test_direct_transfer_is_epoch_zero(finished):
         cfg.defrost()
         cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.WEIGHTS = "SSKDSource", source
         direct = evaluate(cfg)
-        assert entries[0]["results"]["Market1501"][f"peer{k}"]["mAP"] == pytest.approx(
+        assert entries[0]["results"]["Market1501"][f"teacher{k}"]["mAP"] == pytest.approx(
             direct["mAP"], abs=1e-6
         )
 
 
 def test_results_are_the_last_evaluation(finished):
     last = finished.record["evaluations"][-1]["results"]["Market1501"]
-    assert set(last) == {"peer0", "peer1", "ensemble"}
+    assert set(last) == {"teacher0", "teacher1", "ensemble"}
     for row, metrics in last.items():
         assert finished.results["Market1501"][row]["mAP"] == pytest.approx(metrics["mAP"])
-    assert finished.results["metric"] == pytest.approx(max(last[f"peer{k}"]["mAP"] for k in range(2)))
+    assert finished.results["metric"] == pytest.approx(max(last[f"teacher{k}"]["mAP"] for k in range(2)))
 
 
 def test_results_name_the_best_and_the_split(finished):
     best = finished.record["best"]
     every = finished.record["evaluations"]
-    top = max(entry["results"]["Market1501"][f"peer{k}"]["mAP"] for entry in every for k in range(2))
+    top = max(entry["results"]["Market1501"][f"teacher{k}"]["mAP"] for entry in every for k in range(2))
     entry = next(entry for entry in every if entry["epoch"] == best["epoch"])
     assert entry["results"]["Market1501"][best["row"]]["mAP"] == top
     assert "Market1501" in best["chosen_on"] and "test" in best["chosen_on"]
@@ -267,7 +267,7 @@ def test_evaluation_period(adaptation, monkeypatch):
 
 
 def scripted(*values):
-    rows = {f"peer{k}": {"mAP": float(value), "Rank-1": 0.0} for k, value in enumerate(values)}
+    rows = {f"teacher{k}": {"mAP": float(value), "Rank-1": 0.0} for k, value in enumerate(values)}
     return {"results": {"Market1501": {**rows, "ensemble": {"mAP": 99.0, "Rank-1": 0.0}}}}
 
 

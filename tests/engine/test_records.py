@@ -9,7 +9,7 @@ from fastreid_sskd.engine.events import Record, read_record
 
 def results(*maps, ensemble=99.0, other=1.0):
     def rows(values):
-        named = {f"peer{k}": {"mAP": value, "Rank-1": value + 1} for k, value in enumerate(values)}
+        named = {f"teacher{k}": {"mAP": value, "Rank-1": value + 1} for k, value in enumerate(values)}
         return {**named, "ensemble": {"mAP": ensemble, "Rank-1": ensemble}}
 
     return {"First": rows(maps), "Second": rows([other] * len(maps))}
@@ -31,7 +31,7 @@ def test_last(record):
 
 def test_best_is_a_teacher_after_training_on_the_first_set(record):
     evaluation, row = record.best
-    assert (evaluation["epoch"], row) == (2, "peer1")
+    assert (evaluation["epoch"], row) == (2, "teacher1")
 
 
 def test_direct_transfer_is_the_best_until_an_epoch_is_better():
@@ -61,9 +61,9 @@ def test_numbers_are_plain(record):
     import numpy as np
 
     record.add(
-        4, {"First": {"peer0": {"mAP": np.float64(1.5)}}, "Second": {"peer0": {"mAP": np.float32(2.5)}}}
+        4, {"First": {"teacher0": {"mAP": np.float64(1.5)}}, "Second": {"teacher0": {"mAP": np.float32(2.5)}}}
     )
-    assert type(record.last["results"]["First"]["peer0"]["mAP"]) is float
+    assert type(record.last["results"]["First"]["teacher0"]["mAP"]) is float
 
 
 def test_table(record):
@@ -75,13 +75,13 @@ def test_table(record):
     ]
     of_first = [row[1:4] for row in rows if row[0] == "First"]
     assert of_first == [
-        ["direct transfer", "peer0", "10.0"], ["direct transfer", "peer1", "15.0"],
-        ["direct transfer", "ensemble", "99.0"], ["last, epoch 3", "peer0", "50.0"],
-        ["last, epoch 3", "peer1", "45.0"], ["last, epoch 3", "ensemble", "99.0"],
-        ["best, epoch 2", "peer1", "60.0"],
+        ["direct transfer", "teacher0", "10.0"], ["direct transfer", "teacher1", "15.0"],
+        ["direct transfer", "ensemble", "99.0"], ["last, epoch 3", "teacher0", "50.0"],
+        ["last, epoch 3", "teacher1", "45.0"], ["last, epoch 3", "ensemble", "99.0"],
+        ["best, epoch 2", "teacher1", "60.0"],
     ]  # fmt: skip
     of_second = [row[1:4] for row in rows if row[0] == "Second"]
-    assert of_second[-1] == ["best, epoch 2", "peer1", "92.0"]  # chosen on the first set
+    assert of_second[-1] == ["best, epoch 2", "teacher1", "92.0"]  # chosen on the first set
     assert "chosen by mAP on the test split (query and gallery) of First" in table
 
 
@@ -97,12 +97,25 @@ def test_state(record):
     assert other.evaluations == record.evaluations and other.best == record.best
 
 
+def test_rows_of_earlier_versions_are_those_of_teachers(record, tmp_path):
+    """They were called by the peer, in files and in checkpoints."""
+    path = tmp_path / "results.json"
+    record.write(str(path))
+    expected = read_record(str(path))
+    path.write_text(path.read_text().replace('"teacher', '"peer'))
+    assert read_record(str(path)) == expected and expected["best"]["row"] == "teacher1"
+    other, old = Record(["First", "Second"]), json.loads(path.read_text())["evaluations"]
+    assert "peer0" in old[0]["results"]["First"]
+    other.load_state_dict({**record.state_dict(), "evaluations": old})
+    assert other.evaluations == record.evaluations and other.best == record.best
+
+
 def test_file(record, tmp_path):
     path = tmp_path / "results.json"
     record.write(str(path))
     saved = json.loads(path.read_text())
     assert saved["tests"] == ["First", "Second"]
-    assert saved["best"] == {"epoch": 2, "row": "peer1", "chosen_on": "First test split, by mAP"}
+    assert saved["best"] == {"epoch": 2, "row": "teacher1", "chosen_on": "First test split, by mAP"}
     assert saved["evaluations"] == record.evaluations
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
@@ -111,7 +124,7 @@ def test_file(record, tmp_path):
 def test_what_is_written_is_read(tmp_path, tests, chosen):
     record = Record(tests, chosen)
     for epoch in (0, 1):
-        record.add(epoch, {test: {"peer0": {"mAP": 10.0 + epoch}} for test in tests})
+        record.add(epoch, {test: {"teacher0": {"mAP": 10.0 + epoch}} for test in tests})
     path = str(tmp_path / "results.json")
     assert read_record(path) is None
     record.write(path)

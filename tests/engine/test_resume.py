@@ -325,7 +325,9 @@ def rising():
     def test(cls, cfg, model):
         value = float(next(values))
         return {
-            "Market1501": {row: {"mAP": value, "Rank-1": value} for row in ("peer0", "peer1", "ensemble")}
+            "Market1501": {
+                row: {"mAP": value, "Rank-1": value} for row in ("teacher0", "teacher1", "ensemble")
+            }
         }
 
     return classmethod(test)

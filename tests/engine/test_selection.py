@@ -60,7 +60,7 @@ def test_signals_are_those_of_the_state_after_the_epoch(trainer):
     assert signals["noise_share"] == pytest.approx((labels == -1).mean())
     assert signals["silhouette"] == pytest.approx(silhouette(made.model.combine(features)), abs=1e-6)
     own = [silhouette(feature) for feature in features]
-    assert [signals["silhouette_peer0"], signals["silhouette_peer1"]] == pytest.approx(own, abs=1e-6)
+    assert [signals["silhouette_teacher0"], signals["silhouette_teacher1"]] == pytest.approx(own, abs=1e-6)
     assert signals["score"] == signals["silhouette"]
     assert int(made.model.best_peer) == int(np.argmax(own))
 
@@ -294,16 +294,18 @@ def test_resumed_run_remembers(adaptation, tmp_path):
 def test_record(tmp_path):
     record = Record(["First"], "noise")
     assert record.label_free and not Record(["First"]).label_free
-    record.add(0, {"First": {"peer0": {"mAP": 20.0}, "ensemble": {"mAP": 30.0}}})
+    record.add(0, {"First": {"teacher0": {"mAP": 20.0}, "ensemble": {"mAP": 30.0}}})
     assert record.best == (None, None)  # direct transfer is not what noise has chosen
     assert "No epoch has been chosen by noise" in record.table() and "best, epoch" not in record.table()
     record.write(str(tmp_path / "results.json"))
     assert json.loads((tmp_path / "results.json").read_text())["best"] is None
     assert record.select(1, 1, 0.5) and not record.select(2, 0, 0.5) and not record.select(3, 0, 0.4)
     assert record.select(4, 2, 0.6) and record.selected == {"epoch": 4, "peer": 2, "score": 0.6}
-    rows = {name: {"mAP": value} for name, value in (("peer0", 90.0), ("peer2", 10.0), ("ensemble", 50.0))}
+    rows = {
+        name: {"mAP": value} for name, value in (("teacher0", 90.0), ("teacher2", 10.0), ("ensemble", 50.0))
+    }
     record.add(4, {"First": rows})
-    assert record.best[1] == "peer2" and record.best[0]["epoch"] == 4
+    assert record.best[1] == "teacher2" and record.best[0]["epoch"] == 4
     table = record.table()
     assert (
         "best, epoch 4" in table

@@ -138,8 +138,8 @@ def test_as_a_command(tmp_path, world):
         "OUTPUT_DIR",
         str(tmp_path / "eval"),
     )
-    value = record["evaluations"][-1]["results"]["Market1501"]["peer0"]["mAP"]
-    assert f"| Market1501 | peer0     |  {value:.1f} |" in (tmp_path / "eval" / "log.txt").read_text()
+    value = record["evaluations"][-1]["results"]["Market1501"]["teacher0"]["mAP"]
+    assert f"| Market1501 | teacher0  |  {value:.1f} |" in (tmp_path / "eval" / "log.txt").read_text()
 
 
 def test_prediction_is_a_command_of_its_own(main, tmp_path, capsys):

@@ -20,8 +20,8 @@ from fastreid_sskd.evaluation.evaluator import (
     BlockwiseEvaluator,
     evaluate_features,
     evaluate_peers,
-    peer_names,
     results_table,
+    row_names,
 )
 
 QUERIES = 30
@@ -232,22 +232,22 @@ def feature_of(model, cfg, k):
 
 
 def test_rows():
-    assert peer_names(3) == ["peer0", "peer1", "peer2", "ensemble"]
-    assert peer_names(1) == ["peer0"]
+    assert row_names(3) == ["teacher0", "teacher1", "teacher2", "ensemble"]
+    assert row_names(1) == ["teacher0"]
 
 
 def test_every_row_by_itself(cfg, model):
     results = evaluate_peers(cfg, model)
     assert list(results) == ["Market1501"]
     rows = results["Market1501"]
-    assert list(rows) == ["peer0", "peer1", "ensemble"]
+    assert list(rows) == ["teacher0", "teacher1", "ensemble"]
     query, gallery = query_and_gallery("Market1501")
-    for row, name in (("peer0", "0"), ("peer1", "1"), ("ensemble", "ensemble")):
+    for row, name in (("teacher0", "0"), ("teacher1", "1"), ("ensemble", "ensemble")):
         expected = slow_map(feature_of(model, cfg, name), len(query), query + gallery)
         assert rows[row]["mAP"] == pytest.approx(expected, abs=1e-4)
         assert {"Rank-1", "Rank-5", "Rank-10", "mINP", "metric"} < set(rows[row])
         assert 0 <= rows[row]["Rank-1"] <= rows[row]["Rank-10"] <= 100
-    assert rows["peer0"]["mAP"] != rows["peer1"]["mAP"]
+    assert rows["teacher0"]["mAP"] != rows["teacher1"]["mAP"]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -269,7 +269,7 @@ def test_students_do_not_matter(cfg, model):
 def test_one_peer(cfg):
     cfg.SSKD.NUM_PEERS = 1
     torch.manual_seed(0)
-    assert list(evaluate_peers(cfg, build_model(cfg))["Market1501"]) == ["peer0"]
+    assert list(evaluate_peers(cfg, build_model(cfg))["Market1501"]) == ["teacher0"]
 
 
 def test_a_teacher_whose_features_are_not_finite(cfg, model):
@@ -309,7 +309,7 @@ def test_queries_left_out_are_said_once(cfg, model, world, tmp_path, monkeypatch
 def test_flip(cfg, model):
     """TEST.FLIP averages the features of an image and of its mirror image."""
     cfg.TEST.FLIP.ENABLED = True
-    found = evaluate_peers(cfg, model)["Market1501"]["peer0"]["mAP"]
+    found = evaluate_peers(cfg, model)["Market1501"]["teacher0"]["mAP"]
     query, gallery = query_and_gallery("Market1501")
     loader, num_query = evaluation_loader(cfg, "Market1501")
     model.eval()

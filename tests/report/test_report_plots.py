@@ -139,7 +139,7 @@ def test_a_figure_a_loss_with_a_line_a_peer():
 
 
 def test_evaluations_of_every_teacher_over_epochs():
-    rows = {"peer0": {"mAP": 10.0, "Rank-1": 20.0}, "ensemble": {"mAP": 12.0, "Rank-1": 24.0}}
+    rows = {"teacher0": {"mAP": 10.0, "Rank-1": 20.0}, "ensemble": {"mAP": 12.0, "Rank-1": 24.0}}
     figures = plots.evaluation_figures(
         run(evaluations=[{"epoch": e, "results": {"T": rows}} for e in (0, 1, 2)])
     )
