@@ -263,7 +263,7 @@ def test_evaluations_do_not_choose(adaptation, tmp_path):
     assert written["best"]["chosen_on"] == "stability, without labels"
     assert written["best"]["epoch"] == scores.index(max(scores)) + 1
     final = load_checkpoint(tmp_path / "out" / "model_final.pth")
-    assert written["best"]["row"] == f"peer{int(final['model']['best_peer'])}"
+    assert written["best"]["row"] == f"teacher{int(final['model']['best_peer'])}"
 
 
 def test_resumed_run_remembers(adaptation, tmp_path):
