@@ -498,7 +498,7 @@ def _rows(job: _Job, weights: Sequence[str]) -> Rows:
         return {job.cell.name: _metrics(found)}
     if job.cell.teachers:
         return {
-            f"{job.cell.name}, {row.replace('peer', 'teacher ')}": _metrics(metrics)
+            f"{job.cell.name}, {row.replace('teacher', 'teacher ')}": _metrics(metrics)
             for row, metrics in found.items()
         }
     return {job.cell.name: _metrics(list(found.values())[-1])}  # the ensemble's, or the only network's

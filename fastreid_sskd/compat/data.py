@@ -38,6 +38,7 @@ class DatasetRoot(os.PathLike):
 
 
 _FOR_THE_RUN = (signal.SIGTERM, signal.SIGINT)
+_LOOK_EVERY = 5.0  # seconds between two looks of a worker at its reader
 
 
 class SteadyLoader(DataLoader):
@@ -45,9 +46,8 @@ class SteadyLoader(DataLoader):
 
     `timeout`, systemd, Slurm and Ctrl-C signal all processes of a run. Workers that died of it would take the
     run with them, before it has saved. They end with the reader: when it is done, ends them, or is gone.
-    Forked
-        or spawned,
-    they are born with the signals blocked, so that one that comes while they start is left alone too.
+    Forked or spawned, they are born with the signals blocked, so that one that comes while they start is left
+    alone too.
     """
 
     def __init__(
@@ -72,16 +72,22 @@ def _begin_worker(own: Callable[[int], None] | None, worker: int) -> None:
     signal.pthread_sigmask(
         signal.SIG_BLOCK, _FOR_THE_RUN
     )  # of a fork server that was there before, they are not yet
-    threading.Thread(target=_end_for, args=(multiprocessing.parent_process().pid,), daemon=True).start()
+    threading.Thread(target=_end_with_reader, daemon=True).start()
     if own is not None:
         own(worker)
 
 
-def _end_for(reader: int) -> None:
-    # as torch's own handler does, which the blocked signals do not reach
-    while signal.sigwaitinfo(_FOR_THE_RUN).si_pid != reader:
-        pass
-    os._exit(0)
+def _end_with_reader() -> None:
+    """End this worker when its reader says so by a signal, as torch's handler would, or is gone.
+
+    torch looks for a reader that is gone too, but takes the process that is its parent when it starts to look
+    for the reader: a worker that is born late would wait for ever.
+    """
+    reader = multiprocessing.parent_process()
+    while True:
+        received = signal.sigtimedwait(_FOR_THE_RUN, _LOOK_EVERY)
+        if received.si_pid == reader.pid if received else not reader.is_alive():
+            os._exit(0)
 
 
 class HostDataLoader(SteadyLoader):

@@ -15,6 +15,7 @@ from own_processes import HANG, exit_status
 from PIL import Image
 
 from fastreid_sskd import compat
+from fastreid_sskd.compat import data as compat_data
 from fastreid_sskd.compat.data import SteadyLoader, to_tensor
 
 
@@ -276,6 +277,20 @@ def test_workers_outlive_signals_of_others_and_end_for_their_reader(method):
     stop(iterator)
 
 
+def is_killed_before_its_workers_begin(folder):
+    compat_data._LOOK_EVERY = 0.2
+    iterator = iter(
+        SteadyLoader(Numbers(), num_workers=2, worker_init_fn=begins_late, multiprocessing_context="fork")
+    )
+    for process in iterator._workers:
+        (folder / str(process.pid)).touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def begins_late(worker):
+    time.sleep(1)
+
+
 def is_killed_while_it_reads(folder):
     from torch.utils.data._utils import worker
 
@@ -287,8 +302,9 @@ def is_killed_while_it_reads(folder):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_workers_end_when_their_reader_is_gone(tmp_path):
-    assert exit_status(is_killed_while_it_reads, tmp_path) == -signal.SIGKILL
+@pytest.mark.parametrize("killed", [is_killed_while_it_reads, is_killed_before_its_workers_begin])
+def test_workers_end_when_their_reader_is_gone(tmp_path, killed):
+    assert exit_status(killed, tmp_path) == -signal.SIGKILL
     end = time.monotonic() + 60
     left = [path for path in tmp_path.iterdir()]
     assert len(left) == 2
