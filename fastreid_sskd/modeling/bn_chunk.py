@@ -46,6 +46,7 @@ class ChunkedBatchNormAct2d(_Chunked, nn.BatchNorm2d):
     """timm's ``BatchNormAct2d``, a batch norm and its activation, in chunks."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise in chunks, then drop and activate."""
         return self.act(self.drop(super().forward(x)))
 
 
@@ -62,7 +63,7 @@ def say_without_batch_norm(networks: Iterable[nn.Module]) -> None:
     for kind, network in {type(network.backbone).__name__: network for network in networks}.items():
         if not has_batch_norm(network.backbone):
             logger.info(
-                "%s has no batch norm: SSKD.SOFT_LABELS.BN, SSKD.BN_CHUNK and SSKD.SOURCE.BN_DATASETS act on %s",
+                "%s has no batch norm: SSKD.SOFT_LABELS.BN, BN_CHUNK and SOURCE.BN_DATASETS act on %s",
                 kind,
                 "the neck alone" if has_batch_norm(network.heads) else "nothing, as the head has none either",
             )

@@ -1,4 +1,4 @@
-"""Networks of timm as backbones: ``MODEL.BACKBONE.NAME: build_timm_backbone``, ``DEPTH`` timm's name of one."""
+"""Networks of timm as backbones: ``MODEL.BACKBONE.NAME: build_timm_backbone``, ``DEPTH`` names one."""
 
 import logging
 import re
@@ -68,8 +68,9 @@ def build_timm_backbone(cfg: CfgNode) -> nn.Module:
     """Build a network of timm. Nothing is downloaded: weights are those of ``PRETRAIN_PATH``, or random.
 
     Read are of ``MODEL.BACKBONE`` ``DEPTH`` (timm's name, as ``vit_small_patch14_dinov2``), ``FEAT_DIM``,
-    ``PRETRAIN``, ``PRETRAIN_PATH`` and ``LAST_STRIDE``: 1 asks for maps of 1/16 of the image's size, where the
-    network can. A network with positions is built for ``INPUT.SIZE_TRAIN`` and takes other sizes where it can.
+    ``PRETRAIN``, ``PRETRAIN_PATH`` and ``LAST_STRIDE``: 1 asks for maps of 1/16 of the image's size, where
+    the network can. A network with positions is built for ``INPUT.SIZE_TRAIN`` and takes other sizes where it
+    can.
 
     Raises:
         ImportError: if timm is not installed.
@@ -99,8 +100,8 @@ def build_timm_backbone(cfg: CfgNode) -> nn.Module:
 
         if not options.PRETRAIN_PATH:
             raise FileNotFoundError(
-                f"MODEL.BACKBONE.PRETRAIN is on, and nothing is downloaded: set MODEL.BACKBONE.PRETRAIN_PATH to "
-                f"a file of weights of timm's {options.DEPTH}, or MODEL.BACKBONE.PRETRAIN to False"
+                "MODEL.BACKBONE.PRETRAIN is on, and nothing is downloaded: set MODEL.BACKBONE.PRETRAIN_PATH "
+                f"to a file of weights of timm's {options.DEPTH}, or MODEL.BACKBONE.PRETRAIN to False"
             )
         load_backbone(model, options.PRETRAIN_PATH)
     return model

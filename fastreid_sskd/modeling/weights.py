@@ -42,8 +42,7 @@ _KINDS = (
     (rb"(?i)\s*<(!doctype|html|\?xml)", "is a web page: the download has failed, so download the file again"),
     (
         _SAFETENSORS,
-        "is a safetensors file, and damaged or read without its package: pip install safetensors, or copy the "
-        "file again",
+        "is a safetensors file, damaged or without its package: copy it again, or pip install safetensors",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Networks of timm as backbones: maps and tokens, sizes, weights in other layouts, refusals, a step of two peers."""
+"""Networks of timm as backbones: maps and tokens, sizes, layouts of weights, refusals, a step of peers."""
 
 import copy
 import sys
