@@ -66,6 +66,8 @@ EXTRAS_REQUIRE = {
     "infomap": ["infomap>=2.9; python_version >= '3.11'"],
     # ruff is held to one minor version: its default rules change between them
     "test": ["pytest>=7.3", "pytest-xdist>=3.5", "pytorch-metric-learning>=2.3", "ruff>=0.17,<0.18"],
+    # MODEL.BACKBONE.NAME build_timm_backbone; safetensors, which it requires, reads such files of weights
+    "timm": ["timm>=1.0", "safetensors>=0.4"],
     # the map in the report of a run by UMAP, not PCA
     "umap": ["umap-learn>=0.5.4"],
     # what some parts of the host import when they are used: weights from the network, CUHK03, its visualiser
@@ -74,7 +76,7 @@ EXTRAS_REQUIRE = {
 # Every extra has a test.
 EXTRAS_REQUIRE["test"] += [
     requirement
-    for extra in ("onnx", "report", "parquet", "infomap", "umap", "host")
+    for extra in ("onnx", "report", "parquet", "infomap", "umap", "timm", "host")
     for requirement in EXTRAS_REQUIRE[extra]
 ]
 

@@ -18,6 +18,7 @@ from ..data.views import build_view_transforms
 from ..evaluation.evaluator import evaluate_peers
 from ..losses.loss_set import build_losses
 from ..modeling import ema_momentum, load_source_weights
+from ..modeling.bn_chunk import say_without_batch_norm
 from ..modeling.weights import is_sskd_state, load_exactly, load_network, read_state_dict
 from ..processes import Stopped, broadcast_buffers, on_main
 from .check_config import check_clustering
@@ -72,7 +73,9 @@ class AdaptationTrainer(Trainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the peers, without ImageNet weights if source models or a checkpoint replace them."""
-        return super().build_model(cfg if starts_from_backbone(cfg) else without_pretraining(cfg))
+        model = super().build_model(cfg if starts_from_backbone(cfg) else without_pretraining(cfg))
+        say_without_batch_norm(model.students)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -229,6 +232,12 @@ class SourceTrainer(Trainer):
             training_items(cfg.SSKD.SOURCE.BN_DATASETS, cfg.SSKD.FOLDERS)
         build_view_transforms(cfg)
         return max(labels) + 1, cfg.SSKD.ITERS_PER_EPOCH
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        say_without_batch_norm([model])
+        return model
 
     def epoch_batches(self, epoch: int, start: int = 0) -> Iterable:
         return self._loader.epoch(epoch, start)

@@ -1,5 +1,6 @@
 """The peers, their mean teachers and the two meta-architectures (registered by being imported)."""
 
+from . import timm_backbone  # noqa: F401  registers build_timm_backbone
 from .bn_chunk import chunk_batch_norm
 from .peer import Peer, build_peer, peer_config
 from .source import SSKDSource

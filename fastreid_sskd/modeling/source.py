@@ -8,6 +8,7 @@ from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 from torch import nn
 
 from ..losses import LossSet, PeerBatch, build_losses
+from .bn_chunk import has_batch_norm
 from .peer import Peer, PixelNormalisation, build_peer
 
 
@@ -43,6 +44,7 @@ class SSKDSource(Peer):
                     "change it in the config or on the command line"
                 )
             nn.init.normal_(self.heads.weight, std=classifier_std)
+        self._has_batch_norm = has_batch_norm(self)
         self.losses = losses
         self.pixels = PixelNormalisation(pixel_mean, pixel_std)
 
@@ -66,7 +68,7 @@ class SSKDSource(Peer):
             return super().forward(images)
         labels = batched_inputs["targets"].to(self.device)
         outputs = super().forward(images, labels)
-        if "bn_images" in batched_inputs:
+        if "bn_images" in batched_inputs and self._has_batch_norm:
             bn_images = self.pixels(batched_inputs["bn_images"])
             with torch.no_grad():
                 super().forward(bn_images)

@@ -11,7 +11,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,18 +35,21 @@ class WeightsError(ValueError):
 # ---- reading -------------------------------------------------------------------------------------
 
 # What people have in place of a file of torch.save, by its first bytes.
+_SAFETENSORS = rb"(?s).{8}\{\""
 _KINDS = (
     (rb"\s*version https://git-lfs", "is a pointer of Git LFS: fetch the file itself with git lfs pull"),
     (rb"(?i)\s*<(!doctype|html|\?xml)", "is a web page: the download has failed, so download the file again"),
     (
-        rb"(?s).{8}\{\"",
-        "is a safetensors file: torch.save(safetensors.torch.load_file(path), new_path) converts it",
+        _SAFETENSORS,
+        "is a safetensors file, damaged or without its package: copy it again, or pip install safetensors",
     ),
 )
 
 
 def read_file(path: str, *, mmap: bool = False) -> Any:
     """Read a file of ``torch.save`` to the CPU, unpickling only tensors, numpy and plain Python values.
+
+    A file of safetensors is read where that package is installed.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -58,6 +61,10 @@ def read_file(path: str, *, mmap: bool = False) -> Any:
             "SSKD.SOURCE.WEIGHTS and MODEL.BACKBONE.PRETRAIN_PATH take files on disk"
         )
     try:
+        if _is_safetensors(path):
+            from safetensors.torch import load_file  # required by timm
+
+            return load_file(path)
         with _plain_objects_allowed():
             mmap = mmap and zipfile.is_zipfile(path)  # a file from before torch 1.6 is read whole
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -91,6 +98,11 @@ def _plain_objects_allowed() -> AbstractContextManager:
     ]
     types = {type(np.dtype(code)) for code in "?bBhilqefd"}  # those torch has as well
     return torch.serialization.safe_globals([*names, np.ndarray, np.dtype, *types, argparse.Namespace])
+
+
+def _is_safetensors(path: str) -> bool:
+    with open(path, "rb") as file:
+        return re.match(_SAFETENSORS, file.read(16)) is not None
 
 
 def _what_it_is(path: str, error: Exception) -> str:
@@ -421,17 +433,25 @@ def _match(state: State, own: State, prefix: str, *, whole: bool = False) -> _Ma
 
 
 def _match_backbone(backbone: nn.Module, state: State, path: str) -> _Match:
-    own = backbone.state_dict()
+    own, given = backbone.state_dict(), state
     prefix = _prefix(state, own)
     positions = state.get(f"{prefix}pos_embed", torch.empty(0))
     known = "pos_embed" in own and positions.ndim == 3 and positions.shape[1] > 2
     if known and positions.shape != own["pos_embed"].shape:
-        distilled = f"{prefix}dist_token" in state
+        distilled = f"{prefix}dist_token" in state and "dist_token" not in own
         state = {**state, f"{prefix}pos_embed": _resized_positions(backbone, positions, distilled)}
     of_fastreid = prefix.endswith("backbone.") and any(
         key.startswith(f"{prefix.removesuffix('backbone.')}heads.") for key in state
     )
     match = _match(state, own, prefix, whole=of_fastreid)
+    if not match.whole and hasattr(backbone, "from_other_layout"):
+        with contextlib.suppress(Exception):  # of another network: timm's rules fail in their own ways
+            other = _match(backbone.from_other_layout(_below(given, prefix)), own, "", whole=of_fastreid)
+            if other.whole:
+                logger.warning(
+                    "%s has another layout or size than the backbone: timm's rules convert it", path
+                )
+                return replace(other, prefix=prefix)
     if match.missing and (renamed := _in_order(state, own)):
         logger.warning("%s has other names than the backbone, but its shapes: it is loaded by order", path)
         return _Match("", renamed, [], [], [], match.total)
@@ -475,13 +495,17 @@ def _in_shape(value: torch.Tensor, own: torch.Tensor) -> torch.Tensor | None:
 
 
 def _resized_positions(backbone: nn.Module, positions: torch.Tensor, distilled: bool) -> torch.Tensor:
-    """Resize the positions (1, 1 + n, d) of a ViT to its own grid; drop a distilled one's second token.
+    """Resize the positions (1, t + n, d) of a ViT to its own grid; drop a distilled one's second token.
+
+    t is the number of its tokens that have positions, 1 in the host's.
 
     A grid is a square, else of about the own shape; positions of neither, or without a class token, are
     unchanged.
     """
-    rows, columns = backbone.patch_embed.num_y, backbone.patch_embed.num_x
-    token, grid = positions[:, :1], positions[:, 2 if distilled else 1 :]
+    embed = backbone.patch_embed
+    rows, columns = embed.grid_size if hasattr(embed, "grid_size") else (embed.num_y, embed.num_x)
+    tokens = backbone.pos_embed.shape[1] - rows * columns
+    token, grid = positions[:, :tokens], positions[:, tokens + distilled :]
     patches = grid.shape[1]
     if patches == rows * columns:
         return torch.cat([token, grid], dim=1)
@@ -492,8 +516,10 @@ def _resized_positions(backbone: nn.Module, positions: torch.Tensor, distilled: 
     side = math.isqrt(patches)
     if side * side != patches:
         side = min((n for n in range(1, patches + 1) if patches % n == 0), key=stretched)
-    without_token = patches + 1 == rows * columns or math.isqrt(patches + 1) ** 2 == patches + 1
-    if without_token or side * side != patches and stretched(side) > math.log(1.5):
+    without_token = any(
+        patches + n in (rows * columns, math.isqrt(patches + n) ** 2) for n in range(1, tokens + 1)
+    )
+    if without_token and stretched(side) > 1e-9 or side * side != patches and stretched(side) > math.log(1.5):
         return positions
     sizes = (side, patches // side, rows, columns)
     logger.warning("the positions of a grid of %d x %d patches are resized to %d x %d", *sizes)

@@ -121,6 +121,7 @@ def test_every_import_of_the_package_is_declared(metadata):
             *extras["parquet"],
             *extras["infomap"],
             *extras["report"],
+            *extras["timm"],
         )
     }
     modules = imported_modules(PACKAGE.rglob("*.py"))
@@ -178,6 +179,7 @@ def test_what_the_host_imports_at_the_top_is_declared(metadata):
             *extras["parquet"],
             *extras["infomap"],
             *extras["report"],
+            *extras["timm"],
         )
     }
     known = set(sys.stdlib_module_names) | {"fastreid"}
