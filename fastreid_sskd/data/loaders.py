@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..compat import SteadyLoader
 from ..processes import share_of, stop_if_asked
-from .datasets import Item, source_items, test_items, training_items
+from .datasets import Item
+from .items import source_items, test_items, training_items
 from .samplers import IdentityBatches, ShuffledBatches, derive_seed, seeded
 from .views import CropCache, MultiViewDataset, build_view_transforms, open_cache
 

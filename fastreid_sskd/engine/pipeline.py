@@ -17,7 +17,8 @@ from torch import nn
 
 from ..config import KEYS, value_of
 from ..config_values import merge_overrides
-from ..data.datasets import image_paths, test_items, training_items
+from ..data.datasets import image_paths
+from ..data.items import test_items, training_items
 from ..data.loaders import extraction_loader
 from ..data.samplers import derive_seed
 from ..evaluation.evaluator import evaluate_peers, results_table

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..clustering import PseudoLabelError
 from ..data import SourceLoader, TargetLoader, training_items
-from ..data.datasets import source_items
+from ..data.items import source_items
 from ..data.samplers import check_training_batch, derive_seed
 from ..data.views import build_view_transforms
 from ..evaluation.evaluator import evaluate_peers

@@ -19,7 +19,7 @@ from fastreid.utils import comm
 from fastreid.utils.events import EventStorage
 from torch import nn
 
-from ..data.datasets import check_identities, training_items
+from ..data.items import check_identities, training_items
 from ..data.loaders import HostEpochs, test_loader
 from ..data.samplers import check_batch, derive_seed, images_per_bn
 from ..evaluation.evaluator import BlockwiseEvaluator, evaluate_encoder

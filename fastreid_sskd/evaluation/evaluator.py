@@ -12,7 +12,7 @@ from fastreid.evaluation.query_expansion import aqe
 from fastreid.utils import comm
 from tabulate import tabulate
 
-from ..data.datasets import matched_queries
+from ..data.items import matched_queries
 from ..data.loaders import test_loader
 from ..modeling import SSKD
 from ..processes import alone, control_group, in_all, on_main

@@ -12,7 +12,7 @@ from .. import __version__
 from ..benchmark.table import write_table
 from ..clustering import sweep_table
 from ..data import training_items
-from ..data.datasets import test_items
+from ..data.items import test_items
 from ..engine.files import check_output, write_atomically
 from . import plots
 from .images import Row, cluster_rows, embed, model_after, model_before, ranked_rows, run_config

@@ -20,8 +20,9 @@ from tiny_reid import (
 )
 
 from fastreid_sskd.data import CropFolder, SourceLoader, training_items
-from fastreid_sskd.data.datasets import find_images, folder_class, image_paths, matched_queries
-from fastreid_sskd.data.datasets import test_items as query_and_gallery
+from fastreid_sskd.data.datasets import find_images, folder_class, image_paths
+from fastreid_sskd.data.items import matched_queries
+from fastreid_sskd.data.items import test_items as query_and_gallery
 from fastreid_sskd.engine import AdaptationTrainer, load_config, run, source_config
 from fastreid_sskd.evaluation.evaluator import evaluate_peers
 

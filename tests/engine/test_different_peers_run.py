@@ -9,7 +9,7 @@ import torch
 from fastreid.utils.compute_dist import build_dist
 from tiny_reid import TINY, load_checkpoint, tiny_adaptation
 
-from fastreid_sskd.data.datasets import test_items as query_and_gallery
+from fastreid_sskd.data.items import test_items as query_and_gallery
 from fastreid_sskd.engine import evaluate, run, source_config
 from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.engine.refresh import one_network_config, supervised_config

@@ -12,7 +12,7 @@ from fastreid.modeling import build_model
 from own_processes import together
 from tiny_reid import MARKET
 
-from fastreid_sskd.data.datasets import test_items as query_and_gallery
+from fastreid_sskd.data.items import test_items as query_and_gallery
 from fastreid_sskd.data.loaders import test_loader as evaluation_loader
 from fastreid_sskd.evaluation import evaluator, ranking
 from fastreid_sskd.evaluation.evaluator import (
