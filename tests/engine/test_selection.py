@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -351,11 +352,12 @@ def test_without_any_source(tmp_path, caplog):
 def test_without_a_source_from_a_pretrained_backbone(tmp_path, monkeypatch):
     """The backbone's weights are asked for; given source models go before."""
     seen = []
-    monkeypatch.setattr(
-        adaptation_module.Trainer,
-        "build_model",
-        classmethod(lambda cls, cfg: seen.append(cfg.MODEL.BACKBONE.PRETRAIN)),
-    )
+
+    def build_model(cls, cfg):
+        seen.append(cfg.MODEL.BACKBONE.PRETRAIN)
+        return SimpleNamespace(students=())
+
+    monkeypatch.setattr(adaptation_module.Trainer, "build_model", classmethod(build_model))
     pretrained = ("MODEL.BACKBONE.PRETRAIN", "True", "SSKD.SOURCE.SKIP", "True")
     AdaptationTrainer.build_model(tiny_adaptation(tmp_path, *pretrained))
     AdaptationTrainer.build_model(tiny_adaptation(tmp_path, *pretrained, "SSKD.SOURCE.WEIGHTS", "['a.pth']"))
