@@ -343,9 +343,9 @@ class LabelFreeSelection(HookBase):
     The start is a candidate too, by its clusters before the first step, except for the stability of labels,
     which it has none of.
 
-    Logs under ``selection/``: clusters, noise share, the share of labels changed since this epoch's refresh,
-    the mean silhouette on the sparse Jaccard distances (noise counts 0) of the combined feature and of each
-    teacher's own under the same labels, and ``score``, the one that ``SSKD.SELECT_BY`` names. The teacher
+    Logs under ``selection/``: the epochs done, clusters, noise share, the share of labels changed since this
+    epoch's refresh, the mean silhouette on the sparse Jaccard distances (noise counts 0) of the combined
+    feature and of each teacher's own under the same labels, and ``score``, the one that ``SSKD.SELECT_BY`` names. The teacher
     that is best is the one with the highest silhouette, at the epoch with the highest score; the earliest of
     equals. An epoch whose clusters have collapsed (see ``check_usable``) has no score and is not selected:
     few clusters look calm and free of noise. Costs a refresh an epoch, and a search for neighbours for each
@@ -364,6 +364,7 @@ class LabelFreeSelection(HookBase):
     def before_epoch(self):
         if self.trainer.epoch == 0 and self.record.select_by != "stability":
             signals = self._offer(0)
+            self._log(signals, 0)
             if "score" in signals:
                 self.trainer.keep_start(signals["score"])
 
@@ -374,9 +375,11 @@ class LabelFreeSelection(HookBase):
         start = time.perf_counter()
         signals = self._offer(self.trainer.epoch + 1)
         signals["seconds"] = time.perf_counter() - start
-        storage.put_scalars(
-            smoothing_hint=False, **{f"selection/{name}": float(value) for name, value in signals.items()}
-        )
+        self._log(signals, self.trainer.epoch + 1)
+
+    def _log(self, signals: dict, done: int):
+        found = {f"selection/{name}": float(value) for name, value in {"epoch": done, **signals}.items()}
+        self.trainer.storage.put_scalars(smoothing_hint=False, **found)
 
     def _offer(self, done: int) -> dict:
         """Offer the state after ``done`` epochs to the record; returns the signals that speak for it."""

@@ -31,7 +31,7 @@ UNLABELLED = ("DATASETS.TESTS", "()", "SSKD.SELECT_BY", "silhouette")
 
 
 def selections(output):
-    """The selection/ scalars of every epoch, from metrics.json."""
+    """The selection/ scalars of the start and of every epoch, from metrics.json."""
     rows = {}
     for line in (output / "metrics.json").read_text().splitlines():
         found = {
@@ -56,7 +56,8 @@ def test_signals_are_those_of_the_state_after_the_epoch(trainer):
     def silhouette(feature):
         return sparse_silhouette(jaccard_distance(feature, cluster.K1, cluster.K2), labels).mean()
 
-    (signals,) = selections(made.output)
+    start, signals = selections(made.output)
+    assert (start["epoch"], signals["epoch"]) == (0, 1)
     assert signals["clusters"] == labels.max() + 1
     assert signals["noise_share"] == pytest.approx((labels == -1).mean())
     assert signals["silhouette"] == pytest.approx(silhouette(made.model.combine(features)), abs=1e-6)
@@ -111,7 +112,7 @@ def test_model_best_is_the_highest_score(adaptation, tmp_path, caplog, offers, s
     rows = selections(tmp_path / "out")
     start = [] if select_by == "stability" else [0]  # the first labels have changed from none
     assert [epoch for epoch, _, _ in offers] == [*start, 1, 2, 3]
-    assert [score for _, _, score in offers[len(start) :]] == [row["score"] for row in rows]
+    assert [(epoch, score) for epoch, _, score in offers] == [(row["epoch"], row["score"]) for row in rows]
     epoch, peer, _ = max(offers, key=lambda offer: offer[2])
     saved = load_checkpoint(tmp_path / "out" / "model_best.pth")
     assert saved["epoch"] == epoch - 1 and int(saved["model"]["best_peer"]) == peer
@@ -168,7 +169,7 @@ def test_collapsed_clusters_are_not_selected(trainer, monkeypatch, caplog, offer
     monkeypatch.setattr(made.refresh, "cluster", cluster)
     with caplog.at_level(logging.INFO, logger="fastreid.sskd"):
         made.train()
-    first, second = selections(made.output)
+    _, first, second = selections(made.output)
     collapsed = {"clusters": label + 1, "noise_share": -label}
     assert "score" not in second
     assert {name: second[name] for name in collapsed} == collapsed
