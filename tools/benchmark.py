@@ -8,6 +8,7 @@ r"""One table of any models and runs, with what their figures depend on.
     tools/benchmark.py grid configs/ablation/grid.yml --output runs/ablation
     tools/benchmark.py grid configs/rivals/grid.yml --config-file configs/sskd_cuhk2m_mobilenet.yml \
         --output runs/rivals --against "SSKD as released"
+    tools/benchmark.py selection runs/rivals                            # which SSKD.SELECT_BY chooses best
     tools/benchmark.py zoo                                              # writes MODEL_ZOO.md
 
 What is given to `table` is [NAME=]FOLDER (a run, or a folder of runs) or [NAME=]CONFIG:WEIGHTS. With --tests
@@ -140,6 +141,11 @@ def main() -> int:
         training.add_argument("--output", required=True, help="folder of the runs")
         training.add_argument("--opts", nargs="+", default=[], help="overrides of the config: KEY value ...")
 
+    selection = commands.add_parser(
+        "selection", help="how well the signals without labels choose an epoch, over finished runs"
+    )
+    selection.add_argument("runs", nargs="+", metavar="FOLDER", help="of a run, or of runs")
+    selection.set_defaults(output_file=None)
     zoo = commands.add_parser(
         "zoo", help="write MODEL_ZOO.md from its notes, the records and the run folders there are"
     )
@@ -163,6 +169,10 @@ def main() -> int:
         except ValueError as error:
             parser.error(f"--output-file: {error}")
 
+    if args.command == "selection":
+        with checking():
+            print(benchmark.selection_table(args.runs))
+        return 0
     if args.command != "zoo":
         check_published(args.published or [])
     if args.command == "zoo":

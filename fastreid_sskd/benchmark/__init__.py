@@ -4,6 +4,7 @@ from .evaluate import evaluate_folder, evaluate_pair
 from .published import load_published, published_results
 from .results import Result, collect, read_results, write_results
 from .runner import Cell, Grid, Outcome, load_grid, parse_seeds, repeat, run_grid
+from .selection import selection_table
 from .table import FORMATS, summarise, write_table
 from .zoo import render_zoo
 
@@ -24,6 +25,7 @@ __all__ = [
     "render_zoo",
     "repeat",
     "run_grid",
+    "selection_table",
     "summarise",
     "write_results",
     "write_table",

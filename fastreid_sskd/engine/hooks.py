@@ -345,11 +345,11 @@ class LabelFreeSelection(HookBase):
 
     Logs under ``selection/``: the epochs done, clusters, noise share, the share of labels changed since this
     epoch's refresh, the mean silhouette on the sparse Jaccard distances (noise counts 0) of the combined
-    feature and of each teacher's own under the same labels, and ``score``, the one that ``SSKD.SELECT_BY`` names. The teacher
-    that is best is the one with the highest silhouette, at the epoch with the highest score; the earliest of
-    equals. An epoch whose clusters have collapsed (see ``check_usable``) has no score and is not selected:
-    few clusters look calm and free of noise. Costs a refresh an epoch, and a search for neighbours for each
-    teacher. To be registered after the refresh and before the checkpoints, whose metric is
+    feature and of each teacher's own under the same labels, and ``score``, the one that ``SSKD.SELECT_BY``
+    names. The best teacher is the one with the highest silhouette, at the epoch with the highest score; the
+    earliest of equals. An epoch whose clusters have collapsed (see ``check_usable``) has no score and is not
+    selected: few clusters look calm and free of noise. Costs a refresh an epoch, and a search for neighbours
+    for each teacher. To be registered after the refresh and before the checkpoints, whose metric is
     ``selection/score``. Nothing is trained on what it finds.
 
     Args:
