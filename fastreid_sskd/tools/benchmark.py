@@ -8,7 +8,7 @@ r"""One table of any models and runs, with what their figures depend on.
     tools/benchmark.py grid configs/ablation/grid.yml --output runs/ablation
     tools/benchmark.py grid configs/rivals/grid.yml --config-file configs/sskd_cuhk2m_mobilenet.yml \
         --output runs/rivals --against "SSKD as released"
-    tools/benchmark.py zoo                                              # writes MODEL_ZOO.md
+    tools/benchmark.py zoo                                   # in a clone: writes MODEL_ZOO.md
 
 What is given to `table` is [NAME=]FOLDER (a run, or a folder of runs) or [NAME=]CONFIG:WEIGHTS. With --tests
 the model_final.pth of each run is evaluated on those sets. `run` and `grid` resume when they are given again,
@@ -31,8 +31,7 @@ from fastreid_sskd import benchmark
 from fastreid_sskd.engine.files import check_output, make_folder, write_atomically
 from fastreid_sskd.refusals import checking, exit_status, nearest
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PUBLISHED = os.path.join(ROOT, "benchmarks", "published.yml")
+PUBLISHED = os.path.join(os.path.dirname(benchmark.__file__), "published.yml")
 
 
 def check_table_file(path: str, reads=()) -> None:
@@ -143,10 +142,10 @@ def main() -> int:
     zoo = commands.add_parser(
         "zoo", help="write MODEL_ZOO.md from its notes, the records and the run folders there are"
     )
-    zoo.add_argument("--notes", default=os.path.join(ROOT, "benchmarks", "model_zoo.md"))
-    zoo.add_argument("--records", default=os.path.join(ROOT, "benchmarks", "records"))
+    zoo.add_argument("--notes", default="benchmarks/model_zoo.md")
+    zoo.add_argument("--records", default="benchmarks/records")
     zoo.add_argument("--runs", default="runs")
-    zoo.add_argument("--output-file", default=os.path.join(ROOT, "MODEL_ZOO.md"))
+    zoo.add_argument("--output-file", default="MODEL_ZOO.md")
     args = parser.parse_args()
     if args.command == "table" and not args.models and not args.published:
         table.error("name run folders or CONFIG:WEIGHTS, or pairs of data sets behind --published")

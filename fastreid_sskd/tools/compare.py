@@ -35,10 +35,6 @@ from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.files import check_output, write_atomically
 from fastreid_sskd.refusals import checking, exit_status
 
-GRID = os.path.join(
-    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "comparison", "grid.yml"
-)
-
 
 @exit_status
 def main() -> int:
@@ -58,7 +54,7 @@ def main() -> int:
     table_file = os.path.join(args.output, "table.md")
     with checking():
         check_output(table_file)
-        grid = replace(benchmark.load_grid(GRID), config=args.config_file, seeds=args.seeds)
+        grid = replace(benchmark.load_grid("comparison/grid.yml"), config=args.config_file, seeds=args.seeds)
     setup_logger()
     start = time.time()
     outcome = benchmark.run_grid(grid, args.output, opts=args.opts)

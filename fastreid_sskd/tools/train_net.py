@@ -40,6 +40,14 @@ from fastreid_sskd.processes.distributed import joined_from_outside
 from fastreid_sskd.refusals import checking, exit_status
 
 
+def command_line() -> argparse.Namespace:
+    """The arguments of the command line."""
+    parser = default_argument_parser()
+    for gone in ("--predict", "--features"):
+        parser.add_argument(gone, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
 @checking()
 def prepare(args) -> tuple[str, int | None]:
     """The device, and the status of the processes that were started in place of this one, if any were."""
@@ -72,7 +80,8 @@ def torchrun(args) -> str:
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={machine_0 or 'HOST_OF_ONE_OF_THEM:29500'}",
         "--rdzv-id=sskd",
-        sys.argv[0],
+        # the program of `fastreid-sskd train` is followed by its command
+        *([sys.argv[0]] if os.path.isfile(sys.argv[0]) else sys.argv[0].rsplit(" ", 1)),
         "--config-file",
         args.config_file,
         *(["--resume"] if args.resume else []),
@@ -83,8 +92,13 @@ def torchrun(args) -> str:
 
 
 @exit_status
-def main(args) -> int:
-    """Run the command, in this process or in several; the exit status."""
+def main(args: argparse.Namespace | None = None) -> int:
+    """Run the command, in this process or in several; the exit status.
+
+    Args:
+        args: None for those of the command line.
+    """
+    args = args or command_line()
     device, status = prepare(args)
     if status is not None:
         return status
@@ -112,10 +126,3 @@ def one_process(args) -> int:
                 f"training stopped, its checkpoints are kept in {cfg.OUTPUT_DIR}: {error}"
             ) from error
     return 0
-
-
-if __name__ == "__main__":
-    parser = default_argument_parser()
-    for gone in ("--predict", "--features"):
-        parser.add_argument(gone, help=argparse.SUPPRESS)
-    sys.exit(main(parser.parse_args()))

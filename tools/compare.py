@@ -1,0 +1,9 @@
+#!/usr/bin/env python3
+"""The command of fastreid_sskd/tools/compare.py; --help describes it."""
+
+import sys
+
+from fastreid_sskd.tools.compare import main
+
+if __name__ == "__main__":
+    sys.exit(main())
