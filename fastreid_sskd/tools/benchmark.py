@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 r"""One table of any models and runs, with what their figures depend on.
 
     tools/benchmark.py table runs/demo runs/run_a                       # finished runs: no model is evaluated
@@ -21,9 +20,6 @@ import argparse
 import os
 import sys
 from dataclasses import replace
-
-# Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from fastreid.utils.logger import setup_logger
 
@@ -188,7 +184,3 @@ def main() -> int:
     for note in outcome.notes():
         print(note, file=sys.stderr)
     return 3 if outcome.stopped else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 r"""Run an SSKD config and what it has to be compared with, over seeds, and print one table.
 
     tools/compare.py --config-file configs/demo.yml --output runs/demo
@@ -20,12 +19,8 @@ SIGINT after saving.
 
 import argparse
 import os
-import sys
 import time
 from dataclasses import replace
-
-# Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from fastreid.utils.logger import setup_logger
@@ -68,7 +63,3 @@ def main() -> int:
     )
     write_atomically(table_file, lambda file: file.write(f"{table}\n".encode()))
     return 3 if outcome.stopped else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

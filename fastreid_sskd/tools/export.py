@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 r"""Export a trained model: as a plain fast-reid checkpoint with its yml, or as an ONNX graph.
 
     tools/export.py --config-file runs/sskd_m2d/config.yaml --format fastreid --output exported/m2d.pth \
@@ -13,10 +12,6 @@ fast-reid's checkpoint through fast-reid, the graph through onnxruntime. ONNX ne
 
 import argparse
 import os
-import sys
-
-# Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.pipeline import load_trained
@@ -75,7 +70,3 @@ def main() -> int:
             })  # fmt: skip
             print(f"{args.output}: onnxruntime gives the same features to {error:.1e}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 r"""Make a Market-1501-style data set of the first N training identities, by links to the original images.
 
     tools/make_subset.py --source DATASETS/Market-1501-v15.09.15 --output SUBSET/Market-1501-v15.09.15 \
@@ -9,7 +8,6 @@ Query and gallery are linked whole. Use it with FASTREID_DATASETS=SUBSET.
 
 import argparse
 import os
-import sys
 
 from fastreid_sskd.data.datasets import find_images
 from fastreid_sskd.engine.files import make_folder
@@ -62,7 +60,3 @@ def main() -> int:
             os.symlink(os.path.abspath(os.path.join(args.source, split, name)), os.path.join(folder, name))
         print(f"{split}: {len(names[split])} images")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

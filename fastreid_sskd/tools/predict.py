@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 r"""Features of the images of a folder, and the nearest of them to a query image as one picture.
 
     tools/predict.py --config-file runs/sskd_m2d/config.yaml --images CROPS --output features.parquet \
@@ -13,12 +12,8 @@ nothing is written.
 
 import argparse
 import os
-import sys
 
 from PIL import Image
-
-# Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from fastreid_sskd.data.datasets import IMAGE_ENDINGS, image_paths
 from fastreid_sskd.engine import load_config, resolve
@@ -100,7 +95,3 @@ def main() -> int:
             files = write_features(args.output, paths, features)
             print(f"{len(paths)} features of {features.shape[1]} values in {' and '.join(files)}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

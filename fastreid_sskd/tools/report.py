@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """The report of a run: one HTML file that needs nothing else, no network included.
 
     tools/report.py runs/demo/sskd/seed1                      # writes runs/demo/sskd/seed1/report.html
@@ -11,10 +10,6 @@ evaluations. It needs matplotlib, the extra `report`.
 
 import argparse
 import os
-import sys
-
-# Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from fastreid_sskd.refusals import checking, exit_status
 from fastreid_sskd.report import Options, write_report
@@ -46,7 +41,3 @@ def main() -> int:
         path = write_report(args.run, args.output, options)
     print(f"wrote {path} ({os.path.getsize(path) / 1e6:.1f} MB)")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

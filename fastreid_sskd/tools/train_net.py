@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 r"""Train, adapt, resume or evaluate: SSKD configs and plain fast-reid ones.
 
     tools/train_net.py --config-file configs/sskd_m2d.yml
@@ -26,9 +25,6 @@ import os
 import shlex
 import sys
 from urllib.parse import urlsplit
-
-# Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from fastreid_sskd.clustering import PseudoLabelError
 from fastreid_sskd.engine import default_argument_parser, evaluate, load_config
