@@ -59,8 +59,10 @@ def adapt(
         ValueError: if the config is not of SSKD, or as :func:`.engine.run`, whose other errors come too.
 
     Example:
+        >>> from fastreid_sskd import adapt, load
         >>> run = adapt("sskd_crops.yml", target="crops", weights="market.pth", output="runs/mine")
-        >>> features = load(run.output)(["crops/0001.jpg", "crops/0002.jpg"])  # (2, 2048)
+        >>> model = load(run.output, "ensemble")
+        >>> features = model(["crops/0001.jpg", "crops/0002.jpg"])  # (2, 2048)
     """
     cfg = _config(config, target, weights, output, opts)
     check_run(cfg, resume)
