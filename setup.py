@@ -88,8 +88,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["fastreid_sskd*"]),
-    package_data={"fastreid_sskd.report": ["*.html"]},
+    # configs/ of a clone is a folder of the installed package
+    packages=[*find_packages(include=["fastreid_sskd*"]), "fastreid_sskd.configs"],
+    package_dir={"fastreid_sskd.configs": "configs"},
+    package_data={
+        "fastreid_sskd.benchmark": ["*.yml"],
+        "fastreid_sskd.configs": ["*.yml", "*/*.yml"],
+        "fastreid_sskd.report": ["*.html"],
+    },
+    entry_points={"console_scripts": ["fastreid-sskd = fastreid_sskd.tools:main"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     zip_safe=False,

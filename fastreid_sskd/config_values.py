@@ -15,9 +15,15 @@ from yacs.config import CfgNode
 from .config import REMOVED, add_sskd_config
 from .refusals import UnknownNameError, nearest, said_of
 
-__all__ = ["merge_file", "merge_overrides"]
+__all__ = ["config_path", "merge_file", "merge_overrides"]
 
 logger = logging.getLogger("fastreid.sskd.config")
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+#: the configs of this project: a wheel has them inside the package, a clone beside it
+CONFIGS = next(
+    filter(os.path.isdir, (os.path.join(at, "configs") for at in (_PACKAGE, os.path.dirname(_PACKAGE)))), ""
+)
 
 #: files that are relative to the file that names them
 _BESIDE = ("SSKD.SOURCE.CONFIG", "SSKD.PEERS")
@@ -46,13 +52,28 @@ class _AsWritten(yaml.SafeLoader):
         return node
 
 
+def config_path(given: str, folder: str = "") -> str:
+    """The path of a config or grid: of a file, or of one that the package ships and that goes by its name.
+
+    Args:
+        given: a path, relative to ``folder``; or a name, such as "sskd_m2d.yml" or "peers/r50.yml".
+    """
+    path, shipped = os.path.join(folder, os.path.expanduser(given)), os.path.join(CONFIGS, given)
+    return shipped if os.path.isfile(shipped) and not os.path.exists(path) else path
+
+
+def _shipped() -> list[str]:
+    found = [os.path.join(folder, name) for folder, _, names in os.walk(CONFIGS) for name in names]
+    return [os.path.relpath(path, CONFIGS) for path in found if path.endswith(".yml")]
+
+
 def merge_file(cfg: CfgNode, path: str, loaded_by: Sequence[str] = ()) -> None:
     """Change a config to what a YAML file says, after the file that its ``_BASE_`` names.
 
     Args:
         cfg: not frozen, changed in place.
-        path: the file. ``SSKD.SOURCE.CONFIG`` and ``SSKD.PEERS`` in it are relative to its folder, and become
-            absolute.
+        path: the file, see :func:`config_path`. ``SSKD.SOURCE.CONFIG`` and ``SSKD.PEERS`` in it are relative
+            to its folder, and become absolute.
         loaded_by: the files that have led here by ``_BASE_``.
 
     Raises:
@@ -60,6 +81,7 @@ def merge_file(cfg: CfgNode, path: str, loaded_by: Sequence[str] = ()) -> None:
         UnknownNameError: if a key is unknown, naming the nearest.
         ValueError: if it is no file of keys, or a value is not what its key takes.
     """
+    path = config_path(path)
     given = _read(path, loaded_by)
     base = given.pop("_BASE_", None)
     if base is not None:
@@ -69,7 +91,7 @@ def merge_file(cfg: CfgNode, path: str, loaded_by: Sequence[str] = ()) -> None:
                 "_BASE_ out"
             )
         here = [*loaded_by, os.path.realpath(path)]
-        base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        base = config_path(base, os.path.dirname(path))
         if os.path.realpath(base) in here:
             raise ValueError(f"config file {path!r} has {base!r} as its _BASE_, which leads back to it")
         merge_file(cfg, base, here)
@@ -79,7 +101,9 @@ def merge_file(cfg: CfgNode, path: str, loaded_by: Sequence[str] = ()) -> None:
 
 def _read(path: str, loaded_by: Sequence[str]) -> dict[str, Any]:
     if not os.path.isfile(path):
-        what = "is a folder: name a file in it" if os.path.isdir(path) else "not found"
+        what = "is a folder: name a file in it"
+        if not os.path.exists(path):
+            what = f"not found{nearest(path, _shipped())}"
         raise FileNotFoundError(
             f"config file {path!r} {what}" + (f" (the _BASE_ of {loaded_by[-1]!r})" if loaded_by else "")
         )
@@ -190,7 +214,7 @@ def _defaults() -> dict[str, Any]:
 def _absolute(value: str | list, folder: str) -> str | list:
     if isinstance(value, list):
         return [_absolute(path, folder) for path in value]
-    return value and os.path.abspath(os.path.join(folder, value))
+    return value and os.path.abspath(config_path(value, folder))
 
 
 # ---- one value -----------------------------------------------------------------------------------

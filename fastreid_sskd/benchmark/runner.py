@@ -6,19 +6,19 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 from fastreid.config import CfgNode
-from fastreid.utils.collect_env import collect_env_info
 
 from ..clustering import PseudoLabelError
 from ..config import names_with
+from ..config_values import config_path
 from ..engine import load_config, resolve, run
 from ..engine.checkpoint import OtherConfigError, last_checkpoint, plain_config, same_value
-from ..engine.defaults import starts_from_backbone
+from ..engine.defaults import log_file, starts_from_backbone
 from ..engine.files import make_folder, output_folder, write_atomically
 from ..engine.pipeline import check_inputs, check_source, evaluate_start, pretrains, source_weights
 from ..engine.refresh import one_network_config, supervised_config
@@ -114,6 +114,7 @@ def load_grid(path: str) -> Grid:
     Raises:
         ValueError: if a key or value is not known, or two cells have one name.
     """
+    path = config_path(path)
     try:
         with open(path, encoding="utf-8") as file:
             data = yaml.safe_load(file)
@@ -137,7 +138,7 @@ def load_grid(path: str) -> Grid:
     if share not in ("", "all", "seed"):
         raise ValueError(f"share_source of {path!r} is all, seed, or left out; got {share!r}")
     return Grid(
-        os.path.join(os.path.dirname(path), data["config"]),
+        config_path(data["config"], os.path.dirname(path)),
         tuple(cells),
         tuple(data.get("seeds", (1, 2, 3))),
         share,
@@ -459,7 +460,7 @@ def _run_jobs(jobs: Sequence[_Job]) -> None:
     weights: dict[str, list[str]] = {}  # by the folder of the source models
     with listen():  # one signal ends all runs
         for job in filter(lambda job: job.left, jobs):
-            with output_folder(job.folder), _log_file(job.folder):
+            with output_folder(job.folder), log_file(job.folder):
                 _check_same_settings(job)  # another process may have finished it meanwhile
                 if not job.left:
                     continue
@@ -519,24 +520,3 @@ def _with_weights(job: _Job, weights: Sequence[str]) -> CfgNode:
         cfg.SSKD.SOURCE.WEIGHTS = list(weights if len(weights) == 1 else weights[: cfg.SSKD.NUM_PEERS])
     cfg.freeze()
     return cfg
-
-
-@contextlib.contextmanager
-def _log_file(folder: str) -> Iterator[None]:
-    """Write the log of one run into its folder too."""
-    handler = logging.FileHandler(os.path.join(folder, "log.txt"), encoding="utf-8")
-    handler.setFormatter(
-        logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
-    )
-    host = logging.getLogger("fastreid")
-    host.addHandler(handler)
-    level = host.level
-    if not host.isEnabledFor(logging.INFO):
-        host.setLevel(logging.INFO)
-    try:
-        logger.info("Environment info:\n%s", collect_env_info())
-        yield
-    finally:
-        host.removeHandler(handler)
-        host.setLevel(level)
-        handler.close()

@@ -225,7 +225,8 @@ def extraction_loader(
 
     Args:
         cfg: the run's config.
-        items: (path, identity, camera) of N images; only the paths are read.
+        items: (path, identity, camera) of N images; only the paths are read. A PIL image may take the place
+            of its path.
         shared: this rank's shard of the batches, in the order of the ranks; see
             :func:`..processes.gather_rows`.
         cache: of a :class:`TargetLoader`; is used where training and test images are resized alike.
@@ -251,8 +252,10 @@ def _in_order(
     once = T.Compose(once)
     if cache is None or repr(cache.once) != repr(once):
         cache = CropCache(once)
-    dataset = _InOrder(items, cache)
+    dataset, options = _InOrder(items, cache), _options(cfg)
     size, world = cfg.TEST.IMS_PER_BATCH, comm.get_world_size()
+    if len(dataset) <= size:  # to start workers takes longer than the batch
+        options["num_workers"] = 0
     if not shared or world == 1:
         batches: dict = {"batch_size": size}
     else:
@@ -260,7 +263,7 @@ def _in_order(
             size = max(1, -(-len(dataset) // world))
         all_batches = [range(at, min(at + size, len(dataset))) for at in range(0, len(dataset), size)]
         batches = {"batch_sampler": share_of(all_batches)}
-    return _OnDevice(SteadyLoader(dataset, **batches, **_options(cfg)), cfg.MODEL.DEVICE)
+    return _OnDevice(SteadyLoader(dataset, **batches, **options), cfg.MODEL.DEVICE)
 
 
 class _InOrder(Dataset):
@@ -274,8 +277,9 @@ class _InOrder(Dataset):
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict:
-        path, identity, camera = self.items[index]
-        return {"images": self.crops.read(path), "targets": identity, "camids": camera, "img_paths": path}
+        image, identity, camera = self.items[index]
+        path = image if isinstance(image, str) else ""
+        return {"images": self.crops.read(image), "targets": identity, "camids": camera, "img_paths": path}
 
 
 class _OnDevice:

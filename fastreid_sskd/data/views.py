@@ -124,12 +124,16 @@ class CropCache:
         """Images that are in memory."""
         return int(self._filled.sum())
 
-    def read(self, path: str) -> torch.Tensor:
-        """The crop of an image, uint8 (3, H, W), not to be changed. Raises as :func:`read_image`."""
-        place = self._place.get(path)
+    def read(self, image: str | Image.Image) -> torch.Tensor:
+        """The crop of an image, given by its path or decoded; uint8 (3, H, W), not to be changed.
+
+        Raises as :func:`read_image`.
+        """
+        decoded = isinstance(image, Image.Image)
+        place = None if decoded else self._place.get(image)
         if place is not None and self._filled[place]:
             return self._pixels[place]
-        pixels = np.asarray(self.once(read_image(path))).transpose(2, 0, 1)
+        pixels = np.asarray(self.once(image if decoded else read_image(image))).transpose(2, 0, 1)
         crop = torch.from_numpy(np.array(pixels, order="C"))
         if place is not None and crop.shape[1:] == self.size:
             self._pixels[place] = crop

@@ -1,20 +1,22 @@
 """From the command line to a frozen config, a log, and seeded generators."""
 
 import argparse
+import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import default_setup
 from fastreid.utils import comm
+from fastreid.utils.collect_env import collect_env_info
 from fastreid.utils.env import seed_all_rng
 
 from ..config import add_sskd_config
-from ..config_values import merge_file, merge_overrides
+from ..config_values import config_path, merge_file, merge_overrides
 from ..modeling import peer_config
 from ..processes import on_main
 from ..refusals import checking
@@ -26,6 +28,7 @@ __all__ = [
     "check_device",
     "keep_config",
     "load_config",
+    "log_file",
     "make_deterministic",
     "read_config",
     "resolve",
@@ -42,6 +45,8 @@ logger = logging.getLogger("fastreid.sskd.defaults")
 @checking()
 def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     """A fast-reid config with the SSKD node, from a file (its ``_BASE_`` included) and overrides; not frozen.
+
+    Where there is no such file, the config of that name which the package ships is taken: "sskd_m2d.yml".
 
     ``SSKD.SOURCE.CONFIG`` and ``SSKD.PEERS`` become absolute paths: in a file they are relative to that file,
     in ``opts`` to the working directory. So a run can be repeated from the ``config.yaml`` in its output
@@ -170,7 +175,8 @@ def begin(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise ValueError("OUTPUT_DIR is empty: name a folder, the log and config.yaml are written there")
     on_main(lambda: make_folder(cfg.OUTPUT_DIR))
     put_back = keep_config(cfg.OUTPUT_DIR)
-    default_setup(cfg, args)
+    # the host logs the file
+    default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": config_path(args.config_file)}))
     put_back()
     seed_everything(cfg.SEED)
 
@@ -180,6 +186,27 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = read_config(args)
     begin(cfg, args)
     return cfg
+
+
+@contextlib.contextmanager
+def log_file(folder: str) -> Iterator[None]:
+    """Write the log into ``log.txt`` of a folder too; for runs that :func:`begin` does not start."""
+    handler = logging.FileHandler(os.path.join(folder, "log.txt"), encoding="utf-8")
+    handler.setFormatter(
+        logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
+    )
+    host = logging.getLogger("fastreid")
+    host.addHandler(handler)
+    level = host.level
+    if not host.isEnabledFor(logging.INFO):
+        host.setLevel(logging.INFO)
+    try:
+        logger.info("Environment info:\n%s", collect_env_info())
+        yield
+    finally:
+        host.removeHandler(handler)
+        host.setLevel(level)
+        handler.close()
 
 
 #: folders of earlier runs inside ``OUTPUT_DIR``

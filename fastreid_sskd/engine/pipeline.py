@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastreid.config import CfgNode
+from PIL import Image
 from torch import nn
 
 from ..config import KEYS, value_of
@@ -130,8 +131,11 @@ def evaluate_start(cfg: CfgNode, weights: Sequence[str], *, batch_norm: bool = F
     return evaluate_peers(cfg, model)
 
 
-def image_features(cfg: CfgNode, model: nn.Module, paths: Sequence[str]) -> np.ndarray:
-    """Compute features (N, d) of N >= 1 images, float32 of unit length, as the model's evaluation does."""
+def image_features(cfg: CfgNode, model: nn.Module, paths: Sequence[str | Image.Image]) -> np.ndarray:
+    """Compute features (N, d) of N >= 1 images, float32 of unit length, as the model's evaluation does.
+
+    The images are given by their paths, or decoded in RGB.
+    """
     loader = extraction_loader(cfg, [(path, 0, 0) for path in paths])
     return F.normalize(encode_images(Encoder(model), loader, flip=cfg.TEST.FLIP.ENABLED), dim=1).numpy()
 

@@ -7,7 +7,7 @@ import yaml
 
 from fastreid_sskd.benchmark import load_published, published_results
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "published.yml"
+FILE = Path(__file__).resolve().parents[2] / "fastreid_sskd" / "benchmark" / "published.yml"
 
 
 def entry(**changes):

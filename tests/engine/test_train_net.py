@@ -2,7 +2,6 @@
 
 import argparse
 import fcntl
-import importlib.util
 import json
 import os
 import shlex
@@ -14,17 +13,9 @@ import pytest
 from tiny_reid import CONFIGS, TINY_SOURCE, TINY_TARGET
 
 from fastreid_sskd.engine import AdaptationTrainer, evaluate
+from fastreid_sskd.tools.train_net import main
 
 TOOL = CONFIGS.parent / "tools" / "train_net.py"
-
-
-@pytest.fixture(scope="module")
-def main():
-    """The tool's function main, in this process."""
-    spec = importlib.util.spec_from_file_location("train_net", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def arguments(output, *opts, **flags):
@@ -33,7 +24,7 @@ def arguments(output, *opts, **flags):
     return argparse.Namespace(config_file=str(CONFIGS / "sskd_d2m.yml"), opts=overrides, **{**known, **flags})
 
 
-def test_adaptation_and_evaluation(main, finished, tmp_path, host_logging, capsys):
+def test_adaptation_and_evaluation(finished, tmp_path, host_logging, capsys):
     start = ["SSKD.SOURCE.WEIGHTS", str(finished.sources)]
     assert main(arguments(tmp_path, *start)) == 0
     record = json.loads((tmp_path / "results.json").read_text())
@@ -50,14 +41,14 @@ def test_adaptation_and_evaluation(main, finished, tmp_path, host_logging, capsy
     assert f"| Market1501 | ensemble  |  {value:.1f} |" in table
 
 
-def test_unusable_clusters_exit_with_3(main, finished, tmp_path, host_logging, capsys):
+def test_unusable_clusters_exit_with_3(finished, tmp_path, host_logging, capsys):
     start = ["SSKD.SOURCE.WEIGHTS", str(finished.sources), "SSKD.CLUSTER.EPS", "1e-9"]
     assert main(arguments(tmp_path, *start)) == 3
     message = capsys.readouterr().err
     assert "0 clusters" in message and "SSKD.CLUSTER" in message and str(tmp_path) in message
 
 
-def test_another_config_exits_with_2(main, finished, tmp_path, host_logging, capsys):
+def test_another_config_exits_with_2(finished, tmp_path, host_logging, capsys):
     """One sentence, and config.yaml stays that of the run."""
     start = ["SSKD.SOURCE.WEIGHTS", str(finished.sources), "TEST.EVAL_PERIOD", "0"]
     assert main(arguments(tmp_path, *start, "SOLVER.MAX_EPOCH", "1")) == 0
@@ -67,7 +58,7 @@ def test_another_config_exits_with_2(main, finished, tmp_path, host_logging, cap
     assert (tmp_path / "config.yaml").read_text() == before
 
 
-def test_folder_in_use_exits_with_2(main, finished, tmp_path, host_logging, capsys):
+def test_folder_in_use_exits_with_2(finished, tmp_path, host_logging, capsys):
     """And is left as it is; what only reads a model may be done beside a run."""
     with open(tmp_path / ".lock", "w", encoding="utf-8") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -78,7 +69,7 @@ def test_folder_in_use_exits_with_2(main, finished, tmp_path, host_logging, caps
         assert main(arguments(tmp_path, "MODEL.WEIGHTS", weights, eval_only=True)) == 0
 
 
-def test_signal_exits_with_4(main, finished, tmp_path, host_logging, monkeypatch):
+def test_signal_exits_with_4(finished, tmp_path, host_logging, monkeypatch):
     step = AdaptationTrainer.run_step
     monkeypatch.setattr(
         AdaptationTrainer,
@@ -142,7 +133,7 @@ def test_as_a_command(tmp_path, world):
     assert f"| Market1501 | teacher0  |  {value:.1f} |" in (tmp_path / "eval" / "log.txt").read_text()
 
 
-def test_prediction_is_a_command_of_its_own(main, tmp_path, capsys):
+def test_prediction_is_a_command_of_its_own(tmp_path, capsys):
     assert main(arguments(tmp_path, predict="crops")) == 2
     assert "tools/predict.py --config-file FILE --images FOLDER" in capsys.readouterr().err and not list(
         tmp_path.iterdir()
@@ -152,7 +143,7 @@ def test_prediction_is_a_command_of_its_own(main, tmp_path, capsys):
 @pytest.mark.parametrize(
     "url, machine_0", [("tcp://10.0.0.7:29511", "10.0.0.7:29511"), ("tcp://127.0.0.1:50152", "HOST_OF_ONE")]
 )
-def test_several_machines_are_told_the_command_of_torchrun(main, tmp_path, capsys, url, machine_0):
+def test_several_machines_are_told_the_command_of_torchrun(tmp_path, capsys, url, machine_0):
     """It holds all that was asked for, and can be copied."""
     args = arguments(
         tmp_path, "SSKD.SOURCE.WEIGHTS", "['a b.pth']", num_gpus=4, num_machines=2, dist_url=url, resume=True
@@ -190,14 +181,14 @@ def test_evaluation_of_nothing(finished):
         (("OUTPUT_DIR", ""), "OUTPUT_DIR is empty"),
     ],
 )  # fmt: skip
-def test_what_is_refused_exits_with_2_in_one_message(main, tmp_path, capsys, opts, said):
+def test_what_is_refused_exits_with_2_in_one_message(tmp_path, capsys, opts, said):
     assert main(arguments(tmp_path, *opts)) == 2
     shown = capsys.readouterr().err
     assert said in shown and shown.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("flags", [{}, {"eval_only": True}], ids=["train", "evaluate"])
-def test_output_folders_that_cannot_be(main, finished, data_sets, tmp_path, host_logging, capsys, flags):
+def test_output_folders_that_cannot_be(finished, data_sets, tmp_path, host_logging, capsys, flags):
     (tmp_path / "file").touch()
     weights = ["MODEL.WEIGHTS", str(finished.output / "model_final.pth")]
     for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/1/task/none"):
@@ -206,7 +197,7 @@ def test_output_folders_that_cannot_be(main, finished, data_sets, tmp_path, host
         assert str(place) in shown and "OUTPUT_DIR" in shown and shown.count("\n") == 1
 
 
-def test_evaluation_that_is_refused(main, finished, tmp_path, host_logging, capsys):
+def test_evaluation_that_is_refused(finished, tmp_path, host_logging, capsys):
     """Without a word in the folder."""
     weights = ["MODEL.WEIGHTS", str(finished.output / "model_final.pth")]
     assert main(arguments(tmp_path, eval_only=True)) == 2
@@ -220,7 +211,7 @@ def test_evaluation_that_is_refused(main, finished, tmp_path, host_logging, caps
         assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_refused_leave_the_folder_to_its_run(main, finished, tmp_path, host_logging, capsys):
+def test_weights_that_are_refused_leave_the_folder_to_its_run(finished, tmp_path, host_logging, capsys):
     start = ["SSKD.SOURCE.WEIGHTS", str(finished.sources), "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_EPOCH", "1"]
     assert main(arguments(tmp_path, *start)) == 0
     before = (tmp_path / "config.yaml").read_text()
@@ -229,7 +220,7 @@ def test_weights_that_are_refused_leave_the_folder_to_its_run(main, finished, tm
     assert "text.pth" in capsys.readouterr().err and (tmp_path / "config.yaml").read_text() == before
 
 
-def test_a_failure_while_training_has_its_traceback(main, finished, tmp_path, host_logging, monkeypatch):
+def test_a_failure_while_training_has_its_traceback(finished, tmp_path, host_logging, monkeypatch):
     def fail(self):
         raise ValueError("deep inside")
 

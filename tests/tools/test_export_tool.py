@@ -33,7 +33,8 @@ def run_folder(trained_once, tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_work(monkeypatch):
-    monkeypatch.setattr("fastreid_sskd.engine.pipeline.load_trained", None)
+    for tool in ("export", "predict"):
+        monkeypatch.setattr(f"fastreid_sskd.tools.{tool}.load_trained", None)
 
 
 def contents(folder):
