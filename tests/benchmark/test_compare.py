@@ -315,7 +315,7 @@ def test_tool(compared, compare_tool):
     """Of a finished comparison the table again."""
     folder, rows = compared
     code, out, _ = compare_tool(folder, "--seeds", "1")
-    table = write_table(compare(folder).results, "markdown")
+    table = write_table(compare(folder).results, "markdown", against="direct transfer")
     assert code == 0 and table in out and f"{rows['supervised upper bound']['mAP']:.1f}" in table
     assert (folder / "table.md").read_text() == table + "\n"
     lines = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
