@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numba
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 from .features import UnitRows
 from .options import ClusterOptions
-from .parallel import LogProgress, over_rows
+from .parallel import LogProgress, in_threads
 
 logger = logging.getLogger("fastreid.sskd.clustering")
 
@@ -81,16 +82,9 @@ class Shard:
         """Range (start, stop) of `count` rows, for searches that finish a row at a time."""
         return count * self.number // self.of, count * (self.number + 1) // self.of
 
-    def deal(self, work: Sequence[int]) -> list[int]:
-        """This shard's pieces, ascending: the largest left goes to the shard with the least so far."""
-        loads = [0] * self.of
-        mine = []
-        for piece in sorted(range(len(work)), key=lambda i: (-work[i], i)):
-            least = loads.index(min(loads))
-            loads[least] += work[piece]
-            if least == self.number:
-                mine.append(piece)
-        return sorted(mine)
+    def strips(self, count: int) -> list[int]:
+        """This shard's of `count` strips of a triangle, dealt to and fro: each is shorter than the last."""
+        return [i for i in range(count) if i % (2 * self.of) in (self.number, 2 * self.of - 1 - self.number)]
 
 
 @dataclass
@@ -121,14 +115,12 @@ class Search:
 
     Attributes:
         size: candidates per row, the row itself not counted; at most N - 1.
-        wanted: how many of them the lists will keep.
         need_farthest: also the least similar row of each.
         shard: which part of the search; rows that it leaves out stay at -1 and -inf.
         options: settings of the approximate searches.
     """
 
     size: int
-    wanted: int
     need_farthest: bool = False
     shard: Shard = field(default_factory=Shard)
     options: ClusterOptions = field(default_factory=ClusterOptions)
@@ -208,20 +200,15 @@ def find_candidates(
             f"unknown k-NN backend {name!r}: SSKD.CLUSTER.KNN is one of auto, {', '.join(KNN_BACKENDS)}"
         )
     rows = UnitRows.from_features(features)
-    others = len(rows) - 1
-    size, wanted = min(k - 1 + CANDIDATE_MARGIN, others), min(k - 1, others)
-    search = Search(size, wanted, need_smallest, shard or Shard(), options)
+    size = min(k - 1 + CANDIDATE_MARGIN, len(rows) - 1)
+    search = Search(size, need_smallest, shard or Shard(), options)
     return replace(KNN_BACKENDS[name](rows, search), backend=name)
 
 
 def merge_shards(parts: Sequence[Candidates]) -> Candidates:
-    """Candidates of the whole search from those of all its shards, in any order.
+    """Candidates of the whole search from `find_candidates` of all its shards, in any order.
 
-    A row's best are among the best of its parts, so the merged candidates prove what those of one search
-    would.
-
-    Args:
-        parts: `find_candidates` of the same features, each shard once.
+    A row's best are among the best of its parts, so these prove what those of one search would.
 
     Raises:
         ValueError: no part, or parts of different searches.
@@ -304,13 +291,14 @@ def _agrees_with_exact(rows: UnitRows, found: Neighbors) -> bool:
 
 def _measured_recall(rows: UnitRows, found: Neighbors, backend: str, min_recall: float) -> float:
     """Recall on a random sample of rows; logged, a low one as a warning."""
-    sample, k = sample_of(len(rows), RECALL_SEED), found.indices.shape[1]
+    count, k = found.indices.shape
+    sample = np.random.default_rng(RECALL_SEED).choice(count, min(SAMPLE_ROWS, count), replace=False)
+    sample.sort()
     recall = recall_of(found.similarities[sample], search_rows_exactly(rows, sample, k)[1])
     if recall < min_recall:
         logger.warning(
             "k-NN %r finds only %.4f of the neighbors (recall at %d, %d images sampled), below "
-            "SSKD.CLUSTER.MIN_RECALL %g: labels suffer; raise SSKD.CLUSTER.REDUCED_DIM or IVF_PROBES, or "
-            "search exactly",
+            "SSKD.CLUSTER.MIN_RECALL %g: labels suffer; raise SSKD.CLUSTER.REDUCED_DIM, or search exactly",
             backend, recall, k, len(sample), min_recall,
         )  # fmt: skip
     else:
@@ -318,17 +306,8 @@ def _measured_recall(rows: UnitRows, found: Neighbors, backend: str, min_recall:
     return recall
 
 
-def sample_of(count: int, seed: int) -> np.ndarray:
-    """Up to `SAMPLE_ROWS` of `count` rows at random, ascending; the same for the same seed."""
-    return np.sort(np.random.default_rng(seed).choice(count, min(SAMPLE_ROWS, count), replace=False))
-
-
 def recall_of(similarities: np.ndarray, exact: np.ndarray) -> float:
-    """Ratio of the true neighbors that were found, the row itself not counted; any of tied ones will do.
-
-    Args:
-        similarities: (S, k) of what was found, self first. exact: (S, k) of an exact search.
-    """
+    """Ratio of the true neighbors that were found, any of tied ones: of (S, k) similarities, self first."""
     if exact.shape[1] == 1:
         return 1.0
     # one unit in the last place: a pair may have been rounded on another device
@@ -341,8 +320,7 @@ def recall_of(similarities: np.ndarray, exact: np.ndarray) -> float:
 def product_error(rows: UnitRows) -> float:
     """Bound on the error of a float32 matrix product of unit rows: d roundings of at most 2^-24 each.
 
-    Also covers rows that are unit only to rounding and the lower precision that torch may have been told to
-    use.
+    Covers rows that are unit only to rounding, and the lower precision that torch may have been told to use.
     """
     try:
         told = torch.get_float32_matmul_precision()
@@ -363,12 +341,9 @@ def torch_candidates(rows: UnitRows, search: Search) -> Candidates:
     count, device = len(rows), rows.tensor.device
     best = _Best(count, search.size, search.need_farthest, device)
     height, width = CPU_TILE if device.type == "cpu" else DEVICE_TILE
-    tops = range(0, count, height)
-    work = [(count - top) * min(height, count - top) for top in tops]
-    mine = search.shard.deal(work)
+    tops = [height * strip for strip in search.shard.strips(-(-count // height))]
     progress, done = LogProgress("k-NN search"), 0
-    for strip in mine:
-        top = tops[strip]
+    for top in tops:
         left = rows.block(top, top + height)
         bottom = top + len(left)
         for start in range(top, count, width):
@@ -377,8 +352,8 @@ def torch_candidates(rows: UnitRows, search: Search) -> Candidates:
             below = max(bottom - start, 0)  # columns of the square on the diagonal: its rows are enough
             if below < product.shape[1]:
                 best.merge(product[:, below:].T.contiguous(), start + below, top)
-        done += work[strip]
-        progress(done, sum(work[strip] for strip in mine))
+        done += count - top
+        progress(done, sum(count - top for top in tops))
     return best.candidates(product_error(rows))
 
 
@@ -409,11 +384,10 @@ class _Best:
 
     def candidates(self, error: float) -> Candidates:
         """What was found, on the CPU."""
-        indices = torch.where(self.values == -torch.inf, -1, self.indices).cpu().numpy()
-        found = (
-            (self.farthest.cpu().numpy(), self.lowest.cpu().numpy()) if self.need_farthest else (None, None)
-        )
-        return Candidates(indices, self.values.cpu().numpy(), error, *found)
+        indices = torch.where(self.values == -torch.inf, -1, self.indices)
+        extremes = (self.farthest, self.lowest) if self.need_farthest else ()
+        found = [tensor.cpu().numpy() for tensor in (indices, self.values, *extremes)]
+        return Candidates(*found[:2], error, *found[2:])
 
 
 def _largest(product: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -461,9 +435,9 @@ def pair_cosines(rows: UnitRows, first: np.ndarray, second: np.ndarray) -> np.nd
     if rows.tensor.device.type != "cpu":
         return _cosines_on_device(rows, first, second)
     x, out = rows.tensor.numpy(), np.empty(len(first), dtype=np.float32)
-    over_rows(
-        lambda start, stop: _cosines(x, rows.inverse_norms, first, second, out, start, stop), len(out), 4096
-    )
+    ranges = ((start, min(start + ROWS_AT_ONCE, len(out))) for start in range(0, len(out), ROWS_AT_ONCE))
+    for _ in in_threads(partial(_cosines, x, rows.inverse_norms, first, second, out, *at) for at in ranges):
+        pass
     return out
 
 

@@ -9,7 +9,6 @@ is not checked.
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import Any
 
 import torch
 from fastreid.config import CfgNode
@@ -20,14 +19,10 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
 from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 from torch import nn
 
-from ..clustering import (
-    CLUSTERING_METHODS,
-    ClusterOptions,
-    check_options,
-)
-from ..config import HOST, HOST_LOSSES, KEYS, Key, OneOf, Rule, value_of
+from ..clustering import CLUSTERING_METHODS, ClusterOptions, check_options
+from ..clustering.options import parts_read
+from ..config import HOST, HOST_LOSSES, KEYS, Key, OneOf, check_value, value_of
 from ..modeling import peer_config
-from ..refusals import nearest
 from .defaults import without_pretraining
 from .hooks import FreezeLayers
 from .train_step import build_optimizer
@@ -92,15 +87,8 @@ def _is_read(cfg: CfgNode, key: Key) -> bool:
         found = META_ARCH_REGISTRY._obj_map.get(architecture)
         own_losses = found is not None and found.__module__.startswith("fastreid.")
         return own_losses if key.name == "MODEL.LOSSES.NAME" else architecture not in ("SSKD", "SSKDSource")
-    if key.read_by and architecture != "SSKD":
-        return False
-    method = CLUSTERING_METHODS.get(cfg.SSKD.CLUSTER.METHOD)
-    uses = method.uses if method else "radius"
-    return (
-        key.read_by not in ("radius", "neighbors")
-        or uses == "radius"
-        or (uses, key.read_by) == ("distances", "neighbors")
-    )
+    stage_2 = {"stage 2", *parts_read(cfg.SSKD.CLUSTER.METHOD, cfg.SSKD.CLUSTER.EPS_RULE)}
+    return not key.read_by or architecture == "SSKD" and key.read_by in stage_2
 
 
 def check_settings(cfg: CfgNode, sections: str | tuple[str, ...] = "") -> None:
@@ -116,7 +104,7 @@ def check_settings(cfg: CfgNode, sections: str | tuple[str, ...] = "") -> None:
     """
     for key in (*(Key(name, HOST, rule=OneOf(known(cfg))) for name, known in _REGISTERED.items()), *KEYS):
         if key.rule and key.name.startswith(sections) and _is_read(cfg, key):
-            _check_value(key.name, value_of(cfg, key.name), key.rule)
+            check_value(key.name, value_of(cfg, key.name), key.rule)
     if not sections:
         _check_losses(cfg)
         if cfg.MODEL.META_ARCHITECTURE == "SSKD":
@@ -145,22 +133,6 @@ def _check_losses(cfg: CfgNode) -> None:
         )
 
 
-def _check_value(name: str, value: Any, rule: Rule | OneOf) -> None:
-    if isinstance(rule, Rule):
-        if not rule.allows(value):
-            raise ValueError(
-                f"{name} must be {rule.text}; got {value}: change it in the config or on the command line"
-            )
-        return
-    for given in [value] if isinstance(value, str) else value:
-        if given not in rule.names:
-            known = ", ".join(rule.names)
-            raise ValueError(
-                f"{name} must be one of {known}; got "
-                f"{given!r}{nearest(given, rule.names) or ': choose one of them'}"
-            )
-
-
 def build_network(cfg: CfgNode) -> nn.Module:
     """The host's ``build_model``; what the config names wrongly is said in a sentence.
 
@@ -173,14 +145,6 @@ def build_network(cfg: CfgNode) -> nn.Module:
         check_settings(network, "MODEL.")
     try:
         return build_model(cfg)
-    except ModuleNotFoundError as error:
-        if error.name != "gdown":
-            raise
-        raise FileNotFoundError(
-            "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it to a "
-            "file on disk, or install gdown so that fast-reid can download them, or set "
-            "MODEL.BACKBONE.PRETRAIN to False"
-        ) from error
     # RuntimeError: also what is not implemented, and MGN's fixed sizes
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
         said = next(iter(str(error).splitlines()), "")

@@ -244,7 +244,7 @@ def backend(request, monkeypatch):
     monkeypatch.setattr(neighbors_module, "CPU_TILE", (16, 64))
     if request.param == "faiss":
         pytest.importorskip("faiss")
-        monkeypatch.setattr(approximate, "FAISS_QUERIES", 32)
+        monkeypatch.setattr(approximate, "ROWS_PER_CALL", 32)
     return request.param
 
 
@@ -347,12 +347,11 @@ def test_ranges_cover_all_rows_once(count, of):
 
 
 @pytest.mark.parametrize("of", [1, 2, 4])
-def test_pieces_are_dealt_once_and_evenly(of):
-    work = [100 * (13 - i) for i in range(13)]
-    dealt = [Shard(number, of).deal(work) for number in range(of)]
-    assert sorted(piece for own in dealt for piece in own) == list(range(13))
-    loads = [sum(work[piece] for piece in own) for own in dealt]
-    assert max(loads) <= 1.1 * min(loads)
+def test_strips_are_dealt_once_and_evenly(of):
+    dealt = [Shard(number, of).strips(13) for number in range(of)]
+    assert sorted(strip for own in dealt for strip in own) == list(range(13))
+    loads = [sum(13 - strip for strip in own) for own in dealt]
+    assert max(loads) - min(loads) <= 13 / 2 + 1
     assert all(own == sorted(own) for own in dealt)
 
 

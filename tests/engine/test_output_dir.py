@@ -20,7 +20,6 @@ OF_A_RUN = {
     "model_final.pth",
     "step_0000012.pth",
     "results.json",
-    "rows.json",
     "record.json",
     "metrics.json",
     "metrics.json.old",
