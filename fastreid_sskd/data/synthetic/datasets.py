@@ -77,14 +77,7 @@ class Shot(NamedTuple):
 def plan_shots(sizes: Sizes, *, domain: str, cameras: int, seed: int) -> list[Shot]:
     """List the images of a data set, sorted by split, person, camera and shot.
 
-    Identities count from 1 through training people, training strangers, test people and gallery strangers,
-    so that no person is in two of these groups.
-
-    Args:
-        sizes: how many.
-        domain: name of the domain, part of the key of every random choice.
-        cameras: number of cameras, 2 or more.
-        seed: of the data set.
+    Identities count from 1 through training people, training strangers, test people and gallery strangers.
 
     Raises:
         ValueError: with less than two cameras.
@@ -95,20 +88,16 @@ def plan_shots(sizes: Sizes, *, domain: str, cameras: int, seed: int) -> list[Sh
     first = 1
     for identity in range(first, first + sizes.train_people):
         for camera, dice in _seen_by(identity, sizes, domain, cameras, seed):
-            shots += [
-                Shot("train", identity, camera, shot, False)
-                for shot in range(_count(sizes.train_shots, dice))
-            ]
+            numbers = range(_count(sizes.train_shots, dice))
+            shots += [Shot("train", identity, camera, number, False) for number in numbers]
     first += sizes.train_people
     shots += _strangers("train", range(first, first + sizes.train_strangers), domain, cameras, seed)
     first += sizes.train_strangers
     for identity in range(first, first + sizes.test_people):
         for camera, dice in _seen_by(identity, sizes, domain, cameras, seed):
             shots.append(Shot("query", identity, camera, 0, False))
-            shots += [
-                Shot("gallery", identity, camera, shot, False)
-                for shot in range(1, 1 + _count(sizes.gallery_shots, dice))
-            ]
+            numbers = range(1, 1 + _count(sizes.gallery_shots, dice))
+            shots += [Shot("gallery", identity, camera, number, False) for number in numbers]
     first += sizes.test_people
     shots += _strangers("gallery", range(first, first + sizes.gallery_strangers), domain, cameras, seed)
     return sorted(shots, key=lambda shot: (SPLITS.index(shot.split), *shot[1:]))
@@ -164,9 +153,8 @@ class SyntheticDataset(ImageDataset):
         self.sizes = self.sizes if sizes is None else sizes
         self.seed = self.seed if seed is None else seed
         self.image_size = self.image_size if image_size is None else image_size
-        self.shots = plan_shots(
-            self.sizes, domain=self.domain.name, cameras=len(self.domain.cameras), seed=self.seed
-        )
+        cameras = len(self.domain.cameras)
+        self.shots = plan_shots(self.sizes, domain=self.domain.name, cameras=cameras, seed=self.seed)
         description = self.description()
         name = f"sskd-synthetic-v{DRAWING_VERSION}-{self.domain.name}-{fingerprint(description)}"
         folder = ensure_folder(name, description, self._draw, [Path(root), *fallback_parents()])
@@ -184,18 +172,13 @@ class SyntheticDataset(ImageDataset):
         }
 
     def _items(self, folder: Path, split: str) -> list[Item]:
-        items: list[Item] = []
-        for shot in self.shots:
-            if shot.split != split:
-                continue
-            path = str(folder / _file_name(shot))
+        def item(shot: Shot) -> Item:
+            path, name = str(folder / _file_name(shot)), self.dataset_name
             if split == "train":
-                items.append(
-                    (path, f"{self.dataset_name}_{shot.identity}", f"{self.dataset_name}_{shot.camera}")
-                )
-            else:
-                items.append((path, 0 if shot.stranger else shot.identity, shot.camera))
-        return items
+                return path, f"{name}_{shot.identity}", f"{name}_{shot.camera}"
+            return path, 0 if shot.stranger else shot.identity, shot.camera
+
+        return [item(shot) for shot in self.shots if shot.split == split]
 
     def _draw(self, folder: Path) -> None:
         logger.info(
