@@ -25,8 +25,6 @@ CANDIDATE_MARGIN = 8
 #: rows and columns of a tile of the product: 16 MB of float32, which stays in a server's cache
 CPU_TILE = (1024, 4096)
 DEVICE_TILE = (4096, 16384)
-#: similarities of which the largest is found first; only groups with large ones are looked at again
-GROUP = 8
 #: rows scored, or merged, at a time
 ROWS_AT_ONCE = 4096
 #: features gathered at a time on another device: 128 MB in float64 for either side of the pairs
@@ -376,7 +374,7 @@ class _Best:
             self.lowest[rows] = torch.where(lower, value, self.lowest[rows])
             self.farthest[rows] = torch.where(lower, column + first_col, self.farthest[rows])
         product.diagonal(first_row - first_col).fill_(-torch.inf)
-        value, column = _largest(product, self.size)
+        value, column = product.topk(min(self.size, product.shape[1]), sorted=False)
         value = torch.cat([self.values[rows], value], 1)
         column = torch.cat([self.indices[rows], (column + first_col).int()], 1)
         self.values[rows], kept = value.topk(self.size, sorted=False)
@@ -388,24 +386,6 @@ class _Best:
         extremes = (self.farthest, self.lowest) if self.need_farthest else ()
         found = [tensor.cpu().numpy() for tensor in (indices, self.values, *extremes)]
         return Candidates(*found[:2], error, *found[2:])
-
-
-def _largest(product: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `size` largest values of each row, or all of a shorter one, and their columns.
-
-    Exact, and several times as fast as `topk` of whole rows: they are in the `size` groups with the largest
-    maxima.
-    """
-    groups = product.shape[1] // GROUP
-    if groups < 2 * size:
-        return product.topk(min(size, product.shape[1]), sorted=False)
-    within, rest = product[:, : groups * GROUP].unflatten(1, (groups, GROUP)), product[:, groups * GROUP :]
-    chosen = within.amax(2).topk(size, sorted=False).indices[:, :, None]
-    value = torch.cat([within.gather(1, chosen.expand(-1, -1, GROUP)).flatten(1), rest], 1)
-    column = (chosen * GROUP + torch.arange(GROUP, device=chosen.device)).flatten(1)
-    beyond = torch.arange(groups * GROUP, product.shape[1], device=chosen.device).expand(len(column), -1)
-    value, kept = value.topk(size, sorted=False)
-    return value, torch.cat([column, beyond], 1).gather(1, kept)
 
 
 # ---- exact similarities --------------------------------------------------------------------------
@@ -503,15 +483,15 @@ def search_rows_exactly(
     """The exact lists of the rows `which`, by float64 products with all rows; the slow and certain way.
 
     Returns:
-        (W, k) int32 and (W, k) float32, self first, and (W,) float32, the smallest similarity of each of
-        these rows.
+        (W, k) int32 and (W, k) float32, self first, and (W,) float32, the smallest similarity of each row.
     """
     scale = torch.from_numpy(rows.inverse_norms).to(rows.tensor.device)
     found = []
     for start in range(0, len(which), tile):
         chosen = torch.from_numpy(which[start : start + tile]).to(rows.tensor.device)
         left = rows.tensor[chosen].double() * scale[chosen, None]
-        keys = chosen.new_empty((len(chosen), 0))
+        column = chosen.new_empty((len(chosen), 0))
+        value = torch.empty((len(chosen), 0), device=chosen.device)
         smallest = torch.ones(len(chosen), device=chosen.device)
         for first in range(0, len(rows), tile):
             right = rows.tensor[first : first + tile].double() * scale[first : first + tile, None]
@@ -519,24 +499,10 @@ def search_rows_exactly(
             smallest = torch.minimum(smallest, block.amin(1))
             own = (chosen >= first) & (chosen < first + len(right))
             block[own, chosen[own] - first] = 2.0  # itself comes first
-            keys = torch.cat([keys, _keys(block, first)], 1)
-            keys = keys.topk(min(k, keys.shape[1])).values
-        index, similarity = _from_keys(keys)
-        similarity[:, 0] = 1.0
-        found.append((index.int(), similarity, smallest))
+            columns = torch.arange(first, first + len(right), device=chosen.device).expand(len(chosen), -1)
+            # stable, so that of equal ones the first column stays first
+            value, order = torch.cat([value, block], 1).sort(dim=1, descending=True, stable=True)
+            value, column = value[:, :k], torch.cat([column, columns], 1).gather(1, order[:, :k])
+        value[:, 0] = 1.0
+        found.append((column.int(), value, smallest))
     return tuple(torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
-
-
-def _keys(similarities: torch.Tensor, first_col: int) -> torch.Tensor:
-    """Unique int64 numbers in the order of (similarity ascending, column descending)."""
-    bits = similarities.view(torch.int32).long()
-    ascending = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
-    return (ascending << 32) - torch.arange(first_col, first_col + similarities.shape[1], device=bits.device)
-
-
-def _from_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Columns and similarities of `_keys`."""
-    column = -keys & 0xFFFFFFFF
-    ascending = (keys + column) >> 32
-    bits = torch.where(ascending < 0, -ascending - 2**31, ascending)
-    return column, bits.int().view(torch.float32)

@@ -37,24 +37,11 @@ _HOST_DEPTHS = {
     "build_mobilenetv2_backbone": ("1.0x", "0.75x", "0.5x", "0.35x", "0.25x", "0.1x"),
     "build_mobilenetv3_backbone": ("Large", "Small"),
     "build_shufflenetv2_backbone": ("0.5x", "1.0x", "1.5x", "2.0x"),
-    "build_repvgg_backbone": (
-        "A0",
-        "A1",
-        "A2",
-        "B0",
-        "B1",
-        "B1g2",
-        "B1g4",
-        "B2",
-        "B2g2",
-        "B2g4",
-        "B3",
-        "B3g2",
-        "B3g4",
-    ),
-    "build_regnet_backbone": tuple(
-        f"{size}{kind}" for size in (200, 400, 800, 1600, 3200, 4000, 6400) for kind in "xy"
-    ),
+    "build_repvgg_backbone": [
+        *("A0", "A1", "A2", "B0"),
+        *(f"B{n}{groups}" for n in (1, 2, 3) for groups in ("", "g2", "g4")),
+    ],
+    "build_regnet_backbone": [f"{n}{kind}" for n in (200, 400, 800, 1600, 3200, 4000, 6400) for kind in "xy"],
     "build_effnet_backbone": ("b0", "b1", "b2", "b3", "b4", "b5"),
     "build_vit_backbone": ("small", "base"),
 }

@@ -204,25 +204,6 @@ def test_progress_is_told_up_to_the_end(monkeypatch):
     assert all(0 < before[0] < after[0] for before, after in itertools.pairwise(told))
 
 
-@pytest.mark.parametrize("columns", [1, 5, 40, 333, 400])
-@pytest.mark.parametrize("size", [1, 4, 12])
-def test_largest_of_each_row(columns, size):
-    for values in (torch.randn(30, columns), torch.randint(0, 3, (30, columns)).float()):
-        found, column = neighbors_module._largest(values, size)
-        expected = values.sort(dim=1, descending=True).values[:, :size]
-        assert torch.equal(found.sort(dim=1, descending=True).values, expected)
-        assert torch.equal(values.gather(1, column), found)
-        assert all(len(set(row)) == len(row) for row in column.tolist())
-
-
-def test_keys_order_by_similarity_and_then_by_column():
-    similarities = torch.tensor([[0.5, -0.25, 1.0, 0.0, -0.0, -1.0, 0.5, 2.0]])
-    keys = neighbors_module._keys(similarities, 100).sort(dim=1, descending=True).values
-    columns, decoded = neighbors_module._from_keys(keys)
-    assert columns.tolist() == [[107, 102, 100, 106, 103, 104, 101, 105]]
-    assert torch.equal(decoded, similarities[:, columns[0] - 100])
-
-
 def test_error_of_a_product_whose_precision_torch_will_not_say(monkeypatch):
     """torch >= 2.9 raises where both kinds of its switches were used: then the lowest is reckoned with."""
     rows = UnitRows.from_features(np.eye(4, dtype=np.float32))
