@@ -15,20 +15,6 @@ from yacs.config import CfgNode
 
 from .refusals import nearest
 
-__all__ = [
-    "KEYS",
-    "REMOVED",
-    "Key",
-    "OneOf",
-    "Rule",
-    "add_sskd_config",
-    "check_value",
-    "is_below",
-    "names_with",
-    "reference",
-    "value_of",
-]
-
 #: in place of a default: the key is fast-reid's, and so is its default
 HOST = object()
 #: the losses of fast-reid's own architectures

@@ -15,8 +15,6 @@ from yacs.config import CfgNode
 from .config import REMOVED, add_sskd_config
 from .refusals import UnknownNameError, nearest, said_of
 
-__all__ = ["merge_file", "merge_overrides"]
-
 logger = logging.getLogger("fastreid.sskd.config")
 
 #: files that are relative to the file that names them

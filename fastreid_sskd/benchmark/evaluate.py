@@ -25,8 +25,6 @@ from .results import (
     write_results,
 )
 
-__all__ = ["evaluate_folder", "evaluate_pair"]
-
 logger = logging.getLogger("fastreid.sskd.benchmark")
 
 

@@ -26,8 +26,6 @@ from ..processes import listen, stop_if_asked
 from ..refusals import UnknownNameError, checking
 from .results import RECORD, SELECTIONS, Result, Rows, is_recorded, read_run, run_results, write_results
 
-__all__ = ["Cell", "Grid", "Outcome", "load_grid", "parse_seeds", "repeat", "run_grid"]
-
 logger = logging.getLogger("fastreid.sskd.benchmark")
 
 _NOTHING_TRAINED = ("start", "batch_norm")

@@ -13,8 +13,6 @@ from tabulate import tabulate
 from ..evaluation.evaluator import METRICS
 from .results import Result
 
-__all__ = ["FORMATS", "Summary", "summarise", "write_table"]
-
 _LAYOUTS = {"terminal": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
 FORMATS = (*_LAYOUTS, "csv", "json")
 

@@ -27,8 +27,6 @@ from .defaults import without_pretraining
 from .hooks import FreezeLayers
 from .train_step import build_optimizer
 
-__all__ = ["build_network", "check_clustering", "check_network", "check_optimizer", "check_settings"]
-
 _HOST_DEPTHS = {
     "build_resnet_backbone": ("18x", "34x", "50x", "101x"),
     "build_resnext_backbone": ("50x", "101x"),

@@ -21,21 +21,6 @@ from ..refusals import REFUSED
 from .defaults import load_config
 from .files import write_atomically
 
-__all__ = [
-    "Checkpointer",
-    "OtherConfigError",
-    "check_same_images",
-    "check_same_run",
-    "damage",
-    "image_names",
-    "last_checkpoint",
-    "plain_config",
-    "random_state",
-    "read_stamp",
-    "restore_random_state",
-    "same_value",
-]
-
 logger = logging.getLogger("fastreid.sskd.checkpoint")
 
 _RESUMABLE = re.compile(r"(model_\d+|step_\d+|model_best|model_final)\.pth")

@@ -20,22 +20,6 @@ from ..processes import on_main
 from ..refusals import checking
 from .files import make_folder, write_atomically
 
-__all__ = [
-    "EARLIER",
-    "begin",
-    "check_device",
-    "keep_config",
-    "load_config",
-    "make_deterministic",
-    "read_config",
-    "resolve",
-    "seed_everything",
-    "setup",
-    "start_run",
-    "use_device",
-    "without_pretraining",
-]
-
 logger = logging.getLogger("fastreid.sskd.defaults")
 
 

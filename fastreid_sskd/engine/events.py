@@ -19,18 +19,6 @@ from fastreid.utils.events import (
 from ..evaluation.evaluator import results_table
 from .files import write_atomically
 
-__all__ = [
-    "LABEL_FREE",
-    "MetricsFile",
-    "ProgressPrinter",
-    "Record",
-    "TensorBoard",
-    "build_writers",
-    "read_record",
-    "restore_storage",
-    "storage_state",
-]
-
 logger = logging.getLogger("fastreid.sskd.events")
 
 #: what ``SSKD.SELECT_BY`` takes beside "mAP", each with its score in [-1, 1], of which the largest is best

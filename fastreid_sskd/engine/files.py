@@ -17,17 +17,6 @@ from filelock import FileLock, Timeout
 from ..processes import on_main
 from ..refusals import REFUSED, checking
 
-__all__ = [
-    "LOCK_FILE",
-    "FolderInUseError",
-    "check_output",
-    "make_folder",
-    "output_folder",
-    "remove_unfinished",
-    "write_atomically",
-    "written_together",
-]
-
 _UNFINISHED = re.compile(r".+\.\d+\.tmp")
 
 

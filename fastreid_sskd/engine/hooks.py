@@ -36,16 +36,6 @@ from .checkpoint import Checkpointer
 from .events import LABEL_FREE, Record, restore_storage, storage_state
 from .refresh import reestimate_batch_norm, shared_candidates, soft_labels
 
-__all__ = [
-    "Checkpoints",
-    "FreezeLayers",
-    "LabelFreeSelection",
-    "PeerEMA",
-    "PeriodicEvaluation",
-    "PseudoLabelRefresh",
-    "ScalarWriters",
-]
-
 logger = logging.getLogger("fastreid.sskd.hooks")
 
 

@@ -29,8 +29,6 @@ from .refresh import estimate_necks
 from .train_step import build_optimizer, reset_optimizer
 from .trainer import Trainer
 
-__all__ = ["AdaptationTrainer", "SourceTrainer"]
-
 logger = logging.getLogger("fastreid.sskd.stages")
 
 #: share of a run's steps that a teacher had better not average over: it lags behind by as much

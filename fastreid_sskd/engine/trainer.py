@@ -52,8 +52,6 @@ from .events import build_writers
 from .hooks import Checkpoints, FreezeLayers, PeriodicEvaluation, ScalarWriters
 from .train_step import Precision, TrainingStep, build_optimizer, compile_backbones, reset_peak_memory
 
-__all__ = ["Trainer"]
-
 logger = logging.getLogger("fastreid.sskd.trainer")
 
 

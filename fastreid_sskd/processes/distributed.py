@@ -22,26 +22,6 @@ from torch._utils import _take_tensors
 from ..refusals import checking
 from .stop import Stopped
 
-__all__ = [
-    "LAUNCHER",
-    "DisagreementError",
-    "agree",
-    "all_rows",
-    "alone",
-    "average_gradients",
-    "broadcast_buffers",
-    "broadcast_model",
-    "check_agreement",
-    "control_group",
-    "gather_rows",
-    "in_all",
-    "join",
-    "joined_from_outside",
-    "on_every",
-    "on_main",
-    "share_of",
-]
-
 T = TypeVar("T")
 
 #: environment variable with the process number of our launcher, set in the processes that it starts

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 
 from .distributed import LAUNCHER
 
-__all__ = ["launch", "reserved_port", "supervise"]
-
 
 def launch(num_processes: int) -> int:
     """Run this command line in ``num_processes`` processes on this machine, and wait for them.

@@ -25,20 +25,6 @@ from ..modeling import SSKD, load_source_weights
 from ..modeling.weights import load_network, read_state_dict
 from .run_files import RunFiles
 
-__all__ = [
-    "Row",
-    "average_precisions",
-    "cluster_rows",
-    "embed",
-    "model_after",
-    "model_before",
-    "ranked_list",
-    "ranked_rows",
-    "run_config",
-    "sample_queries",
-    "tile",
-]
-
 THUMBNAIL_HEIGHT = 96  # pixels
 
 

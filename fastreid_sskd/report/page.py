@@ -18,8 +18,6 @@ from . import plots
 from .images import Row, cluster_rows, embed, model_after, model_before, ranked_rows, run_config
 from .run_files import RunFiles, read_run_files
 
-__all__ = ["Options", "write_report"]
-
 logger = logging.getLogger("fastreid.sskd.report")
 
 

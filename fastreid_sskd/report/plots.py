@@ -25,20 +25,6 @@ from .run_files import RunFiles
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "bar_chart",
-    "cluster_size_figures",
-    "evaluation_figures",
-    "import_matplotlib",
-    "line_chart",
-    "loss_figures",
-    "map_figures",
-    "project",
-    "refresh_figures",
-    "scatter",
-    "time_figures",
-]
-
 #: Okabe and Ito's, which colour-blind readers can tell apart, without black: they show on light and on dark
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
 _GREY = "#999999"

@@ -12,8 +12,6 @@ from ..benchmark.results import Result, Series, read_config, read_run, read_scal
 from ..engine.events import read_record
 from ..modeling.weights import read_file
 
-__all__ = ["RunFiles", "read_run_files"]
-
 
 @dataclass
 class RunFiles:
