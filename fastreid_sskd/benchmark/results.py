@@ -93,20 +93,17 @@ def read_results(path: str) -> list[Result]:
     Raises:
         ValueError: if it is another kind of file, or has fields that are not known.
     """
-    rows, known = _read_json(path), {f.name for f in fields(Result)}
+    with open(path, encoding="utf-8") as file:
+        try:
+            rows = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path!r} is not JSON: {error}") from error
+    known = {f.name for f in fields(Result)}
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) <= known for row in rows):
         raise ValueError(
             f"{path!r} is no list of results: each is an object with some of {', '.join(sorted(known))}"
         )
     return [Result(**row) for row in rows]
-
-
-def _read_json(path: str) -> Any:
-    with open(path, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path!r} is not JSON: {error}") from error
 
 
 # ---- folders -------------------------------------------------------------------------------------

@@ -142,14 +142,9 @@ def register_knn(name: str) -> Callable[[Backend], Backend]:
 
 
 def nearest_neighbors(
-    features,
-    k: int,
-    options: ClusterOptions | None = None,
-    *,
-    device: str | torch.device | None = None,
-    need_smallest: bool = False,
-    **settings,
-) -> Neighbors:
+    features, k: int, options: ClusterOptions | None = None, *, device: str | torch.device | None = None,
+    need_smallest: bool = False, **settings,
+) -> Neighbors:  # fmt: skip
     """Find the k most similar rows of every row by cosine, self first, ties in ascending order of index.
 
     The lists do not depend on tiles, threads, shards or the search (approximate ones apart): candidates are
@@ -172,18 +167,13 @@ def nearest_neighbors(
     options = (options or ClusterOptions()).replace(**settings)
     rows = UnitRows.from_features(features, device)
     candidates = find_candidates(rows, k, options, need_smallest=need_smallest)
-    return lists_from_candidates(rows, k, candidates, options, need_smallest=need_smallest)
+    return lists_from_candidates(rows, k, candidates, options)
 
 
 def find_candidates(
-    features,
-    k: int,
-    options: ClusterOptions | None = None,
-    *,
-    shard: Shard | None = None,
-    need_smallest: bool = False,
-    **settings,
-) -> Candidates:
+    features, k: int, options: ClusterOptions | None = None, *, shard: Shard | None = None,
+    need_smallest: bool = False, **settings,
+) -> Candidates:  # fmt: skip
     """Search one shard (all when None): candidates for `merge_shards`, `lists_from_candidates`.
 
     Every process gives the same features and options and a shard of its own; their number does not change the
@@ -240,24 +230,21 @@ def merge_shards(parts: Sequence[Candidates]) -> Candidates:
 
 
 def lists_from_candidates(
-    features,
-    k: int,
-    candidates: Candidates,
-    options: ClusterOptions | None = None,
-    *,
-    need_smallest: bool = False,
+    features, k: int, candidates: Candidates, options: ClusterOptions | None = None
 ) -> Neighbors:
     """Exact lists from the candidates of a whole search, which is checked on a sample of rows.
 
-    A search that errs is warned of and done again by torch, where the features are and then on the CPU.
+    With the smallest similarities where the candidates have the least similar rows. A search that errs is
+    warned of and done again by torch, where the features are and then on the CPU.
     """
     options = options or ClusterOptions()
     rows = UnitRows.from_features(features)
     count = len(rows)
     k = min(k, count)
     indices, similarities, redone = rescore(rows, candidates, k)
-    smallest = pair_cosines(rows, np.arange(count), candidates.farthest) if need_smallest else None
-    found = Neighbors(indices, similarities, smallest)
+    found, need_smallest = Neighbors(indices, similarities), candidates.farthest is not None
+    if need_smallest:
+        found = replace(found, smallest=pair_cosines(rows, np.arange(count), candidates.farthest))
     if candidates.error is None:
         return replace(found, recall=_measured_recall(rows, found, candidates.backend, options.min_recall))
     on_cpu = rows.tensor.device.type == "cpu"
@@ -270,9 +257,8 @@ def lists_from_candidates(
         return nearest_neighbors(again, k, options, need_smallest=need_smallest, knn="torch")
     if redone:
         level = logging.INFO if redone > count * NOTABLE_RATIO_SEARCHED_TWICE else logging.DEBUG
-        logger.log(
-            level, "k-NN: %d of %d rows have too many near-ties and were searched twice", redone, count
-        )
+        text = "k-NN: %d of %d rows have too many near-ties and were searched twice"
+        logger.log(level, text, redone, count)
     return found
 
 

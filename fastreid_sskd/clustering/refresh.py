@@ -101,10 +101,10 @@ def pseudo_labels(
     if method.uses != "features":
         with clock.stage("knn"):
             sizes = list_sizes(len(rows), options)
-            wanted = {"options": options, "need_smallest": sizes.need_smallest}
             if candidates is None:
-                candidates = find_candidates(rows, sizes.search, **wanted)
-            neighbors = lists_from_candidates(rows, sizes.search, candidates, **wanted)
+                k, smallest = sizes.search, sizes.need_smallest
+                candidates = find_candidates(rows, k, options, need_smallest=smallest)
+            neighbors = lists_from_candidates(rows, sizes.search, candidates, options)
             recall = neighbors.recall
             del candidates
         with clock.stage("jaccard"):

@@ -77,7 +77,7 @@ def test_one_column_and_few_images():
 def test_shards_of_reduced_give_the_lists_of_one_search(of):
     options = {"knn": "reduced", "reduced_dim": 12, "need_smallest": True}
     parts = [find_candidates(FEATURES, 11, shard=Shard(number, of), **options) for number in range(of)]
-    found = lists_from_candidates(FEATURES, 11, merge_shards(parts), need_smallest=True)
+    found = lists_from_candidates(FEATURES, 11, merge_shards(parts))
     expected = nearest_neighbors(FEATURES, 11, **options)
     assert np.array_equal(found.indices, expected.indices)
     assert np.array_equal(found.smallest, expected.smallest)

@@ -239,7 +239,7 @@ def test_merged_shares_give_the_lists_of_one_search(case, of, backend):
             for number in reversed(range(of))
         ]
         merged = merge_shards(parts)
-        found = lists_from_candidates(features, k, merged, need_smallest=True)
+        found = lists_from_candidates(features, k, merged)
         expected = nearest_neighbors(features, k, knn="torch", need_smallest=True)
         assert np.array_equal(found.indices, expected.indices)
         assert np.array_equal(found.similarities, expected.similarities)
@@ -301,7 +301,7 @@ def test_threads_of_a_share_do_not_matter():
             parts.append(find_candidates(features, 9, shard=Shard(number, of), need_smallest=True))
     finally:
         torch.set_num_threads(threads)
-    found = lists_from_candidates(features, 9, merge_shards(parts), need_smallest=True)
+    found = lists_from_candidates(features, 9, merge_shards(parts))
     expected = nearest_neighbors(features, 9, need_smallest=True)
     assert np.array_equal(found.indices, expected.indices)
     assert np.array_equal(found.smallest, expected.smallest)
