@@ -29,11 +29,10 @@ class ClusterProblem:
     """What a clustering method may use.
 
     Attributes:
-        rows: the features.
+        rows, options: the features; min_samples, num_clusters, seed.
         pairs: Jaccard distances, each pair once; for a method that uses "radius" at least all those <= eps,
             for "distances" all below 1, for "features" None.
         eps: the radius; None for methods that have none.
-        options: min_samples, num_clusters, seed.
     """
 
     rows: UnitRows

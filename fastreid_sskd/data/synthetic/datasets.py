@@ -123,16 +123,14 @@ def _strangers(split: str, identities: range, domain: str, cameras: int, seed: i
 class SyntheticDataset(ImageDataset):
     """A synthetic domain on disk, drawn when it is first asked for.
 
-    Subclasses set the class attributes; keyword arguments override them. Training items carry identities and
-    cameras as strings prefixed with the data set's name, query and gallery items carry them as integers, as
-    the host's classes do. One-off people of the gallery have identity 0, which no query has.
+    Training items carry identities and cameras as strings prefixed with the data set's name, query and
+    gallery items as integers, as in the host. One-off people of the gallery have identity 0, which no query
+    has.
 
     Args:
         root: folder of data sets (FASTREID_DATASETS); the user's cache or a temporary folder serves where it
             cannot be written.
-        sizes: people and images of each split.
-        seed: the whole data set is a function of it, of the domain and of the sizes.
-        image_size: (height, width) of the images in pixels.
+        sizes, seed, image_size: in place of the class's own; (height, width) in pixels.
         **kwargs: for :class:`fastreid.data.datasets.bases.ImageDataset`.
 
     Raises:
