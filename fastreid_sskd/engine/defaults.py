@@ -1,10 +1,11 @@
 """From the command line to a frozen config, a log, and seeded generators."""
 
 import argparse
+import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -134,9 +135,8 @@ def begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     if not cfg.OUTPUT_DIR:
         raise ValueError("OUTPUT_DIR is empty: name a folder, the log and config.yaml are written there")
     on_main(lambda: make_folder(cfg.OUTPUT_DIR))
-    put_back = keep_config(cfg.OUTPUT_DIR)
-    default_setup(cfg, args)
-    put_back()
+    with keep_config(cfg.OUTPUT_DIR):
+        default_setup(cfg, args)
     seed_everything(cfg.SEED)
 
 
@@ -214,15 +214,13 @@ def _start_weights(cfg: CfgNode) -> list[str]:
     return [path for path in paths if path]
 
 
-def keep_config(folder: str) -> Callable[[], None]:
-    """Remember ``config.yaml`` in ``OUTPUT_DIR``; the function returned puts it back, if there was one."""
+@contextlib.contextmanager
+def keep_config(folder: str) -> Iterator[None]:
+    """Put ``config.yaml`` in ``OUTPUT_DIR``, if any, back after the body, in which the host replaces it."""
     path, before = os.path.join(folder, "config.yaml"), None
     if folder and os.path.isfile(path):
         with open(path, "rb") as file:
             before = file.read()
-
-    def put_back() -> None:
-        if before is not None and comm.is_main_process():
-            write_atomically(path, lambda file: file.write(before))
-
-    return put_back
+    yield
+    if before is not None and comm.is_main_process():
+        write_atomically(path, lambda file: file.write(before))

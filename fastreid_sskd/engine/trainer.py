@@ -75,9 +75,8 @@ class Trainer(DefaultTrainer):
         if cfg.OUTPUT_DIR:
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)  # the host writes its config there without asking
         self._given = plain_config(cfg)
-        put_back = keep_config(cfg.OUTPUT_DIR)
-        cfg = self.auto_scale_hyperparams(cfg, num_classes)
-        put_back()
+        with keep_config(cfg.OUTPUT_DIR):
+            cfg = self.auto_scale_hyperparams(cfg, num_classes)
         model = self.build_model(cfg)
         if cfg.SSKD.CHANNELS_LAST:
             model.to(memory_format=torch.channels_last)
