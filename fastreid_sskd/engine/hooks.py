@@ -82,8 +82,8 @@ class PseudoLabelRefresh(HookBase):
             self.model.temperature = state["temperature"]
 
     def before_epoch(self):
-        if self.model.label_statistics == "refresh":  # estimated on images in random order: their paths' may
-            # be that of the people, few of them in a batch
+        if self.model.label_statistics == "refresh":
+            # in random order: that of the paths may be by people, few of them in a batch
             order = np.random.default_rng(max(self.cfg.SEED, 0)).permutation(len(self.items))
             on_main(lambda: reestimate_batch_norm(self.cfg, self.model, [self.items[i] for i in order]))
             broadcast_buffers(self.model)
