@@ -2,7 +2,7 @@
 """Measure the pseudo-label refresh, compared with one plain product of the features.
 
     benchmarks/refresh.py --images 5000 12936 32621 --dim 2048 --runs 5 --json refresh.json
-    benchmarks/refresh.py --images 100000 --dim 256 --knn torch ivf
+    benchmarks/refresh.py --images 100000 --dim 256 --knn torch reduced
 
 A case is a number of images, a variant and a k-NN search. Each runs in a process of its own, so that none
 leaves memory or caches to the next: imports, compilation and seeded features first, then `--runs` times the

@@ -8,22 +8,12 @@ made from the same table.
 import copy
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from yacs.config import CfgNode
 
-__all__ = [
-    "KEYS",
-    "REMOVED",
-    "Key",
-    "OneOf",
-    "Rule",
-    "add_sskd_config",
-    "is_below",
-    "names_with",
-    "reference",
-    "value_of",
-]
+from .refusals import nearest
 
 #: in place of a default: the key is fast-reid's, and so is its default
 HOST = object()
@@ -61,7 +51,8 @@ class Key:
             too.
         shared: the source models of stage 1 get this run's value.
         read_by: who reads it, and only then is it checked: "" every run, "stage 2", "plain" (fast-reid's own
-            architectures), "radius" and "neighbors" (the clustering methods that need them).
+            architectures), "radius" and "neighbors" (the clustering methods that need them), "radii" (an
+            EPS_RULE that clusters at each).
     """
 
     name: str
@@ -245,19 +236,13 @@ KEYS: tuple[Key, ...] = (
     Key("SSKD.CLUSTER.KNN", "auto",
         "neighbor search. Exact, with the same lists: \"auto\", \"torch\" (the model's device), \"faiss\" "
         '(its GPU where faiss-gpu finds one). Approximate, with the recall logged: "reduced" (fewer '
-        "dimensions, then exact on the nearest) and \"ivf\" (faiss's inverted lists)",
-        OneOf(("auto", "torch", "faiss", "reduced", "ivf")), read_by="neighbors"),
+        "dimensions, then exact on the nearest)",
+        OneOf(("auto", "torch", "faiss", "reduced")), read_by="neighbors"),
     Key("SSKD.CLUSTER.REDUCED_DIM", 0,
         "reduced: length that the features are projected to; 0: half of it, at most 256",
         _AUTOMATIC, read_by="neighbors"),
-    Key("SSKD.CLUSTER.IVF_LISTS", 0,
-        "ivf: cells that the features are divided into; 0: 4 sqrt(N)",
-        _AUTOMATIC, read_by="neighbors"),
-    Key("SSKD.CLUSTER.IVF_PROBES", 0,
-        "ivf: cells searched per image; 0: as many as a sample needs for MIN_RECALL",
-        _AUTOMATIC, read_by="neighbors"),
     Key("SSKD.CLUSTER.MIN_RECALL", 0.98,
-        "reduced, ivf: share of the true neighbors to find, in (0, 1]; below it a warning",
+        "reduced: share of the true neighbors to find, in (0, 1]; below it a warning",
         Rule(lambda value: 0 < value <= 1, "a ratio in (0, 1]"), read_by="neighbors"),
     Key("SSKD.CLUSTER.METHOD", "dbscan",
         'clustering, by its name in the registry: "dbscan", "infomap" (both on the pairs within eps), '
@@ -289,12 +274,14 @@ KEYS: tuple[Key, ...] = (
         "10-20 thousand images",
         read_by="radius"),
     Key("SSKD.CLUSTER.EPS_RADII", [0.24, 0.28, 0.32, 0.36, 0.4, 0.44, 0.48, 0.52, 0.56, 0.6, 0.64, 0.68],
-        "radii of the other rules, ascending Jaccard distances in (0, 1)",
-        read_by="radius"),
+        "radii of the other rules",
+        Rule(lambda radii: len(radii) > 1 and all(low < high for low, high in pairwise((0, *radii, 1))),
+             "two or more ascending Jaccard distances in (0, 1)"),
+        read_by="radii"),
     Key("SSKD.CLUSTER.EPS_LARGEST_SHARE", 0.03,
         "share of the images above which a cluster is oversized, and so are those of all larger radii; "
-        "raise it where an identity may have so many, in (0, 1]",
-        read_by="radius"),
+        "raise it where an identity may have so many",
+        Rule(lambda value: 0 < value <= 1, "a share in (0, 1]"), read_by="radii"),
     Key("SSKD.CLUSTER.EPS_EVERY", 0,
         "estimate eps again every EPS_EVERY epochs; 0: only at the first refresh, as the method does",
         _at_least(0, "a number of epochs", "an estimate at the first refresh only"), read_by="radius"),
@@ -408,6 +395,8 @@ KEYS: tuple[Key, ...] = (
 #: ``config.yaml`` may hold them
 REMOVED = {
     "SSKD.AUGMENT_ON": "views are always made by the loader's workers, with the same pixels: leave it out",
+    "SSKD.CLUSTER.IVF_LISTS": "the search ivf was slower than an exact one: set KNN to auto or reduced",
+    "SSKD.CLUSTER.IVF_PROBES": "the search ivf was slower than an exact one: set KNN to auto or reduced",
 }
 
 
@@ -431,6 +420,20 @@ def add_sskd_config(cfg: CfgNode) -> None:
                 node[section] = type(cfg)(new_allowed=section == "FOLDERS")
             node = node[section]
         node[name] = copy.copy(key.default)
+
+
+def check_value(name: str, value: Any, rule: Rule | OneOf) -> None:
+    """Refuse, by a ValueError, a value that the rule of the key ``name`` does not allow."""
+    if isinstance(rule, Rule):
+        if not rule.allows(value):
+            raise ValueError(
+                f"{name} must be {rule.text}; got {value}: change it in the config or on the command line"
+            )
+        return
+    for given in [value] if isinstance(value, str) else value:
+        if given not in rule.names:
+            meant = nearest(given, rule.names) or ": choose one of them"
+            raise ValueError(f"{name} must be one of {', '.join(rule.names)}; got {given!r}{meant}")
 
 
 def value_of(cfg: CfgNode, name: str) -> Any:

@@ -15,8 +15,6 @@ from yacs.config import CfgNode
 from .config import REMOVED, add_sskd_config
 from .refusals import UnknownNameError, nearest, said_of
 
-__all__ = ["config_path", "merge_file", "merge_overrides"]
-
 logger = logging.getLogger("fastreid.sskd.config")
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
@@ -32,10 +30,7 @@ _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False,
 
 
 class _AsWritten(yaml.SafeLoader):
-    """YAML whose values stay text: the key, not YAML, says what 1e-3, 2024_05_01 or 2024-05-01 is.
-
-    Merging (<<) works.
-    """
+    """YAML whose values stay text: the key, not YAML, says what 1e-3 or 2024-05-01 is. Merging (<<) works."""
 
     yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012 - as yaml has it
 
@@ -70,11 +65,8 @@ def _shipped() -> list[str]:
 def merge_file(cfg: CfgNode, path: str, loaded_by: Sequence[str] = ()) -> None:
     """Change a config to what a YAML file says, after the file that its ``_BASE_`` names.
 
-    Args:
-        cfg: not frozen, changed in place.
-        path: the file, see :func:`config_path`. ``SSKD.SOURCE.CONFIG`` and ``SSKD.PEERS`` in it are relative
-            to its folder, and become absolute.
-        loaded_by: the files that have led here by ``_BASE_``.
+    ``path``: the file, see :func:`config_path`. ``SSKD.SOURCE.CONFIG`` and ``SSKD.PEERS`` in it are relative
+    to its folder, and become absolute. ``loaded_by``: the files that have led here by ``_BASE_``.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -131,11 +123,9 @@ def _read(path: str, loaded_by: Sequence[str]) -> dict[str, Any]:
 
 
 def merge_overrides(cfg: CfgNode, opts: Sequence) -> None:
-    """Apply overrides, KEY, value, KEY, value, ...; files in them are relative to the working directory.
+    """Apply overrides, KEY, value, KEY, value, ...; values are text or of the key's own type.
 
-    Args:
-        cfg: not frozen, changed in place.
-        opts: values are text, as on a command line, or of the key's own type.
+    Files in them are relative to the working directory.
 
     Raises:
         UnknownNameError: if a key is unknown, naming the nearest.
@@ -170,9 +160,8 @@ def _merge(
         name, _, below = name.partition(".")
         key, value = above + name, {below: value} if below else value
         is_section = isinstance(value, Mapping)
-        if (
-            node.is_new_allowed() and is_section
-        ):  # SSKD.FOLDERS: a user's section has the keys of the one that is always there
+        if node.is_new_allowed() and is_section:
+            # SSKD.FOLDERS: a user's section has the keys of the one that is always there
             before, own = node.get(name, {}), next(iter(node.values())).clone()
             own.update(before)
             _merge(cfg, value, folder, own, f"{key}.")
@@ -181,10 +170,8 @@ def _merge(
             logger.warning("%s has no effect any more: %s", key, REMOVED[key])
         elif name not in node:
             meant = f"{key}.{below}" if below else key
-            raise UnknownNameError(
-                "there is no key "
-                f"{meant}{nearest(meant, [*dict(_keys(cfg)), *(above + other for other in node)])}"
-            )
+            known = [*dict(_keys(cfg)), *(above + other for other in node)]
+            raise UnknownNameError(f"there is no key {meant}{nearest(meant, known)}")
         elif not isinstance(node[name], CfgNode):
             if is_section:
                 raise ValueError(f"{key} is a value, not a section: there is nothing below it")
@@ -281,10 +268,7 @@ def _text(given: Any) -> str:
 
 
 def _list(given: Any) -> list:
-    """Elements, those of text as written.
-
-    Of a list in Python's or YAML's way, of text with commas, or one that is alone.
-    """
+    """Elements, those of text as written: a list in Python's or YAML's way, with commas, or one alone."""
     if given in _NOTHING:
         return []
     if isinstance(given, Mapping):

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-__all__ = ["REFUSED", "UnknownNameError", "checking", "exit_status", "is_refusal", "nearest", "said_of"]
-
 #: exit status of a command that refuses what it was given
 REFUSED = 2
 

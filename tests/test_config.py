@@ -230,8 +230,6 @@ def test_defaults_are_the_methods():
         "CLUSTER.RHO": 1.6e-3,
         "CLUSTER.MIN_SAMPLES": 4,
         "CLUSTER.REDUCED_DIM": 0,
-        "CLUSTER.IVF_LISTS": 0,
-        "CLUSTER.IVF_PROBES": 0,
         "CLUSTER.MIN_RECALL": 0.98,
         "CLUSTER.NUM_CLUSTERS": 0,
         "CLUSTER.EPS_EVERY": 0,

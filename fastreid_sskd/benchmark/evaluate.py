@@ -25,8 +25,6 @@ from .results import (
     write_results,
 )
 
-__all__ = ["evaluate_folder", "evaluate_pair"]
-
 logger = logging.getLogger("fastreid.sskd.benchmark")
 
 
@@ -39,13 +37,10 @@ def evaluate_pair(
     opts: Sequence = (),
     records: str = "",
 ) -> list[Result]:
-    """Evaluate a model on test sets.
-
-    Stock fast-reid's, a source model, or every teacher and the ensemble of SSKD.
+    """Evaluate a model on test sets: fast-reid's, a source model, or every teacher and the ensemble of SSKD.
 
     Args:
-        config_file: describes the model.
-        weights: its checkpoint.
+        config_file, weights: describe the model.
         tests: registered data sets; () for the config's ``DATASETS.TESTS``.
         name: method's name in the table; "": made from the config.
         opts: overrides of the config, KEY value ...
@@ -85,16 +80,13 @@ def evaluate_pair(
 
 
 def evaluate_folder(folder: str, tests: Sequence[str], **kwargs) -> list[Result]:
-    """Evaluate ``model_final.pth`` of a run, or of every run below a folder.
-
-    Keywords as :func:`evaluate_pair`.
+    """Evaluate ``model_final.pth`` of a run, or of every run below a folder, as :func:`evaluate_pair`.
 
     Raises:
         FileNotFoundError: if there is no such file there.
     """
-    files = [
-        [os.path.join(run, name) for name in ("config.yaml", "model_final.pth")] for run in find_runs(folder)
-    ]
+    names = "config.yaml", "model_final.pth"
+    files = [[os.path.join(run, name) for name in names] for run in find_runs(folder)]
     pairs = [pair for pair in files if all(map(os.path.isfile, pair))]
     if not pairs:
         raise FileNotFoundError(f"no run with config.yaml and model_final.pth in {folder!r}")

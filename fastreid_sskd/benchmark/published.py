@@ -8,8 +8,6 @@ import yaml
 
 from .results import Result
 
-__all__ = ["load_published", "published_results"]
-
 _METRICS = ("mAP", "Rank-1", "Rank-5", "Rank-10")
 _NEEDED = {"method", "where", "verified", "results"}
 _FIELDS = _NEEDED | {"backbone", "selection"}

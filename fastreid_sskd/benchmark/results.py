@@ -1,10 +1,9 @@
 """Results of runs, one record each, from the files that a run leaves in its folder; no model is evaluated."""
 
-import functools
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from typing import Any
@@ -27,8 +26,7 @@ Series = list[tuple[int, float]]
 SELECTIONS = ("last", "best")
 #: a list of results: of a finished run of a grid, in its folder, and of all of them in the grid's
 RECORD = "record.json"
-_ROWS = "rows.json"  # what earlier versions wrote in place of a run's record: its last epoch's rows
-_FILES = (_ROWS, "results.json", "metrics.json")
+_FILES = ("results.json", "metrics.json")
 
 
 @dataclass(frozen=True)
@@ -73,11 +71,7 @@ class Result:
 
     def __post_init__(self):
         metrics = {name: self.metrics[name] for name in METRICS if name in self.metrics}
-        wrong = {
-            name: value
-            for name, value in metrics.items()
-            if not (isinstance(value, Real) and 0 <= value <= 100)
-        }
+        wrong = {n: v for n, v in metrics.items() if not (isinstance(v, Real) and 0 <= v <= 100)}
         if wrong:
             raise ValueError(
                 f"metrics of {self.method!r} must be percentages, 0 to 100, got {wrong} in {self.run!r}"
@@ -99,20 +93,17 @@ def read_results(path: str) -> list[Result]:
     Raises:
         ValueError: if it is another kind of file, or has fields that are not known.
     """
-    rows, known = _read_json(path), {f.name for f in fields(Result)}
+    with open(path, encoding="utf-8") as file:
+        try:
+            rows = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path!r} is not JSON: {error}") from error
+    known = {f.name for f in fields(Result)}
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) <= known for row in rows):
         raise ValueError(
             f"{path!r} is no list of results: each is an object with some of {', '.join(sorted(known))}"
         )
     return [Result(**row) for row in rows]
-
-
-def _read_json(path: str) -> Any:
-    with open(path, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path!r} is not JSON: {error}") from error
 
 
 # ---- folders -------------------------------------------------------------------------------------
@@ -148,45 +139,33 @@ def collect(folder: str, selections: Collection[str] = ("last",), name: str = ""
             "and below; --tests evaluates the model of a run that had no test set"
         )
     record, order = os.path.join(folder, RECORD), []
-    if name:
-        results = [replace(result, method=_renamed(result.method, name)) for result in results]
+    if name:  # with the row, ", teacher 1" or ", ensemble", that the method's own name ends with
+        rows = [re.search(r", (teacher \d+|ensemble)$|$", result.method)[0] for result in results]
+        results = [replace(result, method=name + row) for result, row in zip(results, rows)]
     elif os.path.isfile(record):
         order = list(dict.fromkeys(result.method for result in read_results(record)))
     results.sort(key=lambda result: order.index(result.method) if result.method in order else len(order))
     return sorted(results, key=lambda result: result.epochs != 0)
 
 
-def _renamed(method: str, name: str) -> str:
-    """Another name for the method, its row ("teacher 1", "ensemble") kept."""
-    row = re.search(r", (teacher \d+|ensemble)$", method)
-    return name + (row[0] if row else "")
-
-
 def find_runs(folder: str) -> Iterator[str]:
-    """The run folders at and below a folder, by name.
-
-    Those inside a run (its source models, earlier runs) left out.
-    """
-    names = set(os.listdir(folder))
-    if names & set(_FILES) or {RECORD, "config.yaml"} <= names:
+    """The run folders at and below a folder, by name, without source models and earlier runs in them."""
+    names = sorted(os.listdir(folder))
+    if {*names} & {*_FILES} or {RECORD, "config.yaml"} <= {*names}:
         yield folder
         return
-    for entry in sorted(names):
-        path = os.path.join(folder, entry)
-        if os.path.isdir(path) and not (EARLIER.fullmatch(entry) or _holds_source_models(path)):
-            yield from find_runs(path)
-
-
-def _holds_source_models(folder: str) -> bool:
-    """Whether a folder is the ``source`` of a run or grid: source/peer0, ..."""
-    return os.path.basename(folder) == "source" and any(
-        re.fullmatch(r"peer\d+", name) for name in os.listdir(folder)
-    )
+    for path in (os.path.join(folder, name) for name in names if not EARLIER.fullmatch(name)):
+        if os.path.isdir(path):
+            holds_source_models = path.endswith(f"{os.sep}source") and any(
+                re.fullmatch(r"peer\d+", name) for name in os.listdir(path)
+            )
+            if not holds_source_models:
+                yield from find_runs(path)
 
 
 def is_recorded(folder: str) -> bool:
     """Whether a run of a grid is finished: its folder holds its record."""
-    return any(os.path.isfile(os.path.join(folder, name)) for name in (RECORD, _ROWS))
+    return os.path.isfile(os.path.join(folder, RECORD))
 
 
 def read_run(folder: str, selections: Collection[str] = ("last",), *, named: bool = True) -> list[Result]:
@@ -201,35 +180,24 @@ def read_run(folder: str, selections: Collection[str] = ("last",), *, named: boo
     Raises:
         ValueError: if a file is damaged, or its config is not to be found.
     """
-    record = os.path.join(folder, RECORD)
-    if not named or not os.path.isfile(record):
-        return run_results(folder, selections, _read_rows(folder) if named else {})
-    results = [replace(result, run=folder) for result in read_results(record)]  # wherever the folder is now
+    if not named or not is_recorded(folder):
+        return run_results(folder, selections)
+    results = [replace(r, run=folder) for r in read_results(os.path.join(folder, RECORD))]  # if it was moved
     return [r for r in results if ("best" if r.selection.startswith("best") else "last") in selections]
 
 
-def _read_rows(folder: str) -> Rows:
-    path = os.path.join(folder, _ROWS)
-    rows = _read_json(path) if os.path.isfile(path) else {}
-    if not isinstance(rows, dict) or not all(
-        isinstance(found, dict) and "mAP" in found for found in rows.values()
-    ):
-        raise ValueError(
-            f"{path!r} does not hold the rows of a table, {{row: {{metric: percent}}}}: remove it to make "
-            "them again"
-        )
-    return rows
-
-
-def run_results(folder: str, selections: Collection[str], rows: Rows) -> list[Result]:
+def run_results(folder: str, selections: Collection[str], rows: Rows | None = None) -> list[Result]:
     """Results of one run folder from what its training wrote.
 
     Args:
         folder: of the run.
         selections: as for :func:`collect`.
-        rows: {name in the table: metrics} of the last epoch; {}: all that results.json or metrics.json has.
+        rows: {name in the table: metrics} of the last epoch; None: all that results.json or metrics.json has.
     """
-    config, scalars = read_config(_near(folder, "config.yaml")), read_scalars(folder)
+    path = os.path.join(folder, "config.yaml")
+    if not os.path.isfile(path):
+        raise ValueError(f"{folder!r} holds results but no config.yaml: is it a whole run folder?")
+    config, scalars = read_config(path), read_scalars(folder)
     test = config["DATASETS"]["TESTS"][0] if config["DATASETS"]["TESTS"] else ""
     common = {
         **describe(config, test, read_stamp(os.path.join(folder, "model_final.pth")).get("processes", 1)),
@@ -239,24 +207,25 @@ def run_results(folder: str, selections: Collection[str], rows: Rows) -> list[Re
         "run": folder,
         "labels": _label_quality(scalars),
     }
-    if len(rows) == 1:
+    if rows and len(rows) == 1:
         common["method"] = next(iter(rows))
     if not scalars:
         common |= _UNTRAINED
-    make = functools.partial(_result, common)
     record = read_record(os.path.join(folder, "results.json"))
-    results = []
-    if "last" in selections and rows:
-        results += [make(method=row, metrics=metrics) for row, metrics in rows.items()]
-    elif "last" in selections:
-        results += _last_rows(record, config, make) if record else _host_rows(config, scalars, make)
-    if "best" in selections:
-        results += _best_rows(record, make) if record else _host_rows(config, scalars, make, best=True)
-    return results
 
+    def results(best: bool) -> Iterator[dict[str, Any]]:
+        if rows and not best:
+            return ({"method": row, "metrics": metrics} for row, metrics in rows.items())
+        if record is None:
+            return _host_rows(config, scalars, common["method"], best)
+        return _best_rows(record, common["method"]) if best else _last_rows(record, config, common["method"])
 
-def _result(common: Mapping[str, Any], method: str = "", suffix: str = "", **given: Any) -> Result:
-    return Result(**{**common, "method": (method or common["method"]) + suffix, **given})
+    return [
+        Result(**{**common, **found})
+        for selection in SELECTIONS
+        if selection in selections
+        for found in results(selection == "best")
+    ]
 
 
 _UNTRAINED = {"epochs": 0, "images_per_bn": None, "hours": None, "selection": "nothing trained", "labels": {}}
@@ -274,34 +243,19 @@ def _label_quality(scalars: Mapping[str, Series]) -> dict[str, float]:
     return {what: round(scalars[name][-1][1], 4) for what, name in _LABELS.items()}
 
 
-def _near(folder: str, name: str) -> str:
-    """A file of the run, or of the comparison of an earlier version that it is part of."""
-    for place in (folder, os.path.dirname(os.path.abspath(folder))):
-        path = os.path.join(place, name)
-        if os.path.isfile(path):
-            return path
-    raise ValueError(
-        f"{folder!r} holds results but no {name}, and neither does the folder above: is it a whole run "
-        "folder?"
-    )
-
-
-def _last_rows(record: dict, config: Mapping, make: Callable[..., Result]) -> list[Result]:
-    """Direct transfer and the last epoch's teachers, or the only model; [] until the last epoch is done."""
-    if not record["evaluations"] or record["evaluations"][-1]["epoch"] < config["SOLVER"]["MAX_EPOCH"]:
-        return []
-    results = []
-    for evaluation in record["evaluations"][:1] + record["evaluations"][-1:]:
+def _last_rows(record: dict, config: Mapping, method: str) -> Iterator[dict[str, Any]]:
+    """Direct transfer and the last epoch's teachers, or the only model; none until the last epoch is done."""
+    evaluations = record["evaluations"]
+    if not evaluations or evaluations[-1]["epoch"] < config["SOLVER"]["MAX_EPOCH"]:
+        return
+    for evaluation in evaluations[:1] + evaluations[-1:]:
         for test, rows in evaluation["results"].items():
-            if evaluation["epoch"] == 0:
-                row = list(rows)[-1]  # the ensemble, or the only network
-                results.append(make(**_UNTRAINED, method="direct transfer", target=test, metrics=rows[row]))
-            else:
-                results += [
-                    make(suffix=row_suffix(row, len(rows)), target=test, metrics=found)
-                    for row, found in rows.items()
-                ]
-    return results
+            if evaluation["epoch"] == 0:  # the ensemble, or the only network
+                metrics = list(rows.values())[-1]
+                yield {**_UNTRAINED, "method": "direct transfer", "target": test, "metrics": metrics}
+                continue
+            for row, metrics in rows.items():
+                yield {"method": method + row_suffix(row, len(rows)), "target": test, "metrics": metrics}
 
 
 def row_suffix(row: str, of: int) -> str:
@@ -309,83 +263,61 @@ def row_suffix(row: str, of: int) -> str:
     return "" if of == 1 else f", {row.replace('teacher', 'teacher ')}"
 
 
-def _best_rows(record: dict, make: Callable[..., Result]) -> list[Result]:
-    """The row that results.json calls the best, and what it was chosen on.
-
-    [] where there was nothing to choose.
-    """
-    best, adapted = (
-        record["best"],
-        [evaluation for evaluation in record["evaluations"] if evaluation["epoch"]],
-    )
-    if best is None:  # selection without labels has chosen none
-        return []
-    if sum(len(evaluation["results"][record["tests"][0]]) for evaluation in adapted) < 2:
-        return []
-    chosen = next(
-        (e["results"] for e in record["evaluations"] if e["epoch"] == best["epoch"]), {}
-    )  # {}: not evaluated
-    return [
-        make(
-            suffix=f", best {'teacher' if len(rows) > 1 else 'epoch'}",
-            target=test,
-            metrics=rows[best["row"]],
-            selection=f"best on {best['chosen_on']}",
-        )
-        for test, rows in chosen.items()
-    ]
+def _best_rows(record: dict, method: str) -> Iterator[dict[str, Any]]:
+    """The row that results.json calls the best, and what it was chosen on; none without a choice."""
+    best, test = record["best"], record["tests"][0]
+    rows = sum(len(e["results"][test]) for e in record["evaluations"] if e["epoch"])
+    if best is None or rows < 2:  # a selection without labels has chosen none, or there was nothing to choose
+        return
+    for evaluation in record["evaluations"]:
+        if evaluation["epoch"] == best["epoch"]:
+            for test, rows in evaluation["results"].items():
+                what = "teacher" if len(rows) > 1 else "epoch"
+                yield {
+                    "method": f"{method}, best {what}",
+                    "target": test,
+                    "metrics": rows[best["row"]],
+                    "selection": f"best on {best['chosen_on']}",
+                }
 
 
 def _host_rows(
-    config: Mapping, scalars: Mapping[str, Series], make: Callable[..., Result], best: bool = False
-) -> list[Result]:
-    """An evaluation in metrics.json, of stage 1 and of plain fast-reid models.
-
-    The last epoch's, or the best one.
+    config: Mapping, scalars: Mapping[str, Series], method: str, best: bool
+) -> Iterator[dict[str, Any]]:
+    """The last epoch's evaluation in metrics.json, or the best: of stage 1 and of plain fast-reid models.
 
     Nothing of a run whose last epoch has no evaluation yet.
     """
     tests = config["DATASETS"]["TESTS"]
     prefixes = {test: f"{test}/" if len(tests) > 1 else "" for test in tests}
-    last = max((series[-1][0] for series in scalars.values()), default=0)
+    at = max((series[-1][0] for series in scalars.values()), default=0)
     chosen_by = "mAP" if config["MODEL"]["META_ARCHITECTURE"] == "SSKDSource" else "metric"
     quality = scalars.get(prefixes[tests[0]] + chosen_by, []) if tests else []
-    if not quality or quality[-1][0] != last or best and len(quality) == 1:
-        return []
-    at, selection = last, "last epoch"
+    if not quality or quality[-1][0] != at or best and len(quality) == 1:
+        return
+    chosen = {}
     if best:
         at = max(quality, key=lambda point: point[1])[0]
-        selection = (
-            f"best on {tests[0]} test split, by {'mAP' if chosen_by == 'mAP' else '(mAP + Rank-1) / 2'}"
-        )
-    results = []
+        by = "mAP" if chosen_by == "mAP" else "(mAP + Rank-1) / 2"
+        chosen = {"selection": f"best on {tests[0]} test split, by {by}"}
     for test, prefix in prefixes.items():
+        own = method if test == tests[0] else describe(config, test)["method"]
         metrics = {name: dict(scalars.get(prefix + name, {})).get(at) for name in METRICS}
-        results.append(
-            make(
-                method="" if test == tests[0] else describe(config, test)["method"],
-                suffix=", best epoch" * best,
-                target=test,
-                selection=selection,
-                metrics={name: value for name, value in metrics.items() if value is not None},
-            )
-        )
-    return results
+        yield {
+            **chosen,
+            "method": own + ", best epoch" * best,
+            "target": test,
+            "metrics": {name: value for name, value in metrics.items() if value is not None},
+        }
 
 
 def device_of(folder: str, config: Mapping) -> str:
     """The device of a run: "cpu", or the GPU that its log names."""
-    device = torch.device(config["MODEL"]["DEVICE"]).type
-    if device != "cuda":
+    device, path = torch.device(config["MODEL"]["DEVICE"]).type, os.path.join(folder, "log.txt")
+    if device != "cuda" or not os.path.isfile(path):
         return device
-    for place in (folder, os.path.dirname(os.path.abspath(folder))):
-        path = os.path.join(place, "log.txt")
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8", errors="replace") as file:
-                gpus = re.findall(r"^GPU [\d,]+ +(.+?) *$", file.read(), re.MULTILINE)
-            if gpus:
-                return gpus[-1]
-    return device
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return (re.findall(r"^GPU [\d,]+ +(.+?) *$", file.read(), re.MULTILINE) or [device])[-1]
 
 
 # ---- metrics.json --------------------------------------------------------------------------------
@@ -432,8 +364,7 @@ def training_hours(scalars: Mapping[str, Series]) -> float | None:
         return None
     seconds, done = 0.0, 0
     for iteration, per_step in steps:
-        seconds += per_step * (iteration + 1 - done)
-        done = iteration + 1
+        seconds, done = seconds + per_step * (iteration + 1 - done), iteration + 1
     for name, series in scalars.items():
         if name.startswith("refresh/seconds_"):
             seconds += sum(value for _, value in series)
@@ -444,20 +375,14 @@ def training_hours(scalars: Mapping[str, Series]) -> float | None:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """The ``config.yaml`` of a run as a dict.
-
-    Also that of an older version, whose keys are no longer known.
-    """
+    """The ``config.yaml`` of a run as a dict, also one with keys that are no longer known."""
     with open(path, encoding="utf-8") as file:
         try:
             config = yaml.safe_load(file)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path!r} is no YAML: {error}") from error
-    missing = [
-        key
-        for key in ("MODEL", "DATASETS", "SOLVER")
-        if key not in (config if isinstance(config, dict) else {})
-    ]
+    there = config if isinstance(config, dict) else {}
+    missing = [key for key in ("MODEL", "DATASETS", "SOLVER") if key not in there]
     if missing:
         raise ValueError(f"{path!r} is no config of a run: it has no {' and no '.join(missing)}")
     return config
@@ -471,12 +396,9 @@ def as_dict(cfg: CfgNode) -> dict[str, Any]:
 def describe(config: Mapping[str, Any], test: str, processes: int = 1) -> dict[str, Any]:
     """The fields of a ``Result`` that a config gives, for one test set and number of processes."""
     architecture = config["MODEL"]["META_ARCHITECTURE"]
-    if architecture == "SSKD":
-        method = "SSKD"
-    else:
-        method = f"{'supervised' if test in config['DATASETS']['NAMES'] else 'source only'}, {architecture}"
+    trained_on = "supervised" if test in config["DATASETS"]["NAMES"] else "source only"
     return {
-        "method": method,
+        "method": "SSKD" if architecture == "SSKD" else f"{trained_on}, {architecture}",
         "target": test,
         "source": source_name(config),
         "backbone": backbone_name(config),
@@ -497,10 +419,7 @@ def backbone_name(config: Mapping[str, Any]) -> str:
 
 
 def source_name(config: Mapping[str, Any]) -> str:
-    """What the start weights were trained on, else the data sets of stage 1, else those of the run.
-
-    Of weights that are not this package's source models, the names of the files.
-    """
+    """What the start weights (or their file) are named after, else the data sets of stage 1 or of the run."""
     source = config.get("SSKD", {}).get("SOURCE", {})
     names: list[str] = []
     if config["MODEL"]["META_ARCHITECTURE"] in ("SSKD", "SSKDSource"):
@@ -512,18 +431,19 @@ def source_name(config: Mapping[str, Any]) -> str:
 
 
 def _trained_on(path: str, source: Mapping[str, Any]) -> list[str]:
-    own = os.path.join(os.path.dirname(path), "config.yaml")
+    own, name = (
+        os.path.join(os.path.dirname(path), "config.yaml"),
+        os.path.splitext(os.path.basename(path))[0],
+    )
     if not re.search(r"source/peer\d+/[^/]+$", path.replace(os.sep, "/")):
-        return [os.path.splitext(os.path.basename(path))[0]]
+        return [name]
     if os.path.isfile(own):
         return list(read_config(own)["DATASETS"]["NAMES"])
-    return _stage_1(source) or [os.path.splitext(os.path.basename(path))[0]]  # the source models were removed
+    return _stage_1(source) or [name]  # the source models were removed
 
 
 def _stage_1(source: Mapping[str, Any]) -> list[str]:
     config = source.get("CONFIG")
-    return (
-        list(load_config(config, source.get("OPTS", [])).DATASETS.NAMES)
-        if config and os.path.isfile(config)
-        else []
-    )
+    if not config or not os.path.isfile(config):
+        return []
+    return list(load_config(config, source.get("OPTS", [])).DATASETS.NAMES)

@@ -2,11 +2,10 @@
 
 import argparse
 import contextlib
-import glob
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,16 +26,13 @@ from ..processes import listen, stop_if_asked
 from ..refusals import UnknownNameError, checking
 from .results import RECORD, SELECTIONS, Result, Rows, is_recorded, read_run, run_results, write_results
 
-__all__ = ["Cell", "Grid", "Outcome", "load_grid", "parse_seeds", "repeat", "run_grid"]
-
 logger = logging.getLogger("fastreid.sskd.benchmark")
 
-_RUNS = ("train", "start", "batch_norm", "one_network", "supervised")
 _NOTHING_TRAINED = ("start", "batch_norm")
 _VARIANTS = {"one_network": one_network_config, "supervised": supervised_config}
+_RUNS = ("train", *_NOTHING_TRAINED, *_VARIANTS)
 
-# Also harmless here: a path, since source models are compared with what the file says, and what the data set
-# tells.
+# also a path, since source models are compared with what the file says, and what the data set tells
 _HARMLESS = (*names_with("any"), "SSKD.SOURCE.CONFIG", "MODEL.HEADS.NUM_CLASSES")
 
 
@@ -106,10 +102,7 @@ class Outcome:
 
 
 def load_grid(path: str) -> Grid:
-    """Read a grid.
-
-    ``config`` (relative to the file), ``seeds``, ``share_source``, and ``cells``, each with fields of
-    ``Cell``.
+    """Read a grid: ``config`` (relative to the file), ``seeds``, ``share_source``, ``cells`` as of ``Cell``.
 
     Raises:
         ValueError: if a key or value is not known, or two cells have one name.
@@ -137,24 +130,18 @@ def load_grid(path: str) -> Grid:
     share = "all" if share is True else share or ""
     if share not in ("", "all", "seed"):
         raise ValueError(f"share_source of {path!r} is all, seed, or left out; got {share!r}")
-    return Grid(
-        config_path(data["config"], os.path.dirname(path)),
-        tuple(cells),
-        tuple(data.get("seeds", (1, 2, 3))),
-        share,
-    )
+    config = config_path(data["config"], os.path.dirname(path))
+    return Grid(config, tuple(cells), tuple(data.get("seeds", Grid.seeds)), share)
 
 
 def _cell(entry: Any, path: str) -> Cell:
-    known = {"name", "opts", "run", "steps", "teachers"}
-    if not isinstance(entry, dict) or "name" not in entry or not set(entry) <= known:
+    if not isinstance(entry, dict) or "name" not in entry or not set(entry) <= set(Cell.__dataclass_fields__):
         raise ValueError(
             f"a cell of {path!r} has a name and may have opts, {{KEY: value}}, run, steps and teachers; got "
             f"{entry!r}"
         )
-    cell = Cell(
-        **{**entry, "opts": tuple(part for pair in (entry.get("opts") or {}).items() for part in pair)}
-    )
+    opts = (entry.get("opts") or {}).items()
+    cell = Cell(**{**entry, "opts": tuple(part for pair in opts for part in pair)})
     if cell.run not in _RUNS:
         raise ValueError(f"run of {cell.name!r} in {path!r} is one of {', '.join(_RUNS)}; got {cell.run!r}")
     if not isinstance(cell.steps, int) or cell.steps < 1:
@@ -191,13 +178,12 @@ def run_grid(grid: Grid, output: str, only: Sequence[str] = (), opts: Sequence =
     """Train every cell with every seed that is not finished yet.
 
     A run's folder is ``OUTPUT/<cell>/seed<i>``, and holds its ``record.json`` when it is finished.
-    ``record.json`` in ``OUTPUT`` holds the results of all finished runs of the grid's cells, whichever were
-    asked for. A run whose training cannot continue is left out with a warning; any other error ends the grid,
-    and the next call resumes it.
+    ``record.json`` in ``OUTPUT`` holds the results of all finished runs of the grid's cells. A run whose
+    training cannot continue is left out with a warning; any other error ends the grid, and the next call
+    resumes it.
 
     Args:
-        grid: what to run.
-        output: folder of the grid.
+        grid, output: what to run, and its folder.
         only: names of cells; (): all.
         opts: overrides for all cells, before their own.
 
@@ -234,10 +220,8 @@ class _Job:
 
     Attributes:
         cell: the variant.
-        cfg: frozen; its ``OUTPUT_DIR`` is the job's folder, and what the folder holds has to be of these
-            settings.
-        source: config of the source models that it starts from, made once in its ``OUTPUT_DIR``; None: of
-            none.
+        cfg: frozen; its ``OUTPUT_DIR`` is the job's folder.
+        source: config of the source models that it starts from, made once in its ``OUTPUT_DIR``, if any.
         unavailable: why it cannot be run, "" if it can.
         stopped: why its training could not continue, "" if it did.
     """
@@ -278,32 +262,17 @@ def _plan(grid: Grid, output: str, only: Sequence[str], opts: Sequence) -> tuple
         raise ValueError(
             f"no cell {', '.join(unknown)}: there are {'; '.join(cell.name for cell in grid.cells)}"
         )
-    earlier = glob.glob(os.path.join(glob.escape(output), "seed*", "sskd"))
-    if earlier:
-        raise OtherConfigError(
-            f"{output!r} holds a comparison that an earlier version made ({earlier[0]}): "
-            "`tools/benchmark.py table` reads it; choose another output folder"
-        )
-    jobs = [
-        _job(grid, cell, seed, output, opts)
-        for cell in grid.cells
-        for seed in sorted({*grid.seeds, *_seeds(os.path.join(output, _slug(cell.name)))})
-    ]
-    asked = [
-        job
-        for job in jobs
-        if job.cell.name in (only or [cell.name for cell in grid.cells]) and job.cfg.SEED in grid.seeds
-    ]
+    jobs = []
+    for cell in grid.cells:
+        folder = os.path.join(output, _slug(cell.name))
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        there = [int(match[1]) for match in map(re.compile(r"seed(\d+)").fullmatch, names) if match]
+        jobs += [_job(grid, cell, seed, output, opts) for seed in sorted({*grid.seeds, *there})]
+    asked = [job for job in jobs if (not only or job.cell.name in only) and job.cfg.SEED in grid.seeds]
     for job in jobs:
         if job in asked or is_recorded(job.folder):  # the finished ones get into the record too
             _check_same_settings(job)
     return jobs, asked
-
-
-def _seeds(folder: str) -> list[int]:
-    """Of the runs in a cell's folder."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    return [int(match[1]) for match in map(re.compile(r"seed(\d+)").fullmatch, names) if match]
 
 
 def _slug(name: str) -> str:
@@ -321,7 +290,9 @@ def _job(grid: Grid, cell: Cell, seed: int, output: str, opts: Sequence) -> _Job
         _check_baseline(cell, cfg)
         cfg = _VARIANTS.get(cell.run, CfgNode.clone)(cfg)
         cfg.defrost()
-    if _starts_from_source(cfg) and (grid.share_source or cell.run != "train"):
+    bare = cfg.MODEL.META_ARCHITECTURE == "SSKDSource" and not cfg.MODEL.WEIGHTS
+    starts_from_source = cfg.MODEL.META_ARCHITECTURE == "SSKD" or bare
+    if starts_from_source and (grid.share_source or cell.run != "train"):
         for config in filter(None, (cfg, source)):
             if len(config.SSKD.SOURCE.WEIGHTS) > 1:  # the base config's, for all its peers
                 config.SSKD.SOURCE.WEIGHTS = config.SSKD.SOURCE.WEIGHTS[: config.SSKD.NUM_PEERS]
@@ -362,18 +333,6 @@ def _check_baseline(cell: Cell, cfg: CfgNode) -> None:
         )
 
 
-def _starts_from_source(cfg: CfgNode) -> bool:
-    """Whether a cell starts from source models.
-
-    An adaptation, or one network that is given the target's identities.
-    """
-    return (
-        cfg.MODEL.META_ARCHITECTURE == "SSKD"
-        or cfg.MODEL.META_ARCHITECTURE == "SSKDSource"
-        and not cfg.MODEL.WEIGHTS
-    )
-
-
 def _shared_source(grid: Grid, seed: int, output: str, opts: Sequence) -> CfgNode:
     if grid.share_source == "seed":
         opts, output = [*opts, "SEED", seed], os.path.join(output, "source-models", f"seed{seed}")
@@ -387,10 +346,7 @@ def _shared_source(grid: Grid, seed: int, output: str, opts: Sequence) -> CfgNod
 
 
 def _check_same_settings(job: _Job) -> None:
-    """Refuse to report as new, or to resume, what a job's folder holds of a run with other settings.
-
-    A folder in which nothing has been learned yet may be given other settings. Paths may be spelled
-    differently.
+    """Refuse to report as new, or to resume, what a job's folder has learned with other settings.
 
     Raises:
         OtherConfigError: if a key differs that has an effect on the result, naming the first three with both
@@ -398,10 +354,8 @@ def _check_same_settings(job: _Job) -> None:
     """
     if not is_recorded(job.folder) and not os.path.isfile(os.path.join(job.folder, "last_checkpoint")):
         return
-    path, instead = (
-        os.path.join(job.folder, "config.yaml"),
-        "choose another output folder, or remove that one",
-    )
+    path = os.path.join(job.folder, "config.yaml")
+    instead = "choose another output folder, or remove that one"
     if not os.path.isfile(path):
         raise OtherConfigError(
             f"{job.folder!r} holds results, but no config.yaml to say what settings they are of: {instead}"
@@ -417,11 +371,8 @@ def _check_same_settings(job: _Job) -> None:
         given.append("SSKD.SOURCE.WEIGHTS")
     if job.bound:
         given += ["MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN"]
-    differ = [
-        key
-        for key in wanted
-        if key not in (*_HARMLESS, *given) and not same_value(there.get(key), wanted[key])
-    ]
+    counts = [key for key in wanted if key not in (*_HARMLESS, *given)]
+    differ = [key for key in counts if not same_value(there.get(key), wanted[key])]
     if differ:
         shown = ", ".join(f"{key} {there.get(key)!r}, now {wanted[key]!r}" for key in differ[:3])
         raise OtherConfigError(
@@ -431,10 +382,7 @@ def _check_same_settings(job: _Job) -> None:
 
 
 def _check_jobs(jobs: Sequence[_Job]) -> None:
-    """Find what would only be found after hours, in all jobs.
-
-    Finished ones need neither images nor source models.
-    """
+    """Find what would only be found after hours; finished jobs need neither images nor source models."""
     passed: set[str] = set()  # the seeds of a cell do not differ in what is checked
     for job in filter(lambda job: job.source and job.left, jobs):
         if job.cell.name in passed:
@@ -449,9 +397,7 @@ def _check_jobs(jobs: Sequence[_Job]) -> None:
             logger.warning("%s, seed %d will have no row: %s", job.cell.name, job.cfg.SEED, error)
     sources = {(job.source.OUTPUT_DIR, job.needs_source): job.source for job in jobs if job.source}
     for (_, needed), source in sources.items():
-        with (
-            contextlib.nullcontext() if needed else contextlib.suppress(FileNotFoundError)
-        ):  # else those still there
+        with contextlib.suppress(*() if needed else (FileNotFoundError,)):  # else those still there
             check_source(source)
 
 
@@ -472,41 +418,31 @@ def _run_jobs(jobs: Sequence[_Job]) -> None:
                     rows = _rows(job, weights.get(job.source.OUTPUT_DIR, []) if job.source else [])
                 except (PseudoLabelError, FloatingPointError) as error:
                     job.stopped = str(error)
-                    logger.warning(
-                        "%s, seed %d stopped in %s and has no row: %s",
-                        job.cell.name,
-                        job.cfg.SEED,
-                        job.folder,
-                        error,
-                    )
+                    run_name = f"{job.cell.name}, seed {job.cfg.SEED}"
+                    logger.warning("%s stopped in %s and has no row: %s", run_name, job.folder, error)
                     continue
                 write_results(run_results(job.folder, SELECTIONS, rows), os.path.join(job.folder, RECORD))
 
 
 def _rows(job: _Job, weights: Sequence[str]) -> Rows:
     """Train or evaluate; {name in the table: metrics on the first test set}."""
+    name = job.cell.name
     if job.cell.run in _NOTHING_TRAINED:
-        write_atomically(
-            os.path.join(job.folder, "config.yaml"), lambda file: file.write(job.cfg.dump().encode())
-        )
+        path = os.path.join(job.folder, "config.yaml")
+        write_atomically(path, lambda file: file.write(job.cfg.dump().encode()))
         found = evaluate_start(job.cfg, weights, batch_norm=job.cell.run == "batch_norm")
     else:
         found = run(_with_weights(job, weights), resume=True)
     found = found.get(
         job.cfg.DATASETS.TESTS[0], found
-    )  # {"teacher0": metrics, ..., "ensemble": metrics}, or metrics
+    )  # {"teacher0": metrics, ..., "ensemble": ...}, or metrics
     if "mAP" in found:
-        return {job.cell.name: _metrics(found)}
-    if job.cell.teachers:
-        return {
-            f"{job.cell.name}, {row.replace('teacher', 'teacher ')}": _metrics(metrics)
-            for row, metrics in found.items()
-        }
-    return {job.cell.name: _metrics(list(found.values())[-1])}  # the ensemble's, or the only network's
-
-
-def _metrics(found: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(found[name]) for name in METRICS}
+        rows = {name: found}
+    elif job.cell.teachers:
+        rows = {f"{name}, {row.replace('teacher', 'teacher ')}": metrics for row, metrics in found.items()}
+    else:
+        rows = {name: list(found.values())[-1]}  # the ensemble's, or the only network's
+    return {row: {metric: float(metrics[metric]) for metric in METRICS} for row, metrics in rows.items()}
 
 
 def _with_weights(job: _Job, weights: Sequence[str]) -> CfgNode:

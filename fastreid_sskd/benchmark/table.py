@@ -13,8 +13,6 @@ from tabulate import tabulate
 from ..evaluation.evaluator import METRICS
 from .results import Result
 
-__all__ = ["FORMATS", "Summary", "summarise", "write_table"]
-
 _LAYOUTS = {"terminal": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
 FORMATS = (*_LAYOUTS, "csv", "json")
 
@@ -51,22 +49,17 @@ class Summary:
         """Means of the results' ``labels``; {} where one has none."""
         if not all(result.labels for result in self.results):
             return {}
-        return {
-            what: statistics.mean(r.labels[what] for r in self.results) for what in self.results[0].labels
-        }
+        first = self.results[0].labels
+        return {what: statistics.mean(r.labels[what] for r in self.results) for what in first}
 
     def gains(self, other: "Summary", metric: str = "mAP") -> list[float]:
         """Differences to another row on the same test set, seed by seed; [] without seeds in common."""
         if self is other or self.target != other.target:
             return []
-        values = {
-            r.seed: r.metrics[metric] for r in other.results if r.seed is not None and metric in r.metrics
-        }
-        return [
-            r.metrics[metric] - values[r.seed]
-            for r in self.results
-            if r.seed in values and metric in r.metrics
-        ]
+        known = [r for r in other.results if r.seed is not None and metric in r.metrics]
+        values = {r.seed: r.metrics[metric] for r in known}
+        mine = [r for r in self.results if r.seed in values and metric in r.metrics]
+        return [r.metrics[metric] - values[r.seed] for r in mine]
 
     @property
     def seeds(self) -> int | None:
@@ -86,9 +79,7 @@ class Summary:
 
 
 def summarise(results: Sequence[Result]) -> list[Summary]:
-    """Group results that differ only by seed, in the order in which they come.
-
-    The same run given twice counts once.
+    """Group results that differ only by seed, in the order in which they come; a run given twice counts once.
 
     Raises:
         ValueError: if two different runs of one row have the same seed: they differ by something a table
@@ -98,14 +89,11 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
     for result in results:
         row = rows.setdefault(tuple(getattr(result, name) for name in _KEY), Summary())
         place = os.path.realpath(result.run)  # however the folder is spelled
-        if any(
-            replace(r, run=place) == replace(result, run=place)
-            for r in row.results
-            if os.path.realpath(r.run) == place
-        ):
+        same = [r for r in row.results if os.path.realpath(r.run) == place]
+        if any(replace(r, run=result.run) == result for r in same):
             continue
         for twin in row.results:
-            if twin.seed == result.seed is not None and os.path.realpath(twin.run) != place:
+            if twin.seed == result.seed is not None and twin not in same:
                 raise ValueError(
                     f"{twin.run!r} and {result.run!r} are both seed {result.seed} of {result.method!r}: "
                     "name them apart, NAME=FOLDER"
@@ -141,19 +129,16 @@ def write_table(
         return json.dumps([_record(row) for row in rows], indent=1)
     if fmt == "csv":
         return _csv(rows)
-    columns = {
-        name: cells for name, cells in _columns(rows, against).items() if all_columns or set(cells) - {"-"}
-    }
+    columns = _columns(rows, against)
     shared: dict[str, str] = {}
-    if not all_columns and len(rows) > 1:
-        foldable = columns.keys() - {"method", *METRICS}
+    if not all_columns:
+        columns = {name: cells for name, cells in columns.items() if set(cells) - {"-"}}
+        foldable = columns.keys() - {"method", *METRICS} if len(rows) > 1 else ()
         shared = {
-            name: cells[0] for name, cells in columns.items() if name in foldable and len(set(cells)) == 1
+            name: cells[0] for name, cells in columns.items() if name in foldable and len({*cells}) == 1
         }
     shown = {name: cells for name, cells in columns.items() if name not in shared}
-    table = tabulate(
-        list(zip(*shown.values())), headers=list(shown), tablefmt=_LAYOUTS[fmt], disable_numparse=True
-    )
+    table = tabulate(list(zip(*shown.values())), list(shown), _LAYOUTS[fmt], disable_numparse=True)
     notes = _notes(rows, shared, against)
     if fmt == "latex":
         return table.replace("±", "$\\pm$") + "".join(f"\n% {line}" for line in notes) + "\n" * bool(notes)
@@ -252,21 +237,10 @@ def _csv(rows: Sequence[Summary]) -> str:
     spread = [f"{metric}{end}" for metric in METRICS for end in ("", " sd")]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(
-        [
-            *names,
-            *spread,
-            *(f"label {what}" for what in _LABELS),
-            "seeds",
-            "hours",
-            "device",
-            "as published in",
-        ]
-    )
+    labels = [f"label {what}" for what in _LABELS]
+    writer.writerow([*names, *spread, *labels, "seeds", "hours", "device", "as published in"])
     for row in rows:
-        figures = [
-            rounded(value) for metric in METRICS for value in (row.mean(metric), row.deviation(metric))
-        ]
+        figures = [rounded(v) for metric in METRICS for v in (row.mean(metric), row.deviation(metric))]
         labels = [row.mean_labels.get(what) for what in _LABELS]
         cells = [*(getattr(row, name) for name in names), *figures, *labels]
         writer.writerow([*cells, row.seeds, rounded(row.mean_hours), row.devices, row.published])

@@ -8,8 +8,6 @@ import jinja2
 from .results import Result, collect, read_results, write_results
 from .table import write_table
 
-__all__ = ["render_zoo"]
-
 
 def render_zoo(template: str, records: str, runs: str = "") -> str:
     """Render a template in which ``{{ table("run_a") }}`` stands for the results of ``runs/run_a``.

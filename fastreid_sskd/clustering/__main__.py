@@ -24,19 +24,15 @@ logger = logging.getLogger("fastreid.sskd.clustering")
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; what `ClusterOptions` has is left out where it is not given."""
     parser = argparse.ArgumentParser(prog="python -m fastreid_sskd.clustering", description=__doc__)
-    parser.add_argument(
-        "features",
-        type=Path,
-        help="(N, d) array: .npy, read as a memory map, or 'features' in the .npz of --predict",
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="the .npy file for the (N,) int64 labels, -1 for noise"
-    )
-    parser.add_argument("--centroids", type=Path, help="the .npy file for the (C, d) float32 centroids")
-    parser.add_argument("--identities", type=Path, help="(N,) array of true identities, to report agreement")
-    parser.add_argument(
-        "--cameras", type=Path, help="(N,) array of cameras, whose mean and deviation are taken out first"
-    )
+
+    def file(name: str, text: str, **how) -> None:
+        parser.add_argument(name, type=Path, help=text, **how)
+
+    file("features", "(N, d) array: .npy, read as a memory map, or 'features' in the .npz of --predict")
+    file("--out", "the .npy file for the (N,) int64 labels, -1 for noise", required=True)
+    file("--centroids", "the .npy file for the (C, d) float32 centroids")
+    file("--identities", "(N,) array of true identities, to report agreement")
+    file("--cameras", "(N,) array of cameras, whose mean and deviation are taken out first")
     parser.add_argument("--device", help="where the k-NN search runs, e.g. cuda; the CPU unless given")
     ClusterOptions.add_arguments(parser)
     options = parser.parse_args(arguments)
@@ -63,10 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _with_flags(record: logging.LogRecord) -> bool:
     """A log filter: what a config calls SSKD.CLUSTER.PAIRS_PER_IMAGE is --pairs-per-image here."""
-    said = re.sub(
-        r"SSKD\.CLUSTER\.(\w+)", lambda key: f"--{key[1].lower().replace('_', '-')}", record.getMessage()
-    )
-    record.msg, record.args = said, ()
+
+    def flag(key: re.Match) -> str:
+        return f"--{key[1].lower().replace('_', '-')}"
+
+    record.msg, record.args = re.sub(r"SSKD\.CLUSTER\.(\w+)", flag, record.getMessage()), ()
     return True
 
 
@@ -74,11 +71,7 @@ def _read(path: Path, name: str) -> np.ndarray:
     """The array of a .npy file, or the one of that name in a .npz."""
     try:
         file = np.load(path, mmap_mode="r")
-    except (
-        EOFError,
-        ValueError,
-        zipfile.BadZipFile,
-    ):  # numpy's own message may advise to load the file unsafely
+    except (EOFError, ValueError, zipfile.BadZipFile):  # numpy's message may advise to load the file unsafely
         raise ValueError(
             f"{path} is not a whole .npy or .npz file of numbers: make it with numpy.save or --predict"
         ) from None

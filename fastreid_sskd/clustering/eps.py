@@ -76,11 +76,7 @@ def warn_of_rho(options: ClusterOptions, num_images: int) -> None:
 
 
 def most_pairs_averaged(num_images: int, rho: float) -> int:
-    """The most non-zero distances that `rho` of those of N images can be: none of them being zero.
-
-    Raises:
-        ValueError: rho outside (0, 1].
-    """
+    """How many distances `rho` of those of N images are where none is zero; ValueError outside (0, 1]."""
     if not 0 < rho <= 1:
         raise ValueError(
             f"rho={rho:g} is not a ratio in (0, 1] of the pairs of {num_images} images: "
@@ -94,10 +90,7 @@ def mean_of_smallest(stored: np.ndarray, num_images: int, rho: float) -> float:
 
     Args:
         stored: (P,) distances of the strict upper triangle that are below 1; those not given count as 1.
-        num_images: N. rho: ratio in (0, 1] of the non-zero distances, rounded to the nearest count.
-
-    Raises:
-        ValueError: rho outside (0, 1], or a ratio that rounds to 0 pairs.
+        num_images, rho: as for `estimate_eps`, as are the errors.
     """
     most_pairs_averaged(num_images, rho)  # refuses a rho out of range
     nonzero = stored[stored > 0]
@@ -167,48 +160,33 @@ RULES: dict[str, Callable[[Sequence[Radius]], Radius]] = {
 }
 
 
-def check_rule(rule: str) -> None:
-    """Refuse an unknown rule.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if rule not in ("pairs", *RULES):
-        raise ValueError(f"unknown rule {rule!r}: SSKD.CLUSTER.EPS_RULE is one of pairs, {', '.join(RULES)}")
-
-
 def cluster_at_radii(
     pairs: PairDistances, radii: Sequence[float], label: Callable[[float], np.ndarray]
 ) -> tuple[Radius, ...]:
-    """The clusters at every radius.
+    """The clusters at two or more ascending radii: `label` maps each to (N,) labels, -1 for noise.
 
-    Args:
-        pairs: all distances below 1, which the silhouette needs.
-        radii: ascending, two or more.
-        label: a radius -> (N,) labels, -1 for noise.
+    The silhouette needs all pairs at distances below 1.
     """
     from sklearn.metrics import adjusted_rand_score  # slow to import, and few runs need it
 
     labels = [label(radius) for radius in radii]
     alone = [noise_as_singletons(found) for found in labels]
     steps = [adjusted_rand_score(one, other) for one, other in pairwise(alone)]
-    distances = pairs.symmetric()
-    found = []
+    distances, found = pairs.symmetric(), []
     for i, (eps, numbers) in enumerate(zip(radii, labels, strict=True)):
         report = ClusterReport.from_labels(numbers, eps)
+        shares = report.noise_share, report.largest_share
         silhouette = float(sparse_silhouette(distances, numbers).mean())
         agreement = float(np.mean(steps[max(i - 1, 0) : i + 1]))
-        found.append(
-            Radius(eps, report.num_clusters, report.noise_share, report.largest_share, silhouette, agreement)
-        )
+        found.append(Radius(eps, report.num_clusters, *shares, silhouette, agreement))
     return tuple(found)
 
 
 def choose_radius(radii: Sequence[Radius], rule: str, largest_share: float) -> float:
-    """eps by the rule.
+    """eps by the rule, of radii with two clusters or more, none of which holds more than `largest_share`.
 
-    Radii with fewer than two clusters, or from the first on at which one holds more than `largest_share` of
-    the images, are left out. Where none remains, the nearest to being usable is taken, with a warning.
+    Radii beyond the first oversized cluster are left out too. Where none remains, the nearest to being usable
+    is taken, with a warning.
     """
     merged = next((i for i, radius in enumerate(radii) if radius.largest_share > largest_share), len(radii))
     usable = [radius for radius in radii[:merged] if radius.clusters >= 2]
@@ -226,9 +204,9 @@ def choose_radius(radii: Sequence[Radius], rule: str, largest_share: float) -> f
 def sweep_table(radii: Iterable[Radius | Mapping]) -> str:
     """The radii as text, a line each."""
     rows = [radius if isinstance(radius, Mapping) else asdict(radius) for radius in radii]
-    lines = ["  eps  clusters   noise  largest  silhouette  agreement"]
     row = "{eps:5.3f}  {clusters:8d}  {noise_share:6.1%}  {largest_share:7.1%}  "
     row += "{silhouette:10.3f}  {agreement:9.3f}"
+    lines = ["  eps  clusters   noise  largest  silhouette  agreement"]
     return "\n".join(lines + [row.format(**values) for values in rows])
 
 
@@ -236,7 +214,7 @@ def sparse_silhouette(distances: scipy.sparse.csr_matrix, labels: np.ndarray) ->
     """Silhouette of every image (Rousseeuw, 1987): (b - a) / max(a, b), as from the dense distances.
 
     a is the mean distance to the other images of its cluster, b the smallest mean distance to the images of
-    another cluster. Pairs that are not stored are at distance 1, so a mean needs the stored ones only.
+    another cluster.
 
     Args:
         distances: (N, N) symmetric, from `jaccard_distance` without `max_distance`: what is not stored is 1.
@@ -244,8 +222,7 @@ def sparse_silhouette(distances: scipy.sparse.csr_matrix, labels: np.ndarray) ->
 
     Returns:
         (N,) float64 in [-1, 1]. 0 for noise, for an image alone in its cluster, and everywhere if there are
-        fewer than two clusters: an image that is left out then neither helps nor harms a mean over all
-        images.
+        fewer than two clusters: such images neither help nor harm a mean over all.
 
     Raises:
         ValueError: sizes differ.
@@ -260,9 +237,8 @@ def sparse_silhouette(distances: scipy.sparse.csr_matrix, labels: np.ndarray) ->
     if np.count_nonzero(sizes) < 2:
         return silhouette
     inside = np.flatnonzero(labels != NOISE)
-    similarity = scipy.sparse.csr_matrix(
-        (1.0 - distances.data.astype(np.float64), distances.indices, distances.indptr), shape=distances.shape
-    )
+    similarity = distances.astype(np.float64)
+    similarity.data = 1.0 - similarity.data
     member = scipy.sparse.csr_matrix(
         (np.ones(len(inside)), (inside, labels[inside])), shape=(len(labels), len(sizes))
     )

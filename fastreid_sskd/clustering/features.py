@@ -22,7 +22,7 @@ LEAST_DEVIATION = 1e-3
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor on the memory of `array`, also when that is read-only (a memory map): it is only ever read."""
+    """A tensor on the memory of `array`, also of a read-only one (a memory map): it is only ever read."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
@@ -82,22 +82,14 @@ class UnitRows:
             )
         tensor = tensor.to(device=device or tensor.device, dtype=torch.float32).contiguous()
 
-        norms = torch.cat(
-            [torch.linalg.vector_norm(b, dim=1, dtype=torch.float64) for b in tensor.split(1024)]
+        norms = [torch.linalg.vector_norm(b, dim=1, dtype=torch.float64) for b in tensor.split(1024)]
+        norms = torch.cat(norms).cpu().numpy()
+        diverged = "not finite", "the network that extracted them has diverged, or its images cannot be read"
+        empty = (
+            "all zeros",
+            "it has no direction to compare by; leave the image out or check the feature extraction",
         )
-        norms = norms.cpu().numpy()
-        for bad, problem, advice in (
-            (
-                ~np.isfinite(norms),
-                "not finite",
-                "the network that extracted them has diverged, or its images cannot be read",
-            ),
-            (
-                norms == 0,
-                "all zeros",
-                "it has no direction to compare by; leave the image out or check the feature extraction",
-            ),
-        ):
+        for bad, (problem, advice) in ((~np.isfinite(norms), diverged), (norms == 0, empty)):
             if bad.any():
                 raise ValueError(
                     f"features row {int(bad.argmax())} is {problem} ({int(bad.sum())} such rows of "
@@ -110,13 +102,10 @@ class UnitRows:
         return rows if cameras is None else rows.without_camera_statistics(cameras)
 
     def without_camera_statistics(self, cameras: Sequence) -> UnitRows:
-        """Take each camera's mean and deviation out of its rows, which stay of unit length.
-
-        Args:
-            cameras: (N,) any names. With one camera only, the rows stay as they are.
+        """Take each camera's mean and deviation out of its rows, which stay of unit length, in float64.
 
         A camera of fewer than `CAMERA_IMAGES` images, or of equal ones, takes mean and deviation of all
-        images. Works a camera at a time, in float64.
+        images. With one camera of the (N,) names, the rows stay as they are.
 
         Raises:
             ValueError: another number of cameras than of rows, or a row that is nothing but its camera's
@@ -157,26 +146,19 @@ class UnitRows:
         """d, the length of a row."""
         return self.tensor.shape[1]
 
-    @property
-    def is_unit(self) -> bool:
-        """Whether the rows came in normalised."""
-        return self.norm_error <= UNIT_NORM_TOLERANCE
-
     def block(self, start: int, stop: int) -> torch.Tensor:
         """Rows start..stop normalised in float32; a view when they came in normalised."""
-        rows = self.tensor[start:stop]
-        if self.is_unit:
-            return rows
-        scale = torch.from_numpy(self.inverse_norms[start:stop]).to(rows.device, torch.float32)
-        return rows * scale[:, None]
+        return self._unit(self.tensor[start:stop], self.inverse_norms[start:stop])
 
     def take(self, numbers: np.ndarray) -> torch.Tensor:
         """The rows of these numbers (R,) int64, normalised in float32; a copy."""
         rows = self.tensor[torch.from_numpy(numbers).to(self.tensor.device)]
-        if self.is_unit:
+        return self._unit(rows, self.inverse_norms[numbers])
+
+    def _unit(self, rows: torch.Tensor, inverse_norms: np.ndarray) -> torch.Tensor:
+        if self.norm_error <= UNIT_NORM_TOLERANCE:
             return rows
-        scale = torch.from_numpy(self.inverse_norms[numbers]).to(rows.device, torch.float32)
-        return rows * scale[:, None]
+        return rows * torch.from_numpy(inverse_norms).to(rows.device, torch.float32)[:, None]
 
     def cpu(self) -> UnitRows:
         """The same rows on the CPU."""

@@ -17,7 +17,7 @@ import scipy.sparse
 import torch
 
 from .features import UnitRows
-from .neighbors import Neighbors, find_candidates, lists_from_candidates, pair_cosines
+from .neighbors import Neighbors, nearest_neighbors, pair_cosines
 from .options import ClusterOptions
 from .parallel import LogProgress, in_threads
 
@@ -25,8 +25,7 @@ from .parallel import LogProgress, in_threads
 ONE = 2**30
 #: rows per task of a thread: how often progress is told and how finely the result grows
 ROWS_PER_TASK = 1024
-#: a distance below this is 0: copies of an image whose neighbor lists hold other copies each differ by
-#: rounding alone
+#: a distance below this is 0: copies of an image differ by rounding, as their lists differ
 SMALLEST_DISTANCE = np.float32(1e-6)
 #: pairs beyond those to keep that are collected before the largest are dropped
 SPARE_PAIRS = 2**20
@@ -59,8 +58,7 @@ class ListSizes:
 
     Attributes:
         full, half: for R(i, k1) and R(i, round(k1 / 2)). expansion: for the mean over the first k2.
-        search: what the k-NN search must return.
-        need_smallest: whether it must also return each row's smallest similarity.
+        search: of the k-NN search. need_smallest: whether it must also find each row's smallest similarity.
     """
 
     full: int
@@ -71,17 +69,7 @@ class ListSizes:
 
 
 def list_sizes(num_images: int, options: ClusterOptions) -> ListSizes:
-    """How long the lists are for N images.
-
-    Raises:
-        ValueError: unknown variant.
-
-    Warns when N cuts the lists: every image is then among every other's neighbors and distances say little.
-    """
-    if options.variant not in VARIANTS:
-        raise ValueError(
-            f"unknown variant {options.variant!r}: SSKD.CLUSTER.VARIANT is one of {', '.join(VARIANTS)}"
-        )
+    """How long the lists are for N images; warns when N cuts them, since distances then say little."""
     variant, k1 = VARIANTS[options.variant], options.k1
     with_self = variant.lists_hold_self_and_k1
     if num_images <= k1:
@@ -134,10 +122,7 @@ def jaccard_distance(
     options = options or ClusterOptions(k1=k1, k2=k2, **settings)
     rows = UnitRows.from_features(features, device, cameras)
     sizes = list_sizes(len(rows), options)
-    candidates = find_candidates(rows, sizes.search, options, need_smallest=sizes.need_smallest)
-    neighbors = lists_from_candidates(
-        rows, sizes.search, candidates, options, need_smallest=sizes.need_smallest
-    )
+    neighbors = nearest_neighbors(rows, sizes.search, options, need_smallest=sizes.need_smallest)
     return pairs_from_neighbors(rows, neighbors, sizes, max_distance=max_distance).symmetric()
 
 
@@ -161,11 +146,7 @@ class PairDistances:
         return PairDistances(self.i[kept], self.j[kept], self.distance[kept], self.num_images)
 
     def symmetric(self, max_distance: float | None = None) -> scipy.sparse.csr_matrix:
-        """(N, N) CSR with both triangles and a stored zero diagonal, indices sorted.
-
-        Args:
-            max_distance: keep only distances <= this (compared in float32); all of them when None.
-        """
+        """(N, N) CSR with both triangles and a stored zero diagonal, indices sorted, up to a limit if any."""
         pairs = self if max_distance is None else self.within(max_distance)
         diagonal = np.arange(self.num_images, dtype=np.int32)
         row = np.concatenate([pairs.j, diagonal, pairs.i])
@@ -190,15 +171,10 @@ def expanded_reciprocal_sets(
     """R*(i) for every row (section 3.2), with the similarities that the weights need.
 
     R(i, full) joined with R(c, half) for each c in R(i, full) with |R(c, half) & R(i, full)| > 2/3 |R(c,
-    half)|, where R(i, full) is the set before any joining.
-
-    Args:
-        full, half: entries of a list that count, self included (k1 + 1 and round(k1 / 2) + 1 in the paper's
-            terms).
+    half)|, where R(i, full) is the set before any joining. Sizes count the row itself: k1 + 1 in the paper.
 
     Returns:
-        Compressed rows: indptr (N + 1,) int64, members (E,) int32 with the row itself first, cosines (E,)
-        float32.
+        Compressed rows: indptr (N + 1,) int64, members (E,) int32, self first, cosines (E,) float32.
     """
     lists = neighbors.indices
     indptr, members = _expand(*_reciprocal(lists, full), *_reciprocal(lists, half))
@@ -301,14 +277,11 @@ class Encoding:
     """V after query expansion, as compressed rows of integers that sum to `total` exactly.
 
     Sums of integers do not depend on their order, so distances built from them are exact: images with m of
-    their k2 nearest in common have the same distance wherever they stand, which in floating point rounding
-    would decide.
+    their k2 nearest in common have the same distance wherever they stand.
 
     Attributes:
-        indptr: (N + 1,) int64.
-        indices: (E,) int32 columns, in no order.
-        values: (E,) int32; a row sums to `total`.
-        total: what stands for 1.
+        indptr: (N + 1,) int64. indices: (E,) int32 columns, in no order.
+        values: (E,) int32; a row sums to `total`, which stands for 1.
     """
 
     indptr: np.ndarray
@@ -325,8 +298,7 @@ def encode(
 
     Args:
         indptr, members, similarities: R*(i), from `expanded_reciprocal_sets`.
-        neighbors: (N, >= k2) int32 lists, self first.
-        k2: lists averaged; 1 leaves V as it is.
+        neighbors: (N, >= k2) int32 lists, self first. k2: lists averaged; 1 leaves V as it is.
         largest_distance: (N,) float64 divisor of D in the exponent (1 for the faiss variant's softmax).
     """
     one = ONE // k2
@@ -413,25 +385,20 @@ def pair_distances(
     count = len(encoding.indptr) - 1
     rows = encoding.indptr, encoding.indices, encoding.values
     columns = scipy.sparse.csr_matrix(
-        (encoding.values, encoding.indices, encoding.indptr), (count, count)
+        (encoding.values, encoding.indices, encoding.indptr), (count,) * 2
     ).tocsc()
-    by_column = (
-        columns.indptr,
-        np.stack([columns.indices, columns.data], 1),
-    )  # side by side: read as one stream
+    entries = np.stack([columns.indices, columns.data], 1)  # side by side: read as one stream
     limit = np.float32(np.inf if max_distance is None else max_distance)
 
     def task(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return _pairs_of_rows(*rows, *by_column, encoding.total, limit, start, stop)
+        return _pairs_of_rows(*rows, columns.indptr, entries, encoding.total, limit, start, stop)
 
     progress, parts, kept = LogProgress("Jaccard distances"), [], 0
-    starts = range(0, count, ROWS_PER_TASK)
-    for start, part in zip(
-        starts, in_threads(partial(task, s, min(s + ROWS_PER_TASK, count)) for s in starts), strict=True
-    ):
+    ranges = [(start, min(start + ROWS_PER_TASK, count)) for start in range(0, count, ROWS_PER_TASK)]
+    for (_, stop), part in zip(ranges, in_threads(partial(task, *at) for at in ranges), strict=True):
         parts.append(part)
-        last = start + ROWS_PER_TASK >= count
-        if last or (keep_smallest and sum(len(p[0]) for p in parts) > kept + keep_smallest + SPARE_PAIRS):
+        enough = keep_smallest and sum(len(p[0]) for p in parts) > kept + keep_smallest + SPARE_PAIRS
+        if stop == count or enough:
             pairs = PairDistances(*map(np.concatenate, zip(*parts, strict=True)), count)
             nonzero = pairs.distance[pairs.distance > 0]
             if keep_smallest is not None and len(nonzero) > keep_smallest:
@@ -440,7 +407,7 @@ def pair_distances(
                 )
                 pairs = pairs.within(limit)
             parts, kept = [(pairs.i, pairs.j, pairs.distance)], len(pairs.i)
-        progress(min(start + ROWS_PER_TASK, count), count)
+        progress(stop, count)
     return pairs
 
 

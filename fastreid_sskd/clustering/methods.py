@@ -29,11 +29,10 @@ class ClusterProblem:
     """What a clustering method may use.
 
     Attributes:
-        rows: the features.
+        rows, options: the features; min_samples, num_clusters, seed.
         pairs: Jaccard distances, each pair once; for a method that uses "radius" at least all those <= eps,
             for "distances" all below 1, for "features" None.
         eps: the radius; None for methods that have none.
-        options: min_samples, num_clusters, seed.
     """
 
     rows: UnitRows
@@ -62,8 +61,7 @@ CLUSTERING_METHODS: dict[str, ClusteringMethod] = {}
 def register_clustering(name: str, uses: str = "radius") -> Callable[[Callable], Callable]:
     """Register a clustering method, function(problem) -> labels, under `SSKD.CLUSTER.METHOD: name`.
 
-    Args:
-        uses: what the method works on, one of `USES`; what it does not use is not computed.
+    What it does not use, of `USES`, is not computed.
 
     Raises:
         ValueError: the name is taken, or an unknown `uses`.
@@ -133,31 +131,14 @@ def dbscan(distance: scipy.sparse.spmatrix | np.ndarray, eps: float, min_samples
         raise ValueError(f"eps must be a positive number, got {eps}: see SSKD.CLUSTER.EPS")
     if min_samples < 1:
         raise ValueError(f"min_samples must be at least 1, got {min_samples}: see SSKD.CLUSTER.MIN_SAMPLES")
-    count = distance.shape[0]
+    if not distance.shape[0]:
+        return np.empty(0, dtype=np.int64)
+    from sklearn.cluster import DBSCAN  # slow to import
+    from sklearn.neighbors import sort_graph_by_row_values
+
     if scipy.sparse.issparse(distance):
-        csr = distance.tocsr()
-        row, column, data = np.repeat(np.arange(count), np.diff(csr.indptr)), csr.indices, csr.data
-    else:
-        row, column = np.indices(distance.shape).reshape(2, -1)
-        data = np.asarray(distance).ravel()
-    # in whole numbers eps would be cut to one
-    near = (data <= (data.dtype.type(eps) if data.dtype.kind == "f" else eps)) & (row != column)
-    row, column = row[near], column[near]
-    core = np.bincount(row, minlength=count) + 1 >= min_samples
-    labels = numbered(np.where(core, _components(row, column, core), NOISE))
-    border = ~core[row] & core[column]
-    nearest = np.full(count, np.iinfo(np.int64).max)
-    np.minimum.at(nearest, row[border], labels[column[border]])
-    reached = np.unique(row[border])
-    labels[reached] = nearest[reached]
-    return labels
-
-
-def _components(row: np.ndarray, column: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Component of each image in the graph of the edges (row, column) between images that are kept."""
-    edges = kept[row] & kept[column]
-    graph = (np.ones(edges.sum(), dtype=np.bool_), (row[edges], column[edges]))
-    return csgraph.connected_components(scipy.sparse.coo_matrix(graph, (len(kept),) * 2), directed=False)[1]
+        distance = sort_graph_by_row_values(distance.tocsr(), copy=True, warn_when_not_sorted=False)
+    return DBSCAN(eps=float(eps), min_samples=min_samples, metric="precomputed").fit_predict(distance)
 
 
 # ---- hdbscan -------------------------------------------------------------------------------------
@@ -179,16 +160,14 @@ def hdbscan_labels(distance: scipy.sparse.csr_matrix, min_samples: int) -> np.nd
     Args:
         distance: (N, N) symmetric CSR, diagonal and zeros stored; not modified.
         min_samples: images of a cluster, and of a core distance.
-
-    Returns:
-        (N,) int64, 0..C-1 and -1 for noise.
     """
     from sklearn.cluster import HDBSCAN  # slow to import
 
     count, smallest = distance.shape[0], max(min_samples, 2)
-    core = np.diff(distance.indptr) >= min_samples  # whose core distance is below 1
-    component = _components(np.repeat(np.arange(count), np.diff(distance.indptr)), distance.indices, core)
-    noise = ~core | (np.bincount(component)[component] < smallest)
+    core = np.flatnonzero(np.diff(distance.indptr) >= min_samples)  # whose core distance is below 1
+    component = csgraph.connected_components(distance[core][:, core], directed=False)[1]
+    noise = np.ones(count, dtype=bool)
+    noise[core] = np.bincount(component)[component] < smallest
     if noise.all():
         return np.full(count, NOISE, dtype=np.int64)
     graph = complete_graph(distance, min_samples)
@@ -202,9 +181,6 @@ def complete_graph(distance: scipy.sparse.csr_matrix, min_samples: int) -> scipy
     Distances that are not stored are 1, the largest there is. Of them a minimum spanning tree needs one edge
     between neighboring components, and a core distance (that of the min_samples-th nearest, the image itself
     counted) one entry for each of the min_samples that is missing.
-
-    Args:
-        distance: (N, N) symmetric, diagonal and zeros stored, as `PairDistances.symmetric` gives it.
 
     Returns:
         (N, N) float64 CSR, symmetric, connected, at least min(min_samples, N) entries a row, no stored zeros.
@@ -304,9 +280,7 @@ def infomap(problem: ClusterProblem) -> np.ndarray:
     search = infomap_class(silent=True, two_level=True, seed=problem.options.seed + 1, num_trials=1)
     order = np.lexsort((pairs.j, pairs.i))  # the order of links would change what the seed draws
     weight = 1 - pairs.distance.astype(np.float64)
-    search.add_links(
-        list(zip(*(values[order].tolist() for values in (pairs.i, pairs.j, weight)), strict=True))
-    )
+    search.add_links([*zip(pairs.i[order].tolist(), pairs.j[order].tolist(), weight[order].tolist())])
     result = search.run()
     # infomap 2.16 gives a result that is to be asked; before, the search itself is
     modules = result.modules() if hasattr(result, "modules") else search.get_modules()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numba
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 from .features import UnitRows
 from .options import ClusterOptions
-from .parallel import LogProgress, over_rows
+from .parallel import LogProgress, in_threads
 
 logger = logging.getLogger("fastreid.sskd.clustering")
 
@@ -24,8 +25,6 @@ CANDIDATE_MARGIN = 8
 #: rows and columns of a tile of the product: 16 MB of float32, which stays in a server's cache
 CPU_TILE = (1024, 4096)
 DEVICE_TILE = (4096, 16384)
-#: similarities of which the largest is found first; only groups with large ones are looked at again
-GROUP = 8
 #: rows scored, or merged, at a time
 ROWS_AT_ONCE = 4096
 #: features gathered at a time on another device: 128 MB in float64 for either side of the pairs
@@ -81,16 +80,9 @@ class Shard:
         """Range (start, stop) of `count` rows, for searches that finish a row at a time."""
         return count * self.number // self.of, count * (self.number + 1) // self.of
 
-    def deal(self, work: Sequence[int]) -> list[int]:
-        """This shard's pieces, ascending: the largest left goes to the shard with the least so far."""
-        loads = [0] * self.of
-        mine = []
-        for piece in sorted(range(len(work)), key=lambda i: (-work[i], i)):
-            least = loads.index(min(loads))
-            loads[least] += work[piece]
-            if least == self.number:
-                mine.append(piece)
-        return sorted(mine)
+    def strips(self, count: int) -> list[int]:
+        """This shard's of `count` strips of a triangle, dealt to and fro: each is shorter than the last."""
+        return [i for i in range(count) if i % (2 * self.of) in (self.number, 2 * self.of - 1 - self.number)]
 
 
 @dataclass
@@ -121,14 +113,12 @@ class Search:
 
     Attributes:
         size: candidates per row, the row itself not counted; at most N - 1.
-        wanted: how many of them the lists will keep.
         need_farthest: also the least similar row of each.
         shard: which part of the search; rows that it leaves out stay at -1 and -inf.
         options: settings of the approximate searches.
     """
 
     size: int
-    wanted: int
     need_farthest: bool = False
     shard: Shard = field(default_factory=Shard)
     options: ClusterOptions = field(default_factory=ClusterOptions)
@@ -152,14 +142,9 @@ def register_knn(name: str) -> Callable[[Backend], Backend]:
 
 
 def nearest_neighbors(
-    features,
-    k: int,
-    options: ClusterOptions | None = None,
-    *,
-    device: str | torch.device | None = None,
-    need_smallest: bool = False,
-    **settings,
-) -> Neighbors:
+    features, k: int, options: ClusterOptions | None = None, *, device: str | torch.device | None = None,
+    need_smallest: bool = False, **settings,
+) -> Neighbors:  # fmt: skip
     """Find the k most similar rows of every row by cosine, self first, ties in ascending order of index.
 
     The lists do not depend on tiles, threads, shards or the search (approximate ones apart): candidates are
@@ -182,18 +167,13 @@ def nearest_neighbors(
     options = (options or ClusterOptions()).replace(**settings)
     rows = UnitRows.from_features(features, device)
     candidates = find_candidates(rows, k, options, need_smallest=need_smallest)
-    return lists_from_candidates(rows, k, candidates, options, need_smallest=need_smallest)
+    return lists_from_candidates(rows, k, candidates, options)
 
 
 def find_candidates(
-    features,
-    k: int,
-    options: ClusterOptions | None = None,
-    *,
-    shard: Shard | None = None,
-    need_smallest: bool = False,
-    **settings,
-) -> Candidates:
+    features, k: int, options: ClusterOptions | None = None, *, shard: Shard | None = None,
+    need_smallest: bool = False, **settings,
+) -> Candidates:  # fmt: skip
     """Search one shard (all when None): candidates for `merge_shards`, `lists_from_candidates`.
 
     Every process gives the same features and options and a shard of its own; their number does not change the
@@ -208,20 +188,15 @@ def find_candidates(
             f"unknown k-NN backend {name!r}: SSKD.CLUSTER.KNN is one of auto, {', '.join(KNN_BACKENDS)}"
         )
     rows = UnitRows.from_features(features)
-    others = len(rows) - 1
-    size, wanted = min(k - 1 + CANDIDATE_MARGIN, others), min(k - 1, others)
-    search = Search(size, wanted, need_smallest, shard or Shard(), options)
+    size = min(k - 1 + CANDIDATE_MARGIN, len(rows) - 1)
+    search = Search(size, need_smallest, shard or Shard(), options)
     return replace(KNN_BACKENDS[name](rows, search), backend=name)
 
 
 def merge_shards(parts: Sequence[Candidates]) -> Candidates:
-    """Candidates of the whole search from those of all its shards, in any order.
+    """Candidates of the whole search from `find_candidates` of all its shards, in any order.
 
-    A row's best are among the best of its parts, so the merged candidates prove what those of one search
-    would.
-
-    Args:
-        parts: `find_candidates` of the same features, each shard once.
+    A row's best are among the best of its parts, so these prove what those of one search would.
 
     Raises:
         ValueError: no part, or parts of different searches.
@@ -255,24 +230,21 @@ def merge_shards(parts: Sequence[Candidates]) -> Candidates:
 
 
 def lists_from_candidates(
-    features,
-    k: int,
-    candidates: Candidates,
-    options: ClusterOptions | None = None,
-    *,
-    need_smallest: bool = False,
+    features, k: int, candidates: Candidates, options: ClusterOptions | None = None
 ) -> Neighbors:
     """Exact lists from the candidates of a whole search, which is checked on a sample of rows.
 
-    A search that errs is warned of and done again by torch, where the features are and then on the CPU.
+    With the smallest similarities where the candidates have the least similar rows. A search that errs is
+    warned of and done again by torch, where the features are and then on the CPU.
     """
     options = options or ClusterOptions()
     rows = UnitRows.from_features(features)
     count = len(rows)
     k = min(k, count)
     indices, similarities, redone = rescore(rows, candidates, k)
-    smallest = pair_cosines(rows, np.arange(count), candidates.farthest) if need_smallest else None
-    found = Neighbors(indices, similarities, smallest)
+    found, need_smallest = Neighbors(indices, similarities), candidates.farthest is not None
+    if need_smallest:
+        found = replace(found, smallest=pair_cosines(rows, np.arange(count), candidates.farthest))
     if candidates.error is None:
         return replace(found, recall=_measured_recall(rows, found, candidates.backend, options.min_recall))
     on_cpu = rows.tensor.device.type == "cpu"
@@ -285,9 +257,8 @@ def lists_from_candidates(
         return nearest_neighbors(again, k, options, need_smallest=need_smallest, knn="torch")
     if redone:
         level = logging.INFO if redone > count * NOTABLE_RATIO_SEARCHED_TWICE else logging.DEBUG
-        logger.log(
-            level, "k-NN: %d of %d rows have too many near-ties and were searched twice", redone, count
-        )
+        text = "k-NN: %d of %d rows have too many near-ties and were searched twice"
+        logger.log(level, text, redone, count)
     return found
 
 
@@ -304,13 +275,14 @@ def _agrees_with_exact(rows: UnitRows, found: Neighbors) -> bool:
 
 def _measured_recall(rows: UnitRows, found: Neighbors, backend: str, min_recall: float) -> float:
     """Recall on a random sample of rows; logged, a low one as a warning."""
-    sample, k = sample_of(len(rows), RECALL_SEED), found.indices.shape[1]
+    count, k = found.indices.shape
+    sample = np.random.default_rng(RECALL_SEED).choice(count, min(SAMPLE_ROWS, count), replace=False)
+    sample.sort()
     recall = recall_of(found.similarities[sample], search_rows_exactly(rows, sample, k)[1])
     if recall < min_recall:
         logger.warning(
             "k-NN %r finds only %.4f of the neighbors (recall at %d, %d images sampled), below "
-            "SSKD.CLUSTER.MIN_RECALL %g: labels suffer; raise SSKD.CLUSTER.REDUCED_DIM or IVF_PROBES, or "
-            "search exactly",
+            "SSKD.CLUSTER.MIN_RECALL %g: labels suffer; raise SSKD.CLUSTER.REDUCED_DIM, or search exactly",
             backend, recall, k, len(sample), min_recall,
         )  # fmt: skip
     else:
@@ -318,17 +290,8 @@ def _measured_recall(rows: UnitRows, found: Neighbors, backend: str, min_recall:
     return recall
 
 
-def sample_of(count: int, seed: int) -> np.ndarray:
-    """Up to `SAMPLE_ROWS` of `count` rows at random, ascending; the same for the same seed."""
-    return np.sort(np.random.default_rng(seed).choice(count, min(SAMPLE_ROWS, count), replace=False))
-
-
 def recall_of(similarities: np.ndarray, exact: np.ndarray) -> float:
-    """Ratio of the true neighbors that were found, the row itself not counted; any of tied ones will do.
-
-    Args:
-        similarities: (S, k) of what was found, self first. exact: (S, k) of an exact search.
-    """
+    """Ratio of the true neighbors that were found, any of tied ones: of (S, k) similarities, self first."""
     if exact.shape[1] == 1:
         return 1.0
     # one unit in the last place: a pair may have been rounded on another device
@@ -341,8 +304,7 @@ def recall_of(similarities: np.ndarray, exact: np.ndarray) -> float:
 def product_error(rows: UnitRows) -> float:
     """Bound on the error of a float32 matrix product of unit rows: d roundings of at most 2^-24 each.
 
-    Also covers rows that are unit only to rounding and the lower precision that torch may have been told to
-    use.
+    Covers rows that are unit only to rounding, and the lower precision that torch may have been told to use.
     """
     try:
         told = torch.get_float32_matmul_precision()
@@ -363,12 +325,9 @@ def torch_candidates(rows: UnitRows, search: Search) -> Candidates:
     count, device = len(rows), rows.tensor.device
     best = _Best(count, search.size, search.need_farthest, device)
     height, width = CPU_TILE if device.type == "cpu" else DEVICE_TILE
-    tops = range(0, count, height)
-    work = [(count - top) * min(height, count - top) for top in tops]
-    mine = search.shard.deal(work)
+    tops = [height * strip for strip in search.shard.strips(-(-count // height))]
     progress, done = LogProgress("k-NN search"), 0
-    for strip in mine:
-        top = tops[strip]
+    for top in tops:
         left = rows.block(top, top + height)
         bottom = top + len(left)
         for start in range(top, count, width):
@@ -377,8 +336,8 @@ def torch_candidates(rows: UnitRows, search: Search) -> Candidates:
             below = max(bottom - start, 0)  # columns of the square on the diagonal: its rows are enough
             if below < product.shape[1]:
                 best.merge(product[:, below:].T.contiguous(), start + below, top)
-        done += work[strip]
-        progress(done, sum(work[strip] for strip in mine))
+        done += count - top
+        progress(done, sum(count - top for top in tops))
     return best.candidates(product_error(rows))
 
 
@@ -401,7 +360,7 @@ class _Best:
             self.lowest[rows] = torch.where(lower, value, self.lowest[rows])
             self.farthest[rows] = torch.where(lower, column + first_col, self.farthest[rows])
         product.diagonal(first_row - first_col).fill_(-torch.inf)
-        value, column = _largest(product, self.size)
+        value, column = product.topk(min(self.size, product.shape[1]), sorted=False)
         value = torch.cat([self.values[rows], value], 1)
         column = torch.cat([self.indices[rows], (column + first_col).int()], 1)
         self.values[rows], kept = value.topk(self.size, sorted=False)
@@ -409,29 +368,10 @@ class _Best:
 
     def candidates(self, error: float) -> Candidates:
         """What was found, on the CPU."""
-        indices = torch.where(self.values == -torch.inf, -1, self.indices).cpu().numpy()
-        found = (
-            (self.farthest.cpu().numpy(), self.lowest.cpu().numpy()) if self.need_farthest else (None, None)
-        )
-        return Candidates(indices, self.values.cpu().numpy(), error, *found)
-
-
-def _largest(product: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `size` largest values of each row, or all of a shorter one, and their columns.
-
-    Exact, and several times as fast as `topk` of whole rows: they are in the `size` groups with the largest
-    maxima.
-    """
-    groups = product.shape[1] // GROUP
-    if groups < 2 * size:
-        return product.topk(min(size, product.shape[1]), sorted=False)
-    within, rest = product[:, : groups * GROUP].unflatten(1, (groups, GROUP)), product[:, groups * GROUP :]
-    chosen = within.amax(2).topk(size, sorted=False).indices[:, :, None]
-    value = torch.cat([within.gather(1, chosen.expand(-1, -1, GROUP)).flatten(1), rest], 1)
-    column = (chosen * GROUP + torch.arange(GROUP, device=chosen.device)).flatten(1)
-    beyond = torch.arange(groups * GROUP, product.shape[1], device=chosen.device).expand(len(column), -1)
-    value, kept = value.topk(size, sorted=False)
-    return value, torch.cat([column, beyond], 1).gather(1, kept)
+        indices = torch.where(self.values == -torch.inf, -1, self.indices)
+        extremes = (self.farthest, self.lowest) if self.need_farthest else ()
+        found = [tensor.cpu().numpy() for tensor in (indices, self.values, *extremes)]
+        return Candidates(*found[:2], error, *found[2:])
 
 
 # ---- exact similarities --------------------------------------------------------------------------
@@ -461,9 +401,9 @@ def pair_cosines(rows: UnitRows, first: np.ndarray, second: np.ndarray) -> np.nd
     if rows.tensor.device.type != "cpu":
         return _cosines_on_device(rows, first, second)
     x, out = rows.tensor.numpy(), np.empty(len(first), dtype=np.float32)
-    over_rows(
-        lambda start, stop: _cosines(x, rows.inverse_norms, first, second, out, start, stop), len(out), 4096
-    )
+    ranges = ((start, min(start + ROWS_AT_ONCE, len(out))) for start in range(0, len(out), ROWS_AT_ONCE))
+    for _ in in_threads(partial(_cosines, x, rows.inverse_norms, first, second, out, *at) for at in ranges):
+        pass
     return out
 
 
@@ -529,15 +469,15 @@ def search_rows_exactly(
     """The exact lists of the rows `which`, by float64 products with all rows; the slow and certain way.
 
     Returns:
-        (W, k) int32 and (W, k) float32, self first, and (W,) float32, the smallest similarity of each of
-        these rows.
+        (W, k) int32 and (W, k) float32, self first, and (W,) float32, the smallest similarity of each row.
     """
     scale = torch.from_numpy(rows.inverse_norms).to(rows.tensor.device)
     found = []
     for start in range(0, len(which), tile):
         chosen = torch.from_numpy(which[start : start + tile]).to(rows.tensor.device)
         left = rows.tensor[chosen].double() * scale[chosen, None]
-        keys = chosen.new_empty((len(chosen), 0))
+        column = chosen.new_empty((len(chosen), 0))
+        value = torch.empty((len(chosen), 0), device=chosen.device)
         smallest = torch.ones(len(chosen), device=chosen.device)
         for first in range(0, len(rows), tile):
             right = rows.tensor[first : first + tile].double() * scale[first : first + tile, None]
@@ -545,24 +485,10 @@ def search_rows_exactly(
             smallest = torch.minimum(smallest, block.amin(1))
             own = (chosen >= first) & (chosen < first + len(right))
             block[own, chosen[own] - first] = 2.0  # itself comes first
-            keys = torch.cat([keys, _keys(block, first)], 1)
-            keys = keys.topk(min(k, keys.shape[1])).values
-        index, similarity = _from_keys(keys)
-        similarity[:, 0] = 1.0
-        found.append((index.int(), similarity, smallest))
+            columns = torch.arange(first, first + len(right), device=chosen.device).expand(len(chosen), -1)
+            # stable, so that of equal ones the first column stays first
+            value, order = torch.cat([value, block], 1).sort(dim=1, descending=True, stable=True)
+            value, column = value[:, :k], torch.cat([column, columns], 1).gather(1, order[:, :k])
+        value[:, 0] = 1.0
+        found.append((column.int(), value, smallest))
     return tuple(torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
-
-
-def _keys(similarities: torch.Tensor, first_col: int) -> torch.Tensor:
-    """Unique int64 numbers in the order of (similarity ascending, column descending)."""
-    bits = similarities.view(torch.int32).long()
-    ascending = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
-    return (ascending << 32) - torch.arange(first_col, first_col + similarities.shape[1], device=bits.device)
-
-
-def _from_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Columns and similarities of `_keys`."""
-    column = -keys & 0xFFFFFFFF
-    ascending = (keys + column) >> 32
-    bits = torch.where(ascending < 0, -ascending - 2**31, ascending)
-    return column, bits.int().view(torch.float32)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from dataclasses import dataclass, field, fields
-from itertools import pairwise
 from typing import Any
 
 from fastreid.config import CfgNode
 
-from ..config import KEYS, OneOf, Rule
+from ..config import KEYS, OneOf, check_value
 from .methods import CLUSTERING_METHODS, find_method
 
 _KEYS = {
@@ -20,6 +19,13 @@ _KEYS = {
 }
 #: options of which one sets the radius
 RADIUS = ("eps", "eps_rule", "pairs_per_image", "rho")
+
+
+def parts_read(method: str, eps_rule: str) -> set[str]:
+    """Which of `Key.read_by` a clustering method and rule read, beside "stage 2"."""
+    uses = CLUSTERING_METHODS[method].uses if method in CLUSTERING_METHODS else "radius"
+    parts = {"radius": {"neighbors", "radius"}, "distances": {"neighbors"}, "features": set()}[uses]
+    return parts | {"radii"} if uses == "radius" and eps_rule != "pairs" else parts
 
 
 def _key(name: str) -> Any:
@@ -44,8 +50,6 @@ class ClusterOptions:
     variant: str = _key("variant")
     knn: str = _key("knn")
     reduced_dim: int = _key("reduced_dim")
-    ivf_lists: int = _key("ivf_lists")
-    ivf_probes: int = _key("ivf_probes")
     min_recall: float = _key("min_recall")
     method: str = _key("method")
     num_clusters: int = _key("num_clusters")
@@ -64,39 +68,18 @@ class ClusterOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        uses = find_method(self.method).uses
-        unread = {"radius": uses != "radius", "neighbors": uses == "features"}
+        find_method(self.method)
+        read = parts_read(self.method, self.eps_rule)
         for name, key in _KEYS.items():
-            value = getattr(self, name, None)
-            if (
-                isinstance(key.rule, Rule)
-                and not unread.get(key.read_by)
-                and value is not None
-                and not key.rule.allows(value)
-            ):
-                raise ValueError(
-                    f"{key.name} must be {key.rule.text}; got {value}: change it in the config or on the "
-                    "command line"
-                )
+            checked = key.rule and hasattr(self, name) and name != "knn"  # a search may be registered later
+            if checked and key.read_by in ("stage 2", *read):
+                check_value(key.name, getattr(self, name), key.rule)
         if self.seed < 0:
             raise ValueError(f"SEED must be a number >= 0; got {self.seed}")
-        if uses != "radius":
-            return
-        if self.eps_max and self.eps_min > self.eps_max:
+        if "radius" in read and self.eps_max and self.eps_min > self.eps_max:
             raise ValueError(
                 f"SSKD.CLUSTER.EPS_MIN={self.eps_min:g} and SSKD.CLUSTER.EPS_MAX={self.eps_max:g} must be 0 "
                 "(no bound) or positive with EPS_MIN <= EPS_MAX"
-            )
-        if self.eps_rule == "pairs":
-            return
-        if len(self.eps_radii) < 2 or not all(low < high for low, high in pairwise((0, *self.eps_radii, 1))):
-            raise ValueError(
-                "SSKD.CLUSTER.EPS_RADII must be two or more ascending Jaccard distances in (0, 1), got "
-                f"{list(self.eps_radii)}"
-            )
-        if not 0 < self.eps_largest_share <= 1:
-            raise ValueError(
-                f"SSKD.CLUSTER.EPS_LARGEST_SHARE must be a ratio in (0, 1], got {self.eps_largest_share}"
             )
 
     @classmethod
@@ -130,9 +113,7 @@ class ClusterOptions:
     @classmethod
     def from_arguments(cls, given: argparse.Namespace) -> ClusterOptions:
         """The options of a command line to which `add_arguments` added the flags."""
-        values = {
-            option.name: vars(given)[option.name] for option in fields(cls) if hasattr(given, option.name)
-        }
-        return cls(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        )
+        values = {option.name: vars(given)[option.name] for option in fields(cls) if option.name in given}
+        if "eps_radii" in values:
+            values["eps_radii"] = tuple(values["eps_radii"])
+        return cls(**values)

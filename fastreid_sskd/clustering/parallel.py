@@ -17,21 +17,14 @@ logger = logging.getLogger("fastreid.sskd.clustering")
 
 Result = TypeVar("Result")
 
-_PACKAGE = __name__.partition(".")[0]
-
-
-def num_threads() -> int:
-    """Threads to use: as many as torch uses on the CPU."""
-    return torch.get_num_threads()
-
 
 def in_threads(tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
-    """Results of the tasks in their order; at most two per thread are ahead of the consumer.
+    """Results of the tasks in their order, on torch's number of threads; at most two per thread are ahead.
 
     A thread pool rather than numba's parallel loops: those abort the process when two Python threads enter
     them at once under numba's default threading layer.
     """
-    threads = num_threads()
+    threads = torch.get_num_threads()
     if threads == 1:
         for task in tasks:
             yield task()
@@ -46,26 +39,11 @@ def in_threads(tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
             yield future.result()
 
 
-def over_rows(kernel: Callable[[int, int], None], num_rows: int, rows_per_call: int) -> None:
-    """Call `kernel(start, stop)` on consecutive ranges of rows, on all threads."""
-    starts = range(0, num_rows, rows_per_call)
-    for _ in in_threads(lambda s=start: kernel(s, min(s + rows_per_call, num_rows)) for start in starts):
-        pass
-
-
 class LogProgress:
-    """Log how much of a stage is done, at most once every `every` seconds; a signal may end the run there.
-
-    Args:
-        stage: what is running, as a reader would call it.
-        every: seconds; a stage that ends sooner logs nothing.
-        clock: for tests.
-    """
+    """Log how much of a stage is done, at most once every `every` seconds; a signal may end the run there."""
 
     def __init__(self, stage: str, every: float = 20.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self.stage = stage
-        self.every = every
-        self.clock = clock
+        self.stage, self.every, self.clock = stage, every, clock
         self._start = self._last = clock()
 
     def __call__(self, done: int, total: int) -> None:
@@ -85,11 +63,9 @@ class _CompilationNotice(event.Listener):
     said = False
 
     def on_start(self, event: event.Event) -> None:
-        function = event.data["dispatcher"].py_func
-        module = (
-            function.__module__ or ""
-        )  # None for a function that exec made; all compilations are heard here
-        if not self.said and module.partition(".")[0] == _PACKAGE:
+        # of any library; None for a function that exec made
+        module = event.data["dispatcher"].py_func.__module__ or ""
+        if not self.said and module.partition(".")[0] == __name__.partition(".")[0]:
             self.said = True
             logger.info("compiling the kernels, once on this machine: a minute or two for all of them")
 

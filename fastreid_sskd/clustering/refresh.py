@@ -16,7 +16,6 @@ from .diagnostics import ClusterReport
 from .eps import (
     Radius,
     bounded_eps,
-    check_rule,
     choose_radius,
     cluster_at_radii,
     mean_of_smallest,
@@ -102,10 +101,10 @@ def pseudo_labels(
     if method.uses != "features":
         with clock.stage("knn"):
             sizes = list_sizes(len(rows), options)
-            wanted = {"options": options, "need_smallest": sizes.need_smallest}
             if candidates is None:
-                candidates = find_candidates(rows, sizes.search, **wanted)
-            neighbors = lists_from_candidates(rows, sizes.search, candidates, **wanted)
+                k, smallest = sizes.search, sizes.need_smallest
+                candidates = find_candidates(rows, k, options, need_smallest=smallest)
+            neighbors = lists_from_candidates(rows, sizes.search, candidates, options)
             recall = neighbors.recall
             del candidates
         with clock.stage("jaccard"):
@@ -162,11 +161,7 @@ def search_neighbors(
 ) -> Candidates:
     """One process's shard of the k-NN search of `pseudo_labels`, for `merge_shards`.
 
-    Args:
-        features: all N rows, the same in every process. shard: which part, e.g. Shard(rank, world size).
-        The others are those that `pseudo_labels` is called with.
-
-    Methods that use "features" only need no search.
+    Every process gives all N rows, and what `pseudo_labels` is called with; its shard is its own.
     """
     options = (options or ClusterOptions()).replace(**settings)
     rows = UnitRows.from_features(features, device, cameras)
@@ -266,21 +261,17 @@ class PseudoLabelError(ValueError):
 
 
 def check_options(options: ClusterOptions, num_images: int | None = None) -> None:
-    """Check names and packages of the options, and what they say about N images where N is given.
+    """Check the packages that the options need, and what they say about N images where N is given.
 
     Raises:
-        ValueError: an unknown name, no pair to average, or clusters that are not in 2..N.
+        ValueError: no pair to average, or clusters that are not in 2..N.
         ImportError: a package that is needed is not installed.
-
-    Warns when N images are fewer than the neighbor lists hold.
     """
     uses = find_method(options.method).uses
     if options.method == "infomap":
         import_infomap()
-    if options.knn in ("faiss", "ivf") and uses != "features":
-        import_faiss(options.knn)
-    if uses == "radius":
-        check_rule(options.eps_rule)
+    if options.knn == "faiss" and uses != "features":
+        import_faiss()
     if num_images is None:
         return
     UnitRows.from_features(np.ones((num_images, 1), dtype=np.float32))  # refuses too few
@@ -294,17 +285,11 @@ def check_options(options: ClusterOptions, num_images: int | None = None) -> Non
 
 
 def check_usable(report: ClusterReport, options: ClusterOptions | None = None) -> None:
-    """Refuse collapsed labels; warn of ratios above their limits.
-
-    Labels have collapsed when there is no cluster (all images are noise), or one (nothing to tell apart), or,
-    where `on_limit` is "collapse", a ratio above its limit.
-
-    Args:
-        report: of the labels.
-        options: with max_noise_share, max_largest_share and on_limit; no limits when None.
+    """Refuse collapsed labels; warn of ratios above the limits of the options, if any.
 
     Raises:
-        PseudoLabelError: the labels have collapsed.
+        PseudoLabelError: there is no cluster, or one, or, where `on_limit` is "collapse", a ratio is above
+            its limit.
     """
     noise = round(report.noise_share * report.num_images)
     at = "" if report.eps is None else f" at eps={report.eps:.4g}"

@@ -45,9 +45,8 @@ class SteadyLoader(DataLoader):
     """torch's DataLoader whose workers leave SIGTERM and SIGINT to the process that reads them.
 
     `timeout`, systemd, Slurm and Ctrl-C signal all processes of a run. Workers that died of it would take the
-    run with them, before it has saved. They end with the reader: when it is done, ends them, or is gone.
-    Forked or spawned, they are born with the signals blocked, so that one that comes while they start is left
-    alone too.
+    run with them, before it has saved. They end with the reader: when it is done, ends them, or is gone. They
+    are born with the signals blocked, so that one that comes while they start is left alone too.
     """
 
     def __init__(
@@ -56,10 +55,8 @@ class SteadyLoader(DataLoader):
         super().__init__(*args, worker_init_fn=functools.partial(_begin_worker, worker_init_fn), **kwargs)
 
     def __iter__(self) -> Iterator:
-        if (
-            self.num_workers
-            and (self.multiprocessing_context or multiprocessing).get_start_method() != "fork"
-        ):
+        context = self.multiprocessing_context or multiprocessing
+        if self.num_workers and context.get_start_method() != "fork":
             resource_tracker.ensure_running()  # which unblocks the signals when it starts
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)
         try:
@@ -69,9 +66,8 @@ class SteadyLoader(DataLoader):
 
 
 def _begin_worker(own: Callable[[int], None] | None, worker: int) -> None:
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, _FOR_THE_RUN
-    )  # of a fork server that was there before, they are not yet
+    # of a fork server that was there before, they are not blocked yet
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)
     threading.Thread(target=_end_with_reader, daemon=True).start()
     if own is not None:
         own(worker)
@@ -112,13 +108,7 @@ class HostDataLoader(SteadyLoader):
 
 
 def collate(batch: Sequence[Any]) -> Any:
-    """Collate as torch does, keeping text and paths as lists.
-
-    Args:
-        batch: samples; dicts are collated key by key, lists and tuples element by element.
-
-    Returns:
-        The batch: tensors stacked, numbers and numpy scalars as tensors, text as a list.
+    """Collate samples as torch does, keeping text and paths as lists.
 
     Raises:
         TypeError: for a type that torch cannot collate (the host returns None there).
@@ -140,10 +130,7 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> Image
 
 
 def to_tensor(picture: Image.Image | np.ndarray) -> torch.Tensor:
-    """Convert an image to a C x H x W tensor without scaling.
-
-    Args:
-        picture: PIL image, or H x W (x C) array.
+    """Convert a PIL image, or an H x W (x C) array, to a C x H x W tensor without scaling.
 
     Returns:
         float32 in 0..255 for 8-bit (and 1-bit) images; int32, int16 or float32 as they are for modes I, I;16

@@ -1,7 +1,4 @@
-"""Patches of the host's data sets.
-
-What they read off the names of files and the lines of lists, and nothing else.
-"""
+"""Patches of the host's data sets: what they read off the names of files and the lines of lists."""
 
 import logging
 import os
@@ -126,9 +123,8 @@ def list_folder(names: Names) -> Callable[..., list[tuple]]:
                 f"{name}: {folder!r} has images, but none in {missing[0]!r}: add this part, {_WAY_OUT}"
             )
         if count < len(paths):
-            logger.warning(
-                "%s: %d images in other folders of %s are left out", name, len(paths) - count, folder
-            )
+            text = "%s: %d images in other folders of %s are left out"
+            logger.warning(text, name, len(paths) - count, folder)
         return items
 
     return process
@@ -180,16 +176,10 @@ def _airport(self: Any, folder: str, path: str) -> list[tuple]:
 
 def _vehicle_id(self: Any, path: str, is_train: bool = True) -> Any:
     """Every image counts as a camera of its own; one image a vehicle is the gallery, always the same."""
-    items = [
-        _item(
-            self,
-            os.path.join(self.image_dir, f"{line['image']}.jpg"),
-            int(line["who"]),
-            int(line["image"]),
-            is_train,
-        )
-        for line in read_list(path, r"(?P<image>\d+)\s+(?P<who>\d+)", "0012345 678")
-    ]
+    items = []
+    for line in read_list(path, r"(?P<image>\d+)\s+(?P<who>\d+)", "0012345 678"):
+        image = os.path.join(self.image_dir, f"{line['image']}.jpg")
+        items.append(_item(self, image, int(line["who"]), int(line["image"]), is_train))
     if is_train:
         return items
     random.Random(0).shuffle(items)
@@ -201,15 +191,12 @@ def _vehicle_id(self: Any, path: str, is_train: bool = True) -> Any:
 def _veri_wild_cameras(self: Any, path: str) -> tuple[dict, dict, dict]:
     """Vehicle, camera and path of each image by its number, from a list with a line of headings."""
     rule = r"(?P<who>\d+)/(?P<image>[^/;.]+)[^/;]*;\s*(?P<camera>\d+).*"
-    lines = {
-        line["image"]: line
-        for line in read_list(path, rule, "00001/000001;1;2018-03-11;Audi;SUV;black", first=1)
-    }
-    return (
-        {image: line["who"] for image, line in lines.items()},
-        {image: line["camera"] for image, line in lines.items()},
-        {image: os.path.join(self.image_dir, line["who"], f"{image}.jpg") for image, line in lines.items()},
-    )
+    vehicles, cameras, paths = {}, {}, {}
+    for line in read_list(path, rule, "00001/000001;1;2018-03-11;Audi;SUV;black", first=1):
+        image, who = line["image"], line["who"]
+        vehicles[image], cameras[image] = who, line["camera"]
+        paths[image] = os.path.join(self.image_dir, who, f"{image}.jpg")
+    return vehicles, cameras, paths
 
 
 def _veri_wild(self: Any, path: str, is_train: bool = True) -> list[tuple]:
@@ -251,12 +238,8 @@ def _replace(path: str, method: Callable) -> None:
 
 def _patch_names() -> None:
     for name, names in NAMES.items():
-        lists = (
-            "process_dir"
-            if hasattr(target("fastreid.data.datasets", name), "process_dir")
-            else "process_train"
-        )
-        _replace(f"{name}.{lists}", list_folder(names))
+        has = hasattr(target("fastreid.data.datasets", name), "process_dir")
+        _replace(f"{name}.{'process_dir' if has else 'process_train'}", list_folder(names))
 
 
 def _patch_lists() -> None:

@@ -61,28 +61,21 @@ def _jaccard(host_jaccard: Callable[..., np.ndarray]) -> Callable[..., np.ndarra
     def compute_jaccard_distance(
         features: torch.Tensor, k1: int = 20, k2: int = 6, search_option: int = 0, fp16: bool = False
     ) -> np.ndarray:
-        """Dense k-reciprocal Jaccard distance, N x N in 0..1; memory as the host: 4 (fp16: 2) N^2 bytes.
+        """Dense k-reciprocal Jaccard distance, N x N in 0..1, with the host's arguments and memory.
 
-        Args:
-            features: N x D.
-            k1: neighbours, including the image itself (the host's counting).
-            k2: neighbours averaged in the query expansion; 1 is none.
-            search_option: accepted for the host's sake and not used (it chose between faiss indices).
-            fp16: return float16 instead of float32.
+        ``search_option``, which chose between faiss indices, is not used.
         """
         features = features.detach().float().cpu()
         count = len(features)
         if not torch.allclose(features.norm(dim=1), torch.ones(count), atol=UNIT_NORM_TOLERANCE):
             # TEST.METRIC "euclidean" compares raw features, the package's distance is one of directions
-            return host_jaccard(
-                features, k1=min(k1, count), k2=min(k2, count), search_option=FAISS_CPU, fp16=fp16
-            )
+            cut = {"k1": min(k1, count), "k2": min(k2, count)}
+            return host_jaccard(features, **cut, search_option=FAISS_CPU, fp16=fp16)
         from ..clustering.jaccard import jaccard_distance
 
         if k1 >= count:
-            logger.warning(
-                "TEST.RERANK.K1 = %d reaches all %d images: re-ranking says little, lower it", k1, count
-            )
+            text = "TEST.RERANK.K1 = %d reaches all %d images: re-ranking says little, lower it"
+            logger.warning(text, k1, count)
         with warnings.catch_warnings():  # said above with the key that applies here
             warnings.filterwarnings("ignore", message=".*neighbour lists are cut")
             sparse = jaccard_distance(features, min(k1, count), k2, variant="faiss")

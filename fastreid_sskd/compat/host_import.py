@@ -137,8 +137,7 @@ def _broken(name: str, error: BaseException) -> ImportError:
 def host_version() -> str:
     """Return the imported host's version, of its distribution if that is where it was imported from.
 
-    The host's own `fastreid.__version__` says 1.3 in 1.4.0; a source checkout has no other source, so it is
-    marked: ``"1.3+source"``.
+    `fastreid.__version__` says 1.3 in 1.4.0; that of a source checkout is marked: ``"1.3+source"``.
     """
     host = importlib.import_module("fastreid")
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -23,12 +23,11 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """
     if not isinstance(batch, Mapping):
         return batch
-    return {
-        key: value.to(device, non_blocking=True, copy=key == "targets")
-        if isinstance(value, torch.Tensor)
-        else value
-        for key, value in batch.items()
-    }
+    moved = dict(batch)
+    for key, value in batch.items():
+        if isinstance(value, torch.Tensor):
+            moved[key] = value.to(device, non_blocking=True, copy=key == "targets")
+    return moved
 
 
 def call_on_own_device(self: nn.Module, batched_inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -100,10 +99,8 @@ def _whole_backbone(host_build: Callable[[Any], nn.Module]) -> Callable[[Any], n
     def build_backbone(cfg: Any) -> nn.Module:
         from ..modeling.weights import load_backbone
 
-        options, registry = (
-            cfg.MODEL.BACKBONE,
-            target("fastreid.modeling.backbones.build", "BACKBONE_REGISTRY"),
-        )
+        options = cfg.MODEL.BACKBONE
+        registry = target("fastreid.modeling.backbones.build", "BACKBONE_REGISTRY")
         if not options.PRETRAIN or not registry.get(options.NAME).__module__.startswith("fastreid."):
             return host_build(cfg)
         if options.PRETRAIN_PATH:
@@ -114,11 +111,8 @@ def _whole_backbone(host_build: Callable[[Any], nn.Module]) -> Callable[[Any], n
             load_backbone(backbone, options.PRETRAIN_PATH)
             return backbone
         try:
-            return host_build(cfg)  # downloads
-        except (
-            ModuleNotFoundError,
-            OSError,
-        ) as error:  # without gdown, without a network, or without an address
+            return host_build(cfg)  # downloads; fails without gdown, without a network, or without an address
+        except (ModuleNotFoundError, OSError) as error:
             if isinstance(error, ModuleNotFoundError) and error.name != "gdown":
                 raise
             raise FileNotFoundError(

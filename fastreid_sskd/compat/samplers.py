@@ -8,14 +8,11 @@ from .patch import Patch, target
 
 
 def check_identities(sampler: Any, available: int) -> None:
-    """Check that there are enough identities for one batch over all processes.
+    """Refuse, by a ValueError, fewer identities than one batch over all processes needs.
 
     Args:
         sampler: one of the host's identity samplers.
         available: identities of a batch that the data can fill.
-
-    Raises:
-        ValueError: if fewer than a batch needs.
     """
     needed = sampler.num_pids_per_batch * sampler._world_size
     if available < needed:

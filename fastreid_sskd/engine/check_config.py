@@ -9,7 +9,6 @@ is not checked.
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import Any
 
 import torch
 from fastreid.config import CfgNode
@@ -20,19 +19,13 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
 from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 from torch import nn
 
-from ..clustering import (
-    CLUSTERING_METHODS,
-    ClusterOptions,
-    check_options,
-)
-from ..config import HOST, HOST_LOSSES, KEYS, Key, OneOf, Rule, value_of
+from ..clustering import CLUSTERING_METHODS, ClusterOptions, check_options
+from ..clustering.options import parts_read
+from ..config import HOST, HOST_LOSSES, KEYS, Key, OneOf, check_value, value_of
 from ..modeling import peer_config
-from ..refusals import nearest
 from .defaults import without_pretraining
 from .hooks import FreezeLayers
 from .train_step import build_optimizer
-
-__all__ = ["build_network", "check_clustering", "check_network", "check_optimizer", "check_settings"]
 
 _HOST_DEPTHS = {
     "build_resnet_backbone": ("18x", "34x", "50x", "101x"),
@@ -42,24 +35,11 @@ _HOST_DEPTHS = {
     "build_mobilenetv2_backbone": ("1.0x", "0.75x", "0.5x", "0.35x", "0.25x", "0.1x"),
     "build_mobilenetv3_backbone": ("Large", "Small"),
     "build_shufflenetv2_backbone": ("0.5x", "1.0x", "1.5x", "2.0x"),
-    "build_repvgg_backbone": (
-        "A0",
-        "A1",
-        "A2",
-        "B0",
-        "B1",
-        "B1g2",
-        "B1g4",
-        "B2",
-        "B2g2",
-        "B2g4",
-        "B3",
-        "B3g2",
-        "B3g4",
-    ),
-    "build_regnet_backbone": tuple(
-        f"{size}{kind}" for size in (200, 400, 800, 1600, 3200, 4000, 6400) for kind in "xy"
-    ),
+    "build_repvgg_backbone": [
+        *("A0", "A1", "A2", "B0"),
+        *(f"B{n}{groups}" for n in (1, 2, 3) for groups in ("", "g2", "g4")),
+    ],
+    "build_regnet_backbone": [f"{n}{kind}" for n in (200, 400, 800, 1600, 3200, 4000, 6400) for kind in "xy"],
     "build_effnet_backbone": ("b0", "b1", "b2", "b3", "b4", "b5"),
     "build_vit_backbone": ("small", "base"),
 }
@@ -92,15 +72,8 @@ def _is_read(cfg: CfgNode, key: Key) -> bool:
         found = META_ARCH_REGISTRY._obj_map.get(architecture)
         own_losses = found is not None and found.__module__.startswith("fastreid.")
         return own_losses if key.name == "MODEL.LOSSES.NAME" else architecture not in ("SSKD", "SSKDSource")
-    if key.read_by and architecture != "SSKD":
-        return False
-    method = CLUSTERING_METHODS.get(cfg.SSKD.CLUSTER.METHOD)
-    uses = method.uses if method else "radius"
-    return (
-        key.read_by not in ("radius", "neighbors")
-        or uses == "radius"
-        or (uses, key.read_by) == ("distances", "neighbors")
-    )
+    stage_2 = {"stage 2", *parts_read(cfg.SSKD.CLUSTER.METHOD, cfg.SSKD.CLUSTER.EPS_RULE)}
+    return not key.read_by or architecture == "SSKD" and key.read_by in stage_2
 
 
 def check_settings(cfg: CfgNode, sections: str | tuple[str, ...] = "") -> None:
@@ -116,7 +89,7 @@ def check_settings(cfg: CfgNode, sections: str | tuple[str, ...] = "") -> None:
     """
     for key in (*(Key(name, HOST, rule=OneOf(known(cfg))) for name, known in _REGISTERED.items()), *KEYS):
         if key.rule and key.name.startswith(sections) and _is_read(cfg, key):
-            _check_value(key.name, value_of(cfg, key.name), key.rule)
+            check_value(key.name, value_of(cfg, key.name), key.rule)
     if not sections:
         _check_losses(cfg)
         if cfg.MODEL.META_ARCHITECTURE == "SSKD":
@@ -145,22 +118,6 @@ def _check_losses(cfg: CfgNode) -> None:
         )
 
 
-def _check_value(name: str, value: Any, rule: Rule | OneOf) -> None:
-    if isinstance(rule, Rule):
-        if not rule.allows(value):
-            raise ValueError(
-                f"{name} must be {rule.text}; got {value}: change it in the config or on the command line"
-            )
-        return
-    for given in [value] if isinstance(value, str) else value:
-        if given not in rule.names:
-            known = ", ".join(rule.names)
-            raise ValueError(
-                f"{name} must be one of {known}; got "
-                f"{given!r}{nearest(given, rule.names) or ': choose one of them'}"
-            )
-
-
 def build_network(cfg: CfgNode) -> nn.Module:
     """The host's ``build_model``; what the config names wrongly is said in a sentence.
 
@@ -173,14 +130,6 @@ def build_network(cfg: CfgNode) -> nn.Module:
         check_settings(network, "MODEL.")
     try:
         return build_model(cfg)
-    except ModuleNotFoundError as error:
-        if error.name != "gdown":
-            raise
-        raise FileNotFoundError(
-            "MODEL.BACKBONE.PRETRAIN is on, and MODEL.BACKBONE.PRETRAIN_PATH names no weights: set it to a "
-            "file on disk, or install gdown so that fast-reid can download them, or set "
-            "MODEL.BACKBONE.PRETRAIN to False"
-        ) from error
     # RuntimeError: also what is not implemented, and MGN's fixed sizes
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
         said = next(iter(str(error).splitlines()), "")

@@ -21,21 +21,6 @@ from ..refusals import REFUSED
 from .defaults import load_config
 from .files import write_atomically
 
-__all__ = [
-    "Checkpointer",
-    "OtherConfigError",
-    "check_same_images",
-    "check_same_run",
-    "damage",
-    "image_names",
-    "last_checkpoint",
-    "plain_config",
-    "random_state",
-    "read_stamp",
-    "restore_random_state",
-    "same_value",
-]
-
 logger = logging.getLogger("fastreid.sskd.checkpoint")
 
 _RESUMABLE = re.compile(r"(model_\d+|step_\d+|model_best|model_final)\.pth")
@@ -52,47 +37,30 @@ def _plain(state: Any) -> Any:
 
 
 def damage(path: str) -> str | None:
-    """What is wrong with a checkpoint file.
-
-    None if it is whole by the checksums (CRC-32) that torch.save put in it.
-    """
+    """What is wrong with a checkpoint file, by the checksums that torch.save put in it; None if whole."""
     try:
         with zipfile.ZipFile(path) as archive:
-            # an entry that is compressed or a folder is none of torch's, which would read something else from
-            # it
-            odd = [
-                info.filename
-                for info in archive.infolist()
-                if info.file_size != info.compress_size or info.external_attr & 0x10
-            ]
-            broken = archive.testzip() or (odd[0] if odd else None)
+            broken = archive.testzip()
+            for info in archive.infolist():  # compressed or a folder: none of torch's, which would misread it
+                if info.file_size != info.compress_size or info.external_attr & 0x10:
+                    broken = broken or info.filename
     except Exception as error:  # noqa: BLE001 - a damaged archive raises UnicodeDecodeError, struct.error, ... as well
         return str(error) or type(error).__name__
     return None if broken is None else f"{broken} is not as it was written"
 
 
 def read_stamp(path: str) -> dict[str, Any]:
-    """The numbers beside a checkpoint's tensors, which are left on the disk.
-
-    "epoch", "processes"; {} where there is no such file.
-    """
-    if not zipfile.is_zipfile(path):
+    """The numbers beside a checkpoint's tensors, "epoch", "processes"; {} where there is no such file."""
+    saved = read_file(path, mmap=True) if zipfile.is_zipfile(path) else {}
+    if not isinstance(saved, dict):
         return {}
-    saved = read_file(path, mmap=True)
-    return (
-        {key: value for key, value in saved.items() if isinstance(value, int)}
-        if isinstance(saved, dict)
-        else {}
-    )
+    return {key: value for key, value in saved.items() if isinstance(value, int)}
 
 
 def last_checkpoint(folder: str) -> str:
-    """The checkpoint that a run in the folder resumes from.
+    """The checkpoint that a run in the folder resumes from; "" where there is no ``last_checkpoint``.
 
-    "" where there is none, that is, no ``last_checkpoint``.
-
-    That is the file ``last_checkpoint`` names; if it is damaged or gone, the newest whole one beside it, with
-    a warning.
+    If the file that it names is damaged or gone, the newest whole one beside it, with a warning.
     """
     pointer = os.path.join(folder, "last_checkpoint")
     if not folder or not os.path.isfile(pointer):
@@ -113,8 +81,7 @@ def last_checkpoint(folder: str) -> str:
 class Checkpointer(HostCheckpointer):
     """The host's checkpointer with atomic writes, safe reads and no silently skipped weights.
 
-    A file under a checkpoint's name is complete, and the one before it stays until then. Anything with
-    ``state_dict`` and ``load_state_dict`` can be added to ``checkpointables``.
+    Anything with ``state_dict`` and ``load_state_dict`` can be added to ``checkpointables``.
 
     Attributes:
         stamp: plain values written into every file, as the run's config.
@@ -140,10 +107,8 @@ class Checkpointer(HostCheckpointer):
                     f"{key} of the model is not finite: training has diverged. {name}.pth is not written; "
                     "lower SOLVER.BASE_LR and resume from the checkpoint before"
                 )
-        data: dict[str, Any] = {"model": model}
-        data.update({key: _plain(obj.state_dict()) for key, obj in self.checkpointables.items()})
-        data.update(self.stamp)
-        data.update(kwargs)
+        states = {key: _plain(obj.state_dict()) for key, obj in self.checkpointables.items()}
+        data = {"model": model, **states, **self.stamp, **kwargs}
         os.makedirs(self.save_dir, exist_ok=True)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
@@ -160,13 +125,9 @@ class Checkpointer(HostCheckpointer):
         return os.path.isfile(os.path.join(self.save_dir, f"{name}.pth"))
 
     def remove_all_but(self, keep: int, kind: str = "model") -> list[str]:
-        """Delete the oldest checkpoints of a kind beyond ``keep``; returns their paths.
+        """Delete the checkpoints of a kind that were written before the last ``keep``; returns their paths.
 
-        The oldest by the time they were written: a folder may still hold later epochs of an earlier run.
-
-        Args:
-            keep: how many stay, >= 0.
-            kind: "model", those of an epoch's end (``model_0007.pth``), or "step", those inside one.
+        ``kind``: "model", those of an epoch's end (``model_0007.pth``), or "step", those inside one.
         """
         if not self.save_dir or not self.save_to_disk or not os.path.isdir(self.save_dir):
             return []
@@ -181,10 +142,7 @@ class Checkpointer(HostCheckpointer):
     def resume(self, path: str, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Load the model and everything in ``checkpointables``; returns the rest of the file.
 
-        Args:
-            path: a file that ``save`` wrote.
-            check: is given the file's content before anything is loaded, and raises if it does not belong
-                here.
+        ``check`` is given the file's content before anything is loaded, and may refuse it.
 
         Raises:
             ValueError: if the file is damaged, or of another model: what does not fit is not skipped.
@@ -270,10 +228,8 @@ def check_same_run(
     """
     saved = checkpoint.get("config")
     if saved is None:
-        logger.warning(
-            "%s does not say what config it was trained with (an earlier version wrote it): taken as it is",
-            what,
-        )
+        text = "%s does not say what config it was trained with (an earlier version wrote it): taken as it is"
+        logger.warning(text, what)
         return
     differing = _differing(saved, given, (*names_with("any", "continue"), *given["SSKD.MAY_DIFFER"]))
     at_start = [] if from_scratch else [key for key in differing if is_below(key, names_with("start"))]
@@ -304,18 +260,14 @@ def image_names(paths: Sequence[str]) -> torch.Tensor:
     """(N,) int64, CRC-32 of each path below the folder that all N share, so that it may be moved."""
     paths = [os.path.abspath(path) for path in paths]
     common = os.path.commonpath({os.path.dirname(path) for path in paths}) if paths else ""
-    return torch.tensor(
-        [zlib.crc32(path[len(common) :].lstrip(os.sep).encode(errors="replace")) for path in paths],
-        dtype=torch.int64,
-    )
+    names = (path[len(common) :].lstrip(os.sep).encode(errors="replace") for path in paths)
+    return torch.tensor([zlib.crc32(name) for name in names], dtype=torch.int64)
 
 
 def check_same_images(
     checkpoint: dict[str, Any], images: Mapping[str, Sequence[str]], what: str, may_differ: Sequence[str] = ()
 ) -> None:
-    """Check that a checkpoint is of the images that are there now, by their names and order.
-
-    What they show is not looked at.
+    """Check that a checkpoint is of the images that are there now, by their names and order only.
 
     Args:
         checkpoint: a file's content.
@@ -328,10 +280,8 @@ def check_same_images(
         OtherConfigError: if they are others, with their numbers and the first that differs.
     """
     if "images" not in checkpoint:
-        logger.warning(
-            "%s does not say which images it was trained on (an earlier version wrote it): taken as it is",
-            what,
-        )
+        text = "%s does not say which images it was trained on (an earlier version wrote it): taken as it is"
+        logger.warning(text, what)
         return
     for key, paths in images.items():
         saved, now = checkpoint["images"].get(key, torch.empty(0, dtype=torch.int64)), image_names(paths)
@@ -340,15 +290,8 @@ def check_same_images(
         new, gone = ~torch.isin(now, saved), int((~torch.isin(saved, now)).sum())
         both = min(len(saved), len(now))
         moved = torch.cat([saved[:both] != now[:both], torch.ones(len(now) - both, dtype=torch.bool)])
-        first = next(
-            (
-                f", first {path}"
-                for at in (new, moved)
-                for path, differs in zip(paths, at.tolist())
-                if differs
-            ),
-            "",
-        )
+        odd = [path for at in (new, moved) for path, differs in zip(paths, at.tolist()) if differs]
+        first = f", first {odd[0]}" if odd else ""
         raise OtherConfigError(
             f"{what}: it was trained on other images of {key}: {len(saved)} then, {len(now)} now, "
             f"{int(new.sum())} of them new, {gone} gone{first}. Resume with the images that the run began "

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,23 +22,6 @@ from ..processes import on_main
 from ..refusals import checking
 from .files import make_folder, write_atomically
 
-__all__ = [
-    "EARLIER",
-    "begin",
-    "check_device",
-    "keep_config",
-    "load_config",
-    "log_file",
-    "make_deterministic",
-    "read_config",
-    "resolve",
-    "seed_everything",
-    "setup",
-    "start_run",
-    "use_device",
-    "without_pretraining",
-]
-
 logger = logging.getLogger("fastreid.sskd.defaults")
 
 
@@ -49,9 +32,7 @@ def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     Where there is no such file, the config of that name which the package ships is taken: "sskd_m2d.yml".
 
     ``SSKD.SOURCE.CONFIG`` and ``SSKD.PEERS`` become absolute paths: in a file they are relative to that file,
-    in ``opts`` to the working directory. So a run can be repeated from the ``config.yaml`` in its output
-    folder. Without a test set (``DATASETS.TESTS`` empty) ``TEST.EVAL_PERIOD`` becomes 0: there is nothing to
-    evaluate.
+    in ``opts`` to the working directory. Without a test set ``TEST.EVAL_PERIOD`` becomes 0.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -72,9 +53,7 @@ def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
 
 @checking()
 def resolve(cfg: CfgNode) -> CfgNode:
-    """Fill in what depends on the machine or on chance.
-
-    A device that is there, and a seed that can be given again.
+    """Fill in what depends on the machine or on chance: a device that is there, and a seed.
 
     Raises:
         ValueError: if ``MODEL.DEVICE`` is no device of torch.
@@ -94,11 +73,7 @@ def resolve(cfg: CfgNode) -> CfgNode:
 
 @checking()
 def check_device(device: str) -> None:
-    """Whether ``MODEL.DEVICE`` is one that torch knows, which need not be there.
-
-    Raises:
-        ValueError: if it is not.
-    """
+    """Refuse, by a ValueError, a ``MODEL.DEVICE`` that torch does not know; it need not be there."""
     try:
         torch.device(device)
     except RuntimeError:
@@ -108,29 +83,19 @@ def check_device(device: str) -> None:
 
 
 def use_device(device: str) -> None:
-    """Make a CUDA device that is named by its number ("cuda:1") this process's current one.
-
-    Generators, peak memory, waits for the device and what asks for its abilities are those of the current
-    device.
-    """
+    """Make a CUDA device that is named by its number ("cuda:1") the current one."""
     named = torch.device(device)
     if named.type == "cuda" and named.index is not None:
         torch.cuda.set_device(named)
 
 
 def starts_from_backbone(cfg: CfgNode) -> bool:
-    """Whether there is no source.
-
-    The peers are bare backbones, of ``MODEL.BACKBONE.PRETRAIN_PATH`` or random.
-    """
+    """Whether there is no source: peers are bare backbones, of ``MODEL.BACKBONE.PRETRAIN_PATH`` or random."""
     return cfg.SSKD.SOURCE.SKIP and not cfg.SSKD.SOURCE.WEIGHTS and not cfg.MODEL.WEIGHTS
 
 
 def without_pretraining(cfg: CfgNode) -> CfgNode:
-    """A copy of the config for a network whose weights come from elsewhere.
-
-    No ImageNet weights are looked for.
-    """
+    """A copy of the config that looks for no ImageNet weights: the network's come from elsewhere."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE.PRETRAIN = False
@@ -145,9 +110,8 @@ def seed_everything(seed: int) -> None:
 
 def make_deterministic() -> None:
     """``SSKD.DETERMINISTIC``: deterministic kernels only, for this process from now on."""
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # without it cuBLAS has none; read with its first use
+    # without it cuBLAS has no deterministic kernel; read with its first use
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -174,10 +138,9 @@ def begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     if not cfg.OUTPUT_DIR:
         raise ValueError("OUTPUT_DIR is empty: name a folder, the log and config.yaml are written there")
     on_main(lambda: make_folder(cfg.OUTPUT_DIR))
-    put_back = keep_config(cfg.OUTPUT_DIR)
-    # the host logs the file
-    default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": config_path(args.config_file)}))
-    put_back()
+    with keep_config(cfg.OUTPUT_DIR):
+        # the host logs the file
+        default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": config_path(args.config_file)}))
     seed_everything(cfg.SEED)
 
 
@@ -214,38 +177,31 @@ EARLIER = re.compile(r"earlier-(\d+)")
 
 # What a run leaves, first that by which it would be resumed. The log is one for all; source/ is reused.
 _OF_A_RUN = re.compile(
-    r"last_checkpoint|(model_(\d+|best|final)|step_\d+)\.pth|(results|rows|record|metrics)\.json|metrics\.json\.old"
+    r"last_checkpoint|(model_(\d+|best|final)|step_\d+)\.pth|(results|record|metrics)\.json|metrics\.json\.old"
     r"|events\.out\.tfevents\..*|report\.html"
 )
 
 
 @checking()
 def start_run(cfg: CfgNode, *, from_scratch: bool) -> None:
-    """Make ``OUTPUT_DIR`` this run's, at the moment that nothing can refuse it any more.
-
-    To be called by every process.
+    """Make ``OUTPUT_DIR``, if any, this run's, when nothing can refuse it any more; called by every process.
 
     Writes ``config.yaml``. A run from scratch first moves the files of an earlier one (checkpoints, results,
-    scalars and their ``config.yaml``) to ``earlier-1``, ``earlier-2``, ... inside the folder, so that none is
-    taken for its own.
-
-    Args:
-        cfg: of the run; without ``OUTPUT_DIR`` there is nothing to do.
-        from_scratch: it does not resume what is there.
+    scalars and their ``config.yaml``) to ``earlier-1``, ``earlier-2``, ... inside the folder.
 
     Raises:
         ValueError: if the run is to start from weights that it would have to move; nothing is changed.
     """
-    if cfg.OUTPUT_DIR:
-        on_main(lambda: _start(cfg, from_scratch))
 
+    def start() -> None:
+        os.makedirs(folder, exist_ok=True)
+        if from_scratch:
+            _move_earlier_run(cfg)
+        write_atomically(os.path.join(folder, "config.yaml"), lambda file: file.write(cfg.dump().encode()))
 
-def _start(cfg: CfgNode, from_scratch: bool) -> None:
     folder = cfg.OUTPUT_DIR
-    os.makedirs(folder, exist_ok=True)
-    if from_scratch:
-        _move_earlier_run(cfg)
-    write_atomically(os.path.join(folder, "config.yaml"), lambda file: file.write(cfg.dump().encode()))
+    if folder:
+        on_main(start)
 
 
 def _move_earlier_run(cfg: CfgNode) -> None:
@@ -283,15 +239,13 @@ def _start_weights(cfg: CfgNode) -> list[str]:
     return [path for path in paths if path]
 
 
-def keep_config(folder: str) -> Callable[[], None]:
-    """Remember ``config.yaml`` in ``OUTPUT_DIR``; the function returned puts it back, if there was one."""
+@contextlib.contextmanager
+def keep_config(folder: str) -> Iterator[None]:
+    """Put ``config.yaml`` in ``OUTPUT_DIR``, if any, back after the body, in which the host replaces it."""
     path, before = os.path.join(folder, "config.yaml"), None
     if folder and os.path.isfile(path):
         with open(path, "rb") as file:
             before = file.read()
-
-    def put_back() -> None:
-        if before is not None and comm.is_main_process():
-            write_atomically(path, lambda file: file.write(before))
-
-    return put_back
+    yield
+    if before is not None and comm.is_main_process():
+        write_atomically(path, lambda file: file.write(before))

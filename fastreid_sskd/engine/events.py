@@ -19,22 +19,9 @@ from fastreid.utils.events import (
 from ..evaluation.evaluator import results_table
 from .files import write_atomically
 
-__all__ = [
-    "LABEL_FREE",
-    "MetricsFile",
-    "ProgressPrinter",
-    "Record",
-    "TensorBoard",
-    "build_writers",
-    "read_record",
-    "restore_storage",
-    "storage_state",
-]
-
 logger = logging.getLogger("fastreid.sskd.events")
 
-#: what ``SSKD.SELECT_BY`` takes beside "mAP", each with the score that a larger value of is better, in [-1,
-#: 1]
+#: what ``SSKD.SELECT_BY`` takes beside "mAP", each with its score in [-1, 1], of which the largest is best
 LABEL_FREE = {
     "silhouette": lambda signals: signals["silhouette"],
     "noise": lambda signals: 1 - signals["noise_share"],
@@ -47,8 +34,8 @@ class Record:
 
     The best teacher is the one with the highest mAP on the first test set after any epoch, the start (epoch
     0, direct transfer) included. The released code selects so among its epochs. It looks at the *test*
-    identities, so it is an optimistic protocol, and ``table`` says so beside the last epoch's rows, which
-    need no selection. With one of :data:`LABEL_FREE` the best is what :meth:`select` was told of.
+    identities, so it is an optimistic protocol, and ``table`` says so. With one of :data:`LABEL_FREE` the
+    best is what :meth:`select` was told of.
 
     Args:
         tests: names of the test sets, ``DATASETS.TESTS``.
@@ -73,14 +60,10 @@ class Record:
         return {"evaluations": self.evaluations, "selected": self.selected}
 
     def load_state_dict(self, state: dict) -> None:
-        self.evaluations = _rows_of_teachers(state["evaluations"])
-        self.selected = state["selected"]
+        self.evaluations, self.selected = state["evaluations"], state["selected"]
 
     def select(self, epoch: int, peer: int, score: float) -> bool:
-        """Offer the state after ``epoch`` epochs, ``peer`` its best teacher.
-
-        True if it is the best so far.
-        """
+        """Offer the state after ``epoch`` epochs and its best teacher; whether it is the best so far."""
         if self.selected["score"] is not None and not score > self.selected["score"]:
             return False
         self.selected = {"epoch": epoch, "peer": peer, "score": score}
@@ -111,25 +94,20 @@ class Record:
     def best(self):
         """(evaluation, row) of the best teacher so far, the earliest of equals.
 
-        None for an epoch without evaluation.
-
-        (None, None) where what needs no labels has chosen none.
+        The evaluation is None for an epoch without one; both are where what needs no labels has chosen none.
         """
         if self.label_free:
             if self.selected["score"] is None:
                 return None, None
-            at = (
-                evaluation for evaluation in self.evaluations if evaluation["epoch"] == self.selected["epoch"]
-            )
+            at = (e for e in self.evaluations if e["epoch"] == self.selected["epoch"])
             return next(at, None), f"teacher{self.selected['peer']}"
         candidates = [
-            (metrics["mAP"], evaluation, row)
+            (evaluation, row)
             for evaluation in self.evaluations
-            for row, metrics in self._rows(evaluation).items()
+            for row in self._rows(evaluation)
             if row != "ensemble"
         ]
-        top = max(value for value, _, _ in candidates)
-        return next((evaluation, row) for value, evaluation, row in candidates if value == top)
+        return max(candidates, key=lambda found: self._rows(found[0])[found[1]]["mAP"])
 
     @property
     def no_better_than_start(self) -> bool:
@@ -145,43 +123,34 @@ class Record:
         """Direct transfer, the last epoch's teachers and ensemble, and the best teacher of all epochs."""
         lines = []
         for test in self.tests:
-            for evaluation in self._shown():
-                what = "direct transfer" if evaluation["epoch"] == 0 else f"last, epoch {evaluation['epoch']}"
-                lines += [
-                    ((test, what, row), metrics) for row, metrics in evaluation["results"][test].items()
-                ]
+            for evaluation in self.evaluations:
+                epoch = evaluation["epoch"]
+                if epoch and evaluation is not self.last:
+                    continue
+                what = f"last, epoch {epoch}" if epoch else "direct transfer"
+                rows = evaluation["results"][test]
+                lines += [((test, what, row), metrics) for row, metrics in rows.items()]
             evaluation, row = self.best
             if evaluation:
-                lines.append(
-                    ((test, f"best, epoch {evaluation['epoch']}", row), evaluation["results"][test][row])
-                )
+                what = f"best, epoch {evaluation['epoch']}"
+                lines.append(((test, what, row), evaluation["results"][test][row]))
         note = (
             f"The best teacher is chosen by mAP on the test split (query and gallery) of {self.tests[0]}, "
             "as in the released code; the last epoch's rows need no choice."
         )
         if self.label_free:
-            chosen = (
-                "The best epoch and teacher are"
-                if self.selected["score"] is not None
-                else "No epoch has been"
-            )
+            none = self.selected["score"] is None
+            chosen = "No epoch has been" if none else "The best epoch and teacher are"
             note = f"{chosen} chosen by {self.select_by}, without labels."
         return results_table(lines, ("test set", "when", "teacher"), tablefmt) + "\n\n" + note
-
-    def _shown(self) -> list[dict]:
-        first = [e for e in self.evaluations if e["epoch"] == 0]
-        return first + [self.last] if self.last["epoch"] else first
 
     def write(self, path: str) -> None:
         """Write all evaluations as JSON, atomically; "best" is null where none is chosen."""
         evaluation, row = self.best
-        best = row and {
-            "epoch": self.selected["epoch"] if self.label_free else evaluation["epoch"],
-            "row": row,
-            "chosen_on": f"{self.select_by}, without labels"
-            if self.label_free
-            else f"{self.tests[0]} test split, by mAP",
-        }
+        epoch, chosen_on = self.selected["epoch"], f"{self.select_by}, without labels"
+        if not self.label_free:
+            epoch, chosen_on = evaluation["epoch"], f"{self.tests[0]} test split, by mAP"
+        best = row and {"epoch": epoch, "row": row, "chosen_on": chosen_on}
         data = {"tests": self.tests, "evaluations": self.evaluations, "best": best}
         write_atomically(path, lambda file: file.write(json.dumps(data, indent=1).encode()))
 
@@ -212,27 +181,7 @@ def read_record(path: str) -> dict | None:
         raise ValueError(
             f"{path!r} is not the record of a run's evaluations: it needs tests, evaluations and best"
         )
-    if data["best"]:
-        data["best"]["row"] = _as_teacher(data["best"]["row"])
-    return {**data, "evaluations": _rows_of_teachers(data["evaluations"])}
-
-
-def _as_teacher(row: str) -> str:
-    """Name of a row; earlier versions called a teacher's "peer0"."""
-    return re.sub(r"^peer(?=\d+$)", "teacher", row)
-
-
-def _rows_of_teachers(evaluations: list[dict]) -> list[dict]:
-    return [
-        {
-            **evaluation,
-            "results": {
-                test: {_as_teacher(row): metrics for row, metrics in rows.items()}
-                for test, rows in evaluation["results"].items()
-            },
-        }
-        for evaluation in evaluations
-    ]
+    return data
 
 
 _SMOOTHED = 20  # steps whose median a line gives, as metrics.json does
@@ -240,12 +189,9 @@ _TIMED = 200  # steps whose median speed the remaining time is made from
 
 
 class ProgressPrinter(EventWriter):
-    """One line of progress.
+    """One line: epoch, iteration, losses (summed over the peers), images a second, time left, learning rate.
 
-    Epoch, iteration, losses (summed over the peers), images a second, learning rate, time left.
-
-    Once an iteration, and plain text, so that it reads the same in a terminal and in log.txt. Puts
-    ``eta_seconds`` and ``images_per_second`` for the other writers.
+    Once an iteration, in plain text. Puts ``eta_seconds`` and ``images_per_second`` for the other writers.
 
     Args:
         max_iter: iterations of the run. max_epoch: its epochs. 0: not said.
@@ -253,9 +199,7 @@ class ProgressPrinter(EventWriter):
     """
 
     def __init__(self, max_iter: int, max_epoch: int = 0, images: int = 0):
-        self._max_iter = max_iter
-        self._max_epoch = max_epoch
-        self._images = images
+        self._max_iter, self._max_epoch, self._images = max_iter, max_epoch, images
         self._printed_at: int | None = None
 
     def write(self) -> None:
@@ -295,45 +239,40 @@ class ProgressPrinter(EventWriter):
         return losses
 
 
-class _Unwritten:
-    """The scalars that have been put since they were last written, each under its own iteration.
+class _EveryScalar:
+    """A writer's scalars that have been put since they were last written, each under its own iteration.
 
     The host's writers remember one iteration for all scalars, so what is put after a write at the same
     iteration (an evaluation at the end of an epoch whose last losses are written already) never gets into
     their files.
     """
 
-    def __init__(self, window_size: int):
-        self.window_size = window_size
-        self.written: dict[str, int] = {}
+    def __init__(self, place: str, window_size: int = 20, **kwargs):
+        super().__init__(place, window_size, **kwargs)
+        self._window, self._written = window_size, {}
 
     def take(self) -> dict[int, dict[str, float]]:
         """{iteration: {name: value}}, in the order of the iterations; taken once."""
         by_iteration: dict[int, dict[str, float]] = {}
-        for name, (value, iteration) in (
-            get_event_storage().latest_with_smoothing_hint(self.window_size).items()
-        ):
-            if iteration > self.written.get(name, -1):
-                self.written[name] = iteration
+        found = get_event_storage().latest_with_smoothing_hint(self._window)
+        for name, (value, iteration) in found.items():
+            if iteration > self._written.get(name, -1):
+                self._written[name] = iteration
                 by_iteration.setdefault(iteration, {})[name] = value
         return dict(sorted(by_iteration.items()))
 
-    def state_dict(self) -> dict[str, int]:
-        return dict(self.written)
+    def state_dict(self) -> dict:
+        return {"written": dict(self._written)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.written = dict(state)
+    def load_state_dict(self, state: dict) -> None:
+        self._written = dict(state["written"])
 
 
-class MetricsFile(JSONWriter):
+class MetricsFile(_EveryScalar, JSONWriter):
     """metrics.json: one JSON object a line, with its "iteration"; an iteration may have several lines."""
 
-    def __init__(self, json_file: str, window_size: int = 20):
-        super().__init__(json_file, window_size)
-        self._unwritten = _Unwritten(window_size)
-
     def write(self) -> None:
-        for iteration, scalars in self._unwritten.take().items():
+        for iteration, scalars in self.take().items():
             line = json.dumps({**scalars, "iteration": iteration}, sort_keys=True)
             self._file_handle.write(line + "\n")
         self._file_handle.flush()
@@ -342,48 +281,34 @@ class MetricsFile(JSONWriter):
         """What a resumed run needs to continue the file as it is now."""
         self._file_handle.flush()
         os.fsync(self._file_handle.fileno())
-        return {"written": self._unwritten.state_dict(), "bytes": os.path.getsize(self._file_handle.name)}
+        return {**super().state_dict(), "bytes": os.path.getsize(self._file_handle.name)}
 
     def load_state_dict(self, state: dict) -> None:
         """Cut off what was written after the checkpoint, to be written again."""
-        self._unwritten.load_state_dict(state["written"])
-        size = os.path.getsize(self._file_handle.name)
-        if size < state["bytes"]:
-            logger.warning(
-                "%s is shorter than it was: scalars before the checkpoint are missing", self._file_handle.name
-            )
+        super().load_state_dict(state)
+        if os.path.getsize(self._file_handle.name) < state["bytes"]:
+            text = "%s is shorter than it was: scalars before the checkpoint are missing"
+            logger.warning(text, self._file_handle.name)
         else:
             self._file_handle.truncate(state["bytes"])
 
 
-class TensorBoard(TensorboardXWriter):
+class TensorBoard(_EveryScalar, TensorboardXWriter):
     """The host's TensorBoard writer with every scalar; images and histograms are the host's matter."""
 
-    def __init__(self, log_dir: str, window_size: int = 20, **kwargs):
-        super().__init__(log_dir, window_size, **kwargs)
-        self._unwritten = _Unwritten(window_size)
-
     def write(self) -> None:
-        for iteration, scalars in self._unwritten.take().items():
+        for iteration, scalars in self.take().items():
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, iteration)
         self._last_write = get_event_storage().iter  # nothing left to the host but what is no scalar
         super().write()
 
-    def state_dict(self) -> dict:
-        return {"written": self._unwritten.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        self._unwritten.load_state_dict(state["written"])
-
 
 def build_writers(
     output_dir: str, max_iter: int, start_iter: int = 0, *, max_epoch: int = 0, images: int = 0
 ) -> list[EventWriter]:
-    """The writers of a run that begins at ``start_iter``; only the log line without an output folder.
-
-    The others are as for :class:`ProgressPrinter`, which is first: it puts scalars that the files get too.
-    """
+    """The writers of a run that begins at ``start_iter``; only the log line without an output folder."""
+    # the printer first: it puts scalars that the files get too
     writers: list[EventWriter] = [ProgressPrinter(max_iter, max_epoch, images)]
     if output_dir:
         writers += [

@@ -17,17 +17,6 @@ from filelock import FileLock, Timeout
 from ..processes import on_main
 from ..refusals import REFUSED, checking
 
-__all__ = [
-    "LOCK_FILE",
-    "FolderInUseError",
-    "check_output",
-    "make_folder",
-    "output_folder",
-    "remove_unfinished",
-    "write_atomically",
-    "written_together",
-]
-
 _UNFINISHED = re.compile(r".+\.\d+\.tmp")
 
 
@@ -36,15 +25,12 @@ def check_output(
 ) -> str:
     """Refuse a file that could not be written, or must not be, before the work that it is for.
 
-    Leaves nothing behind: a missing folder is only looked at, the writers below make it.
+    A missing folder is only looked at. Returns the ending, in small letters.
 
     Args:
         path: of the file. An older one may be there.
         endings: those allowed, in small letters; empty: any.
         reads: files that the same command reads.
-
-    Returns:
-        The ending, in small letters.
 
     Raises:
         ValueError: for another ending, a folder or device in the file's place, a folder that cannot be made
@@ -58,9 +44,7 @@ def check_output(
     if os.path.exists(path) and not os.path.isfile(path):
         what = "a folder" if os.path.isdir(path) else "no regular file"
         raise ValueError(f"{path!r} is {what}: give the name of a file to write")
-    if os.path.exists(path) and any(
-        os.path.exists(other) and os.path.samefile(path, other) for other in reads
-    ):
+    if os.path.exists(path) and any(os.path.samefile(path, other) for other in filter(os.path.exists, reads)):
         raise ValueError(
             f"{path!r} is read by this command, which would overwrite it: give the output another name"
         )
@@ -82,7 +66,7 @@ def check_output(
 def written_together(*paths: str) -> Iterator[list[str]]:
     """Give temporary names to files of one folder, and their own when the block ends without an error.
 
-    So they can be read again and checked before they replace older ones. The folder is made.
+    So they can be read and checked before they replace older ones. The folder is made.
 
     Raises:
         OSError: if they cannot be written, naming the first; no temporary file is left.
@@ -110,13 +94,10 @@ def written_together(*paths: str) -> Iterator[list[str]]:
 def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name, flush it to the disk, rename it and flush the folder's entry.
 
-    Args:
-        path: of the file, whose folder is made; an older one is replaced, and stays if anything fails.
-        write: is given the open binary file.
+    The folder is made; an older file stays if anything fails. ``write`` is given the open binary file.
 
     Raises:
-        OSError: if it cannot be written (disk full, read-only, ...), naming the file; no temporary file is
-            left.
+        OSError: if it cannot be written, naming the file; no temporary file is left.
     """
     temporary = f"{path}.{os.getpid()}.tmp"
     failed = None
@@ -164,19 +145,14 @@ class _Noting:
 def _flush_folder(folder: str) -> None:
     """Make a rename survive a power cut; file systems that cannot flush a folder are left alone."""
     descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with contextlib.suppress(OSError):
         os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+    os.close(descriptor)
 
 
 def remove_unfinished(folder: str) -> list[str]:
     """Delete what killed processes left half-written in a folder; only for the one run that holds it."""
-    gone = [
-        path for path in glob.glob(os.path.join(glob.escape(folder), "*.tmp")) if _UNFINISHED.fullmatch(path)
-    ]
+    gone = list(filter(_UNFINISHED.fullmatch, glob.glob(os.path.join(glob.escape(folder), "*.tmp"))))
     for path in gone:
         shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
     return gone
@@ -197,13 +173,10 @@ class FolderInUseError(RuntimeError):
 
 @contextlib.contextmanager
 def output_folder(folder: str) -> Iterator[None]:
-    """Make a folder and lock it for this run, by its main process; remove what killed runs left there.
+    """Make a folder, if any, and lock it, by the main process; remove what killed runs left there.
 
     The lock is the kernel's (``flock`` on ``.lock``, which stays). It ends with the process, however that
     ends; forked loader workers do not keep it. May be nested. A file system without locks is warned of.
-
-    Args:
-        folder: ``OUTPUT_DIR``; "" for none.
 
     Raises:
         FolderInUseError: if another run holds it.
@@ -250,18 +223,13 @@ def _lock(folder: str, held: contextlib.ExitStack) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        logger.warning(
-            "%r is on a file system without locks (%s): take care that no other run writes there",
-            folder,
-            error.strerror,
-        )
+        text = "%r is on a file system without locks (%s): take care that no other run writes there"
+        logger.warning(text, folder, error.strerror)
         return
     held.callback(lock.release)
     if lock.lock_counter == 1:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
         with open(path, "w", encoding="utf-8") as file:
-            file.write(
-                f"process {os.getpid()} on {socket.gethostname()} since "
-                f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n"
-            )
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
         for left in remove_unfinished(folder):
             logger.warning("removed %s, which a killed run left half-written", left)

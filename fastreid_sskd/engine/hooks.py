@@ -36,46 +36,23 @@ from .checkpoint import Checkpointer
 from .events import LABEL_FREE, Record, restore_storage, storage_state
 from .refresh import reestimate_batch_norm, shared_candidates, soft_labels
 
-__all__ = [
-    "Checkpoints",
-    "FreezeLayers",
-    "LabelFreeSelection",
-    "PeerEMA",
-    "PeriodicEvaluation",
-    "PseudoLabelRefresh",
-    "ScalarWriters",
-]
-
 logger = logging.getLogger("fastreid.sskd.hooks")
 
 
 class PseudoLabelRefresh(HookBase):
-    """Method, "at the start of each epoch".
+    """Method, "at the start of each epoch": features, clusters, classifiers, labels, a fresh optimiser.
 
-    Features, distance, eps, clusters, classifiers, labels, optimiser.
+    Registered before every hook that looks at the epoch's data. Several processes share the extraction of
+    the features and the search for neighbors (:func:`.shared_candidates`); the main one does the rest and
+    tells the labels. An error in any of them is raised in all.
 
-    Several processes share the extraction of the features and the search for neighbours
-    (:func:`.shared_candidates`); the main one does the rest and tells the labels. An error in any of them is
-    raised in all.
+    eps is estimated at the first refresh and is part of the checkpoint; ``SSKD.CLUSTER.EPS``, when given,
+    goes before it. Labels that have collapsed (see ``check_usable``) end the run, or, with
+    ``SSKD.CLUSTER.ON_COLLAPSE: keep``, are replaced by the last good ones: the classifiers become the
+    centroids of the new features under the old labels, eps stays, and ``refresh/kept`` is 1.
 
-    Runs in ``before_epoch`` and has to be registered before every hook that looks at the epoch's data. eps is
-    estimated at the first refresh and is part of the checkpoint; ``SSKD.CLUSTER.EPS``, when given, goes
-    before it, so that a run that stopped for its clusters can be resumed with another one.
-
-    Labels that have collapsed (see ``check_usable``) end the run, or, with ``SSKD.CLUSTER.ON_COLLAPSE:
-    keep``, are replaced by the last good ones: the classifiers become the centroids of the new features under
-    the old
-        labels, eps
-    stays that of the last good refresh, and ``refresh/kept`` is 1.
-
-    With ``SSKD.SOFT_LABELS.TEMPERATURE`` 0 the model's temperature is found again, and with its ``BN:
-    refresh`` the teachers' batch-norm statistics are estimated on the target before the features are
-    extracted.
-
-    Logs under ``refresh/``: clusters, noise share,
-    eps, largest and median cluster, share of labels changed, seconds per stage; and, where the target carries
-    identities, NMI, AMI, ARI and BCubed precision, recall and F under ``diagnostics/``, which training never
-    sees.
+    Logs clusters, labels and times under ``refresh/``; and, where the target carries identities, agreement
+    with them under ``diagnostics/``, which training never sees.
 
     Args:
         cfg: the run's config.
@@ -86,30 +63,18 @@ class PseudoLabelRefresh(HookBase):
     """
 
     def __init__(
-        self,
-        cfg: CfgNode,
-        model: SSKD,
-        items: Sequence[Item],
-        on_labels: Callable,
+        self, cfg: CfgNode, model: SSKD, items: Sequence[Item], on_labels: Callable,
         cache: CropCache | None = None,
-    ):
-        self.cfg = cfg
-        self.model = model
-        self.items = items
-        self.on_labels = on_labels
-        self.cache = cache
+    ):  # fmt: skip
+        self.cfg, self.model, self.items, self.on_labels, self.cache = cfg, model, items, on_labels, cache
         self.options = ClusterOptions.from_cfg(cfg)
         self.eps = 0.0
         self.labels = None
         self.history: list[dict] = []
 
     def state_dict(self) -> dict:
-        return {
-            "eps": self.eps,
-            "labels": self.labels,
-            "history": self.history,
-            "temperature": self.model.temperature,
-        }
+        state = {name: getattr(self, name) for name in ("eps", "labels", "history")}
+        return {**state, "temperature": self.model.temperature}
 
     def load_state_dict(self, state: dict) -> None:
         self.eps, self.labels, self.history = state["eps"], state["labels"], state["history"]
@@ -118,7 +83,10 @@ class PseudoLabelRefresh(HookBase):
 
     def before_epoch(self):
         if self.model.label_statistics == "refresh":
-            self._estimate_batch_norm()
+            # in random order: that of the paths may be by people, few of them in a batch
+            order = np.random.default_rng(max(self.cfg.SEED, 0)).permutation(len(self.items))
+            on_main(lambda: reestimate_batch_norm(self.cfg, self.model, [self.items[i] for i in order]))
+            broadcast_buffers(self.model)
         result, kept, seconds = self._labels_together()
         self.eps = result.eps or self.eps  # kept labels come without one
         self.labels = torch.as_tensor(result.labels)
@@ -131,15 +99,6 @@ class PseudoLabelRefresh(HookBase):
             self.model.temperature = sharpness["temperature"]
         self.on_labels(result.labels)
         self._report(result, seconds, kept, sharpness)
-
-    def _estimate_batch_norm(self) -> None:
-        """By the main process, on images in random order.
-
-        Their paths' may be that of the people, few of them in a batch.
-        """
-        order = np.random.default_rng(max(self.cfg.SEED, 0)).permutation(len(self.items))
-        on_main(lambda: reestimate_batch_norm(self.cfg, self.model, [self.items[i] for i in order]))
-        broadcast_buffers(self.model)
 
     def _labels_together(self) -> tuple[PseudoLabels, bool, dict[str, float]]:
         """The labels of this epoch in every process, as of `_labels_of`, and seconds per stage."""
@@ -161,50 +120,35 @@ class PseudoLabelRefresh(HookBase):
 
     def _labels_of(self, features, candidates, options: ClusterOptions) -> tuple[PseudoLabels, bool]:
         """Pseudo-labels of features (N, d), and whether the last good ones replace collapsed ones."""
+        previous = None if self.labels is None else self.labels.numpy()
         result = pseudo_labels(
-            features, options=options, previous=self._previous(), candidates=candidates, **self._search()
+            features, options=options, previous=previous, candidates=candidates, **self._search()
         )
-        kept = self._collapsed(result)
-        if kept:
-            result = labels_again(features, self._previous(), result)
-        return dataclasses.replace(result, centroids=torch.as_tensor(result.centroids).cpu()), kept
-
-    def _collapsed(self, result) -> bool:
-        """Whether the last good labels must stand in.
-
-        Raises PseudoLabelError where they may not or there are none.
-        """
+        kept = False
         try:
             check_usable(result.report, self.options)
         except PseudoLabelError as error:
-            if self.cfg.SSKD.CLUSTER.ON_COLLAPSE == "stop" or self.labels is None:
+            if self.cfg.SSKD.CLUSTER.ON_COLLAPSE == "stop" or previous is None:
                 raise
             logger.warning(
                 "epoch %d: the pseudo-labels have collapsed (%s); going on with those of the last good "
                 "refresh, as SSKD.CLUSTER.ON_COLLAPSE is keep", self.trainer.epoch, error,
             )  # fmt: skip
-            return True
-        return False
+            result, kept = labels_again(features, previous, result), True
+        return dataclasses.replace(result, centroids=torch.as_tensor(result.centroids).cpu()), kept
 
-    def cluster(self, features, previous) -> PseudoLabels:
-        """Pseudo-labels of features (N, d) by the run's settings and the eps it has; changes nothing.
-
-        ``previous``: (N,) or None.
-        """
-        return pseudo_labels(features, options=self._options(), previous=previous, **self._search())
+    def cluster(self, features) -> PseudoLabels:
+        """Pseudo-labels of features (N, d) by the run's settings, eps and last labels; changes nothing."""
+        return pseudo_labels(
+            features, options=self._options(), previous=self.labels.numpy(), **self._search()
+        )
 
     def distances(self, features) -> scipy.sparse.csr_matrix:
         """Jaccard distances (N, N) of features (N, d) by the run's settings, as of `jaccard_distance`."""
         return jaccard_distance(features, options=self.options, **self._search())
 
-    def _previous(self):
-        return None if self.labels is None else self.labels.numpy()
-
     def _options(self, estimate_again: bool = False) -> ClusterOptions:
-        """The options of this refresh.
-
-        With the eps that was estimated before, unless it is to be estimated again.
-        """
+        """The options, with the eps that was estimated before, unless it is to be estimated again."""
         return self.options.replace(eps=self.options.eps or (0.0 if estimate_again else self.eps))
 
     def _search(self) -> dict:
@@ -237,38 +181,26 @@ class PseudoLabelRefresh(HookBase):
         storage = self.trainer.storage
         storage.put_scalars(smoothing_hint=False, **{f"refresh/{k}": float(v) for k, v in scalars.items()})
         storage.put_scalars(smoothing_hint=False, **{f"diagnostics/{k}": v for k, v in agreement.items()})
+        changed = "-" if report.changed_share is None else f"{100 * report.changed_share:.1f} %"
+        agrees = "".join(f" {name} {value:.3f}" for name, value in agreement.items())
         logger.info(
-            "epoch %d: %d clusters of %d images, %.1f %% noise, eps %.4f, largest %d, median %g, changed "
-            "%s, %.1f s%s",
-            self.trainer.epoch,
-            report.num_clusters,
-            report.num_images,
-            100 * report.noise_share,
-            self.eps,
-            report.largest,
-            report.median,
-            "-" if report.changed_share is None else f"{100 * report.changed_share:.1f} %",
-            sum(seconds.values()),
-            "".join(f", {k} {v:.3f}" for k, v in agreement.items())
-            and " (diagnostics, unseen by training:"
-            + "".join(f" {k} {v:.3f}" for k, v in agreement.items())
-            + ")",
-        )
+            "epoch %d: %d clusters of %d images, %.1f %% noise, eps %.4f, largest %d, median %g, changed %s, "
+            "%.1f s%s",
+            self.trainer.epoch, report.num_clusters, report.num_images, 100 * report.noise_share, self.eps,
+            report.largest, report.median, changed, sum(seconds.values()),
+            agrees and f" (diagnostics, unseen by training:{agrees})",
+        )  # fmt: skip
         if sharpness:
-            logger.info(
-                "soft labels: "
-                + ", ".join(f"{name.replace('_', ' ')} {v:.4f}" for name, v in sharpness.items())
-            )
+            found = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in sharpness.items())
+            logger.info("soft labels: %s", found)
 
 
 class FreezeLayers(HookBase):
-    """Keeps layers without gradient and in evaluation mode, batch norm's statistics included.
-
-    Then lets them learn.
+    """Keeps layers without gradient and in evaluation mode, batch norm's statistics included; then not.
 
     Acts before every step, by the step's number alone: a resumed run, or one whose mode an evaluation has
-    changed, continues as it should. The host counts steps in the optimiser, from 0 again after a resume, and
-    unfreezes batch norm with the first evaluation.
+    changed, continues as it should. The host counts from 0 after a resume, and unfreezes batch norm with the
+    first evaluation.
 
     Args:
         networks: those that have the layers; each student and each teacher of the peers.
@@ -312,21 +244,16 @@ class FreezeLayers(HookBase):
 
 
 class PeerEMA(HookBase):
-    """Moves every mean teacher towards its student.
+    """Moves every mean teacher towards its student after each step; logs ``ema_decay``, the step's alpha.
 
-    After each optimiser step, before evaluation and checkpoints.
-
-    Logs ``ema_decay``, the alpha of the step. Several processes' teachers get the main one's batch-norm
-    statistics where their labels depend on them.
+    Several processes' teachers get the main one's batch-norm statistics where their labels depend on them.
 
     Args:
-        model: a :class:`fastreid_sskd.modeling.SSKD`.
-        momentum: ``SSKD.EMA.MOMENTUM``, in [0, 1].
+        model: the peers. momentum: ``SSKD.EMA.MOMENTUM``, in [0, 1].
     """
 
-    def __init__(self, model, momentum: float):
-        self.model = model
-        self.momentum = momentum
+    def __init__(self, model: SSKD, momentum: float):
+        self.model, self.momentum = model, momentum
 
     def after_step(self):
         decay = self.model.update_teachers(self.trainer.iter, self.momentum)
@@ -336,21 +263,18 @@ class PeerEMA(HookBase):
 
 
 class LabelFreeSelection(HookBase):
-    """After every epoch clusters the target once more and says how good that looks.
+    """After every epoch clusters the target once more, and scores that; the best so far is ``model_best``.
 
-    The best so far is ``model_best``.
-
-    The start is a candidate too, by its clusters before the first step, except for the stability of labels,
-    which it has none of.
+    The start is a candidate too, but for the stability of labels, which it has none of. Nothing is trained on
+    what this finds.
 
     Logs under ``selection/``: the epochs done, clusters, noise share, the share of labels changed since this
     epoch's refresh, the mean silhouette on the sparse Jaccard distances (noise counts 0) of the combined
     feature and of each teacher's own under the same labels, and ``score``, the one that ``SSKD.SELECT_BY``
-    names. The best teacher is the one with the highest silhouette, at the epoch with the highest score; the
-    earliest of equals. An epoch whose clusters have collapsed (see ``check_usable``) has no score and is not
-    selected: few clusters look calm and free of noise. Costs a refresh an epoch, and a search for neighbours
-    for each teacher. To be registered after the refresh and before the checkpoints, whose metric is
-    ``selection/score``. Nothing is trained on what it finds.
+    names. The best teacher has the highest silhouette, at the epoch with the highest score; the earliest of
+    equals. An epoch whose clusters have collapsed (see ``check_usable``) has no score: few clusters look
+    calm. Costs a refresh an epoch, and a search for neighbors for each teacher. Registered after the refresh
+    and before the checkpoints, whose metric is ``selection/score``.
 
     Args:
         refresh: the run's refresh, for its settings, its eps and this epoch's labels.
@@ -358,8 +282,7 @@ class LabelFreeSelection(HookBase):
     """
 
     def __init__(self, refresh: PseudoLabelRefresh, record: Record):
-        self.refresh = refresh
-        self.record = record
+        self.refresh, self.record = refresh, record
 
     def before_epoch(self):
         if self.trainer.epoch == 0 and self.record.select_by != "stability":
@@ -387,21 +310,17 @@ class LabelFreeSelection(HookBase):
         score = signals.get("score")
         if score is not None and self.record.select(done, own.index(max(own)), score):
             self.refresh.model.best_peer.fill_(self.record.selected["peer"])
+        selected = self.record.selected
+        best = (
+            "none" if selected["score"] is None else "teacher {peer} after {epoch} epochs".format(**selected)
+        )
         logger.info(
             "epoch %d: %d clusters, %.1f %% noise, %.1f %% of labels changed, silhouette %.3f (%s); %s %s; "
             "best so far, without labels: %s",
-            done,
-            signals["clusters"],
-            100 * signals["noise_share"],
-            100 * signals["changed_share"],
-            signals["silhouette"],
-            ", ".join(f"teacher {k} {v:.3f}" for k, v in enumerate(own)),
-            self.record.select_by,
-            "-" if score is None else f"{score:.4f}",
-            "none"
-            if self.record.selected["score"] is None
-            else "teacher {peer} after {epoch} epochs".format(**self.record.selected),
-        )
+            done, signals["clusters"], 100 * signals["noise_share"], 100 * signals["changed_share"],
+            signals["silhouette"], ", ".join(f"teacher {k} {v:.3f}" for k, v in enumerate(own)),
+            self.record.select_by, "-" if score is None else f"{score:.4f}", best,
+        )  # fmt: skip
         return signals
 
     def _signals(self, done: int) -> tuple[dict, list[float]]:
@@ -409,7 +328,7 @@ class LabelFreeSelection(HookBase):
         refresh, model = self.refresh, self.refresh.model
         features = extract_features(model, extraction_loader(refresh.cfg, refresh.items, cache=refresh.cache))
         combined = model.combine(features)
-        result = refresh.cluster(combined, previous=refresh.labels.numpy())
+        result = refresh.cluster(combined)
         signals = {
             "clusters": result.report.num_clusters,
             "noise_share": result.report.noise_share,
@@ -422,9 +341,8 @@ class LabelFreeSelection(HookBase):
             check_usable(result.report, refresh.options)
             signals["score"] = float(LABEL_FREE[self.record.select_by](signals))
         except PseudoLabelError as error:
-            logger.warning(
-                "the state after %d epochs is not selected, its clusters have collapsed: %s", done, error
-            )
+            text = "the state after %d epochs is not selected, its clusters have collapsed: %s"
+            logger.warning(text, done, error)
         return signals, own
 
     def _silhouette(self, features, labels) -> float:
@@ -432,21 +350,14 @@ class LabelFreeSelection(HookBase):
 
 
 class PeriodicEvaluation(HookBase):
-    """Evaluates after every ``period`` epochs and after the last; 0: never.
+    """Evaluates after every ``period`` [epochs, >= 0] and after the last; 0: never.
 
-    The host's ``EvalHook`` divides by a period of 0, and evaluates in ``after_train``, also when training
-    failed.
-
-    Args:
-        period: ``TEST.EVAL_PERIOD`` [epochs, >= 0].
-        evaluate: returns a nested dict of numbers, which goes to the event storage.
+    The host's ``EvalHook`` divides by a period of 0, and evaluates also when training failed. ``evaluate``
+    returns a nested dict of numbers, which goes to the event storage.
     """
 
     def __init__(self, period: int, evaluate: Callable[[], dict]):
-        if period < 0:
-            raise ValueError(f"TEST.EVAL_PERIOD must be >= 0 epochs (0: never evaluate), got {period}")
-        self.period = period
-        self.evaluate = evaluate
+        self.period, self.evaluate = period, evaluate
 
     def after_epoch(self):
         done = self.trainer.epoch + 1
@@ -460,18 +371,13 @@ class PeriodicEvaluation(HookBase):
 class ScalarWriters(HookBase):
     """The host's ``PeriodicWriter``, whose scalars and files a resumed run continues.
 
-    Writes every ``period`` iterations and at the end of an epoch, before the checkpoint. The last values of
-    each scalar are in it, so that smoothed ones continue too; what was written after it is cut off
-    metrics.json.
-
-    Args:
-        build: makes the writers, when training begins.
-        period: ``SSKD.LOG_PERIOD`` [iterations].
+    Writes every ``period`` [iterations] and at the end of an epoch, before the checkpoint; ``build`` makes
+    the writers when training begins. The last values of each scalar are in the checkpoint, so that
+    smoothed ones continue too; what was written after it is cut off metrics.json.
     """
 
     def __init__(self, build: Callable[[], list], period: int):
-        self._build = build
-        self._period = period
+        self._build, self._period = build, period
         self._writers: list = []
         self._resumed: dict | None = None
 
@@ -512,49 +418,26 @@ class ScalarWriters(HookBase):
 
 
 class Checkpoints(HookBase):
-    """Saves after every ``period`` epochs and after the last.
-
-    The best by ``metric`` as ``model_best``; and inside epochs.
+    """Saves after every ``period`` epochs and after the last, the best as ``model_best``, and inside epochs.
 
     The best metric is part of the checkpoint, so a resumed run does not overwrite a better model. Of the
     periodic files the last ``keep`` stay, and as many of those inside epochs (``step_0000123.pth``), until
-    the run is done. Registered
-    last: what a file holds is what a resumed run begins with.
+    the run is done. Registered last: what a file holds is what a resumed run begins with.
 
     Args:
         checkpointer: writes the files.
-        period: ``SOLVER.CHECKPOINT_PERIOD`` [epochs, >= 1].
-        keep: ``SSKD.KEEP_CHECKPOINTS`` [files, >= 1].
+        period: ``SOLVER.CHECKPOINT_PERIOD`` [epochs, >= 1]. keep: ``SSKD.KEEP_CHECKPOINTS`` [files, >= 1].
         metric_name: the scalar in the event storage that a larger value of is better.
         seconds, iters: ``SSKD.CHECKPOINT_SECONDS`` and ``_ITERS``, how often to save inside an epoch; 0: not
             so.
     """
 
     def __init__(
-        self,
-        checkpointer: Checkpointer,
-        period: int,
-        keep: int,
-        metric_name: str = "metric",
-        *,
-        seconds: float = 0,
-        iters: int = 0,
-    ):
-        if period < 1 or keep < 1:
-            raise ValueError(
-                f"SOLVER.CHECKPOINT_PERIOD and SSKD.KEEP_CHECKPOINTS must be >= 1, got {period} and {keep}"
-            )
-        if seconds < 0 or iters < 0:
-            raise ValueError(
-                f"SSKD.CHECKPOINT_SECONDS and SSKD.CHECKPOINT_ITERS must be >= 0 (0: off), got {seconds} "
-                f"and {iters}"
-            )
-        self.checkpointer = checkpointer
-        self.period = period
-        self.keep = keep
-        self.metric_name = metric_name
-        self.seconds = seconds
-        self.iters = iters
+        self, checkpointer: Checkpointer, period: int, keep: int, metric_name: str = "metric",
+        *, seconds: float = 0, iters: int = 0,
+    ):  # fmt: skip
+        self.checkpointer, self.period, self.keep = checkpointer, period, keep
+        self.metric_name, self.seconds, self.iters = metric_name, seconds, iters
         self.best_metric = -1.0
         self._evaluated_at: int | None = None
         self._saved_at = time.monotonic()
@@ -575,10 +458,7 @@ class Checkpoints(HookBase):
         return bool(by_iteration or (self.seconds and time.monotonic() - self._saved_at >= self.seconds))
 
     def save_start(self, value: float) -> None:
-        """Write ``model_best`` with the state before any epoch, whose metric is ``value``.
-
-        A run is not resumed from there.
-        """
+        """Write ``model_best`` with the state before any epoch, whose metric is ``value``."""
         self.best_metric = value
         self.checkpointer.save("model_best", last=False, epoch=-1)
 

@@ -29,8 +29,6 @@ from .refresh import estimate_necks
 from .train_step import build_optimizer, reset_optimizer
 from .trainer import Trainer
 
-__all__ = ["AdaptationTrainer", "SourceTrainer"]
-
 logger = logging.getLogger("fastreid.sskd.stages")
 
 #: share of a run's steps that a teacher had better not average over: it lags behind by as much
@@ -103,10 +101,7 @@ class AdaptationTrainer(Trainer):
         return momentum
 
     def before_epoch(self) -> None:
-        """Begin with a refresh.
-
-        If its labels cannot be trained on, or a signal ends it, keep what the epochs so far have learned.
-        """
+        """Begin with a refresh; where it fails or is stopped, keep what the epochs so far have learned."""
         if self.absent:
             on_main(lambda: estimate_necks(self.cfg, self.model, self.items, self.absent, self._loader.cache))
             self.absent = ()
@@ -168,10 +163,7 @@ class AdaptationTrainer(Trainer):
 
     @property
     def metric_name(self) -> str:
-        """What ``model_best`` is chosen by.
-
-        See ``Record.metric``, or without labels ``LabelFreeSelection``.
-        """
+        """What ``model_best`` is chosen by: ``Record.metric``, or without labels ``LabelFreeSelection``."""
         return "selection/score" if self.record.label_free else "metric"
 
     @classmethod

@@ -36,7 +36,7 @@ from ..processes import (
     on_every,
     on_main,
 )
-from .check_config import build_network
+from .check_config import build_network, check_settings
 from .checkpoint import (
     Checkpointer,
     check_same_images,
@@ -52,20 +52,17 @@ from .events import build_writers
 from .hooks import Checkpoints, FreezeLayers, PeriodicEvaluation, ScalarWriters
 from .train_step import Precision, TrainingStep, build_optimizer, compile_backbones, reset_peak_memory
 
-__all__ = ["Trainer"]
-
 logger = logging.getLogger("fastreid.sskd.trainer")
 
 
 class Trainer(DefaultTrainer):
     """``fastreid.engine.DefaultTrainer`` for plain configs, and the base of the two stages of SSKD.
 
-    Differs from the host where that is broken or loses something (see ``fastreid_sskd.compat`` for the rest):
-    parameters are optimised themselves, not a flat buffer that gradients never reach; mixed precision works
-    without CUDA; an epoch has at least one iteration; evaluation can be off; a failure before the first step
-    shows its own error; losses are logged every ``SSKD.LOG_PERIOD`` iterations. A run that is saved after any
-    step and resumed ends as one that was never interrupted: the batches of an epoch are a function of the
-    seed and the epoch.
+    Differs from the host where that is broken (see also ``fastreid_sskd.compat``): parameters are optimised
+    themselves, not a flat buffer that gradients never reach; mixed precision works without CUDA; an epoch has
+    at least one iteration; evaluation can be off; a failure before the first step shows its own error. A run
+    that is saved after any step and resumed ends as one that was never interrupted: the batches of an epoch
+    are a function of the seed and the epoch.
 
     Args:
         cfg: a complete config, ``add_sskd_config`` included.
@@ -73,13 +70,13 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)
+        check_settings(cfg, ("SOLVER.", "TEST.", "SSKD.KEEP_CHECKPOINTS", "SSKD.CHECKPOINT_"))
         num_classes, self.iters_per_epoch = self.prepare_data(cfg)
         if cfg.OUTPUT_DIR:
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)  # the host writes its config there without asking
         self._given = plain_config(cfg)
-        put_back = keep_config(cfg.OUTPUT_DIR)
-        cfg = self.auto_scale_hyperparams(cfg, num_classes)
-        put_back()
+        with keep_config(cfg.OUTPUT_DIR):
+            cfg = self.auto_scale_hyperparams(cfg, num_classes)
         model = self.build_model(cfg)
         if cfg.SSKD.CHANNELS_LAST:
             model.to(memory_format=torch.channels_last)
@@ -89,8 +86,7 @@ class Trainer(DefaultTrainer):
         precision = Precision(cfg)
         if cfg.SOLVER.AMP.ENABLED:
             logger.info("forward passes are in %s", precision.name)
-        # The CPU's losses are there at once. Another device is waited for to read its, so that is done when
-        # they are written.
+        # another device is waited for to read its losses, so that is done when they are written
         every = 1 if precision.device_type == "cpu" else cfg.SSKD.LOG_PERIOD
         self._trainer = TrainingStep(
             model, optimizer, precision, read_every=every, epoch_length=self.iters_per_epoch
@@ -106,14 +102,12 @@ class Trainer(DefaultTrainer):
         if self.grad_scaler is not None:
             self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
 
-        self.start_epoch = 0
+        self.cfg = cfg
+        self.start_epoch, self.max_epoch = 0, cfg.SOLVER.MAX_EPOCH
+        self.max_iter = self.max_epoch * self.iters_per_epoch
+        self.warmup_iters, self.delay_epochs = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.DELAY_EPOCHS
         self._started = False
         self._position: dict[str, Any] = {}  # of the checkpoint that is resumed from
-        self.max_epoch = cfg.SOLVER.MAX_EPOCH
-        self.max_iter = self.max_epoch * self.iters_per_epoch
-        self.warmup_iters = cfg.SOLVER.WARMUP_ITERS
-        self.delay_epochs = cfg.SOLVER.DELAY_EPOCHS
-        self.cfg = cfg
         self._last_eval_results: dict[str, Any] = {}
         self.register_hooks(self.build_hooks())
 
@@ -157,10 +151,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """As the host, without ImageNet weights where ``MODEL.WEIGHTS`` takes their place.
-
-        What the config names wrongly is said in a sentence, see :func:`.check_config.build_network`.
-        """
+        """As the host, without ImageNet weights where ``MODEL.WEIGHTS`` takes their place."""
         use_device(cfg.MODEL.DEVICE)
         model = build_network(without_pretraining(cfg) if cfg.MODEL.WEIGHTS else cfg)
         logger.info("Model:\n%s", model)
@@ -172,10 +163,6 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer, iters_per_epoch: int) -> dict:
-        if cfg.SOLVER.SCHED not in ("MultiStepLR", "CosineAnnealingLR"):
-            raise ValueError(
-                f"SOLVER.SCHED must be MultiStepLR or CosineAnnealingLR, got {cfg.SOLVER.SCHED!r}"
-            )
         warmup = max(math.ceil(cfg.SOLVER.WARMUP_ITERS / iters_per_epoch), cfg.SOLVER.DELAY_EPOCHS)
         if cfg.SOLVER.SCHED == "CosineAnnealingLR" and warmup >= cfg.SOLVER.MAX_EPOCH:
             raise ValueError(
@@ -196,10 +183,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> dict:
-        """Metrics in percent on ``DATASETS.TESTS``.
-
-        {data set: metrics}, or those of a single one, as the host gives them.
-        """
+        """Metrics in percent, {data set: metrics}, or those of a single one, as the host gives them."""
         encoder, results = Encoder(model), {}
         for name in cfg.DATASETS.TESTS:
             loader, evaluator = cls.build_evaluator(cfg, name)
@@ -210,10 +194,7 @@ class Trainer(DefaultTrainer):
 
     @property
     def metric_name(self) -> str:
-        """The scalar that ``model_best`` is chosen by.
-
-        The host's "metric", (mAP + Rank-1) / 2, of the first test set.
-        """
+        """The scalar that ``model_best`` is chosen by: (mAP + Rank-1) / 2 of the first test set."""
         tests = self.cfg.DATASETS.TESTS
         return f"{tests[0]}/metric" if len(tests) > 1 else "metric"
 
@@ -225,12 +206,9 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Timer, precise BN, freezing, evaluation and learning rate as in the host.
+        """Timer, precise BN, freezing, evaluation, learning rate as in the host; then writers, checkpoints.
 
-        Then writers, checkpoints.
-
-        An evaluation may be left for a signal, and is begun again on resume, so the rate of the next epoch
-        comes after it.
+        An evaluation that a signal ends is begun again on resume, so the rate of the next epoch comes after.
         """
         cfg = self.cfg
         ret = [hooks.IterationTimer()]
@@ -242,13 +220,9 @@ class Trainer(DefaultTrainer):
         ret.append(hooks.LRScheduler(self.optimizer, self.scheduler))
         writers = ScalarWriters(self.build_writers, cfg.SSKD.LOG_PERIOD)
         self._checkpoints = Checkpoints(
-            self.checkpointer,
-            cfg.SOLVER.CHECKPOINT_PERIOD,
-            cfg.SSKD.KEEP_CHECKPOINTS,
-            self.metric_name,
-            seconds=cfg.SSKD.CHECKPOINT_SECONDS,
-            iters=cfg.SSKD.CHECKPOINT_ITERS,
-        )
+            self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SSKD.KEEP_CHECKPOINTS, self.metric_name,
+            seconds=cfg.SSKD.CHECKPOINT_SECONDS, iters=cfg.SSKD.CHECKPOINT_ITERS,
+        )  # fmt: skip
         self.checkpointer.checkpointables["scalars"] = writers
         return [*ret, writers, self._checkpoints]
 
@@ -257,14 +231,8 @@ class Trainer(DefaultTrainer):
         return [self.model]
 
     def build_writers(self) -> list:
-        cfg = self.cfg
-        return build_writers(
-            cfg.OUTPUT_DIR,
-            self.max_iter,
-            self.start_iter,
-            max_epoch=self.max_epoch,
-            images=cfg.SOLVER.IMS_PER_BATCH,
-        )
+        size, folder = self.cfg.SOLVER.IMS_PER_BATCH, self.cfg.OUTPUT_DIR
+        return build_writers(folder, self.max_iter, self.start_iter, max_epoch=self.max_epoch, images=size)
 
     def _precise_bn(self) -> hooks.HookBase:
         cfg = self.cfg.clone()
@@ -276,12 +244,9 @@ class Trainer(DefaultTrainer):
     # ---- running ---------------------------------------------------------------------------------
 
     def before_epoch(self) -> None:
-        """Hooks log under the epoch's first iteration.
+        """Hooks log under the epoch's first iteration; its random numbers do not depend on those before.
 
-        Random numbers of the epoch do not depend on those before.
-
-        Without the seed, a network that draws some itself (dropout) would continue differently after a
-        resume.
+        Without the seed, a network that draws some itself (dropout) would continue differently on resume.
         """
         self.storage.iter = self.iter
         if self.cfg.SEED >= 0:
@@ -296,9 +261,7 @@ class Trainer(DefaultTrainer):
     def _take_up_epoch(self, done: int) -> None:
         """Continue an epoch after ``done`` of its steps, instead of beginning it."""
         self.storage.epoch = self.epoch
-        self.storage.iter = (
-            self.iter - 1 if done else self.iter
-        )  # as it was when the step before had been done
+        self.storage.iter = self.iter - 1 if done else self.iter  # as after the step before
         self._trainer.set_data_loader(self.epoch_batches(self.epoch, done))
         states = self._position["random"]
         if len(states) == comm.get_world_size():  # else there is a warning already
@@ -332,12 +295,8 @@ class Trainer(DefaultTrainer):
             logger.warning(
                 "saved by %d processes, resumed by %d: batch norm saw %d images at once and sees %d from "
                 "now on, and bits, and what a network draws, differ; resume with %d for the same run",
-                before,
-                now,
-                images_per_bn(self.cfg, before),
-                images_per_bn(self.cfg, now),
-                before,
-            )
+                before, now, images_per_bn(self.cfg, before), images_per_bn(self.cfg, now), before,
+            )  # fmt: skip
 
     def load_weights(self) -> None:
         """Load ``MODEL.WEIGHTS``, if any, without the state of its training."""
@@ -345,18 +304,13 @@ class Trainer(DefaultTrainer):
             load_model(self.model, self.cfg.MODEL.WEIGHTS)
 
     def start(self) -> None:
-        """Take ``OUTPUT_DIR``, see :func:`.defaults.start_run`.
-
-        Once, by :meth:`train` or what is done before it.
-        """
+        """Take ``OUTPUT_DIR``, once, by :meth:`train` or what is done before it."""
         if not self._started:
             start_run(self.cfg, from_scratch=not self._position)
             self._started = True
 
     def train(self) -> dict:
-        """Run from where the last checkpoint was to ``max_epoch``.
-
-        Returns the last evaluation's results ({} without any).
+        """Run from where the last checkpoint was to ``max_epoch``; the last evaluation's results, or {}.
 
         A run that was finished before and is resumed is evaluated again, unless ``TEST.EVAL_PERIOD`` is 0.
 
@@ -372,13 +326,8 @@ class Trainer(DefaultTrainer):
             return self.evaluate() if self.cfg.TEST.EVAL_PERIOD else {}
         done = self._position.get("step")  # steps of the epoch that was begun, None between two epochs
         self.iter = self.start_iter = self.start_epoch * self.iters_per_epoch + (done or 0)
-        logger.info(
-            "training epochs %d to %d of %d iterations, from iteration %d",
-            self.start_epoch,
-            self.max_epoch,
-            self.iters_per_epoch,
-            self.iter,
-        )
+        epochs = self.start_epoch, self.max_epoch, self.iters_per_epoch
+        logger.info("training epochs %d to %d of %d iterations, from iteration %d", *epochs, self.iter)
         broadcast_model(self.model)
         with listen() as stop, EventStorage(self.start_iter) as self.storage:
             self.before_train()
@@ -408,10 +357,7 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def _between_steps(self, stop: StopRequest) -> None:
-        """Save if it is time to, or to leave.
-
-        A resumed run continues with the next step, without another refresh.
-        """
+        """Save if it is time to, or to leave; a resumed run continues with the next step."""
         leave, due = agree(stop.signal is not None, self._checkpoints.due(self.iter))
         if leave or due:
             self._save_inside(random_state())
@@ -424,10 +370,7 @@ class Trainer(DefaultTrainer):
         self._checkpoints.save_inside(self.iter, epoch=self.epoch - 1, step=done, random=on_every(random))
 
     def _end_epoch(self) -> None:
-        """The hooks' end of an epoch.
-
-        An evaluation that a signal ends is made again on resume, from the last step on.
-        """
+        """The hooks' end of an epoch; an evaluation that a signal ends is made again on resume."""
         random = random_state()
         try:
             self.after_epoch()

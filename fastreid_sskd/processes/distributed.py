@@ -1,7 +1,6 @@
 """The processes of one run: joining, what they tell each other, and what keeps their models the same.
 
-What they tell each other goes over a gloo group of its own, whatever the device. With one process nothing
-here does anything.
+What they tell each other goes over a gloo group of its own, whatever the device; one process talks to nobody.
 """
 
 import contextlib
@@ -18,29 +17,10 @@ import torch
 import torch.distributed as dist
 from fastreid.utils import comm
 from torch import nn
+from torch._utils import _take_tensors
 
 from ..refusals import checking
 from .stop import Stopped
-
-__all__ = [
-    "LAUNCHER",
-    "DisagreementError",
-    "agree",
-    "all_rows",
-    "alone",
-    "average_gradients",
-    "broadcast_buffers",
-    "broadcast_model",
-    "check_agreement",
-    "control_group",
-    "gather_rows",
-    "in_all",
-    "join",
-    "joined_from_outside",
-    "on_every",
-    "on_main",
-    "share_of",
-]
 
 T = TypeVar("T")
 
@@ -50,9 +30,8 @@ LAUNCHER = "FASTREID_SSKD_LAUNCHER"
 # A refresh of a million images on the main process takes longer than any time limit; one that has died is
 # noticed at once.
 _PATIENCE = datetime.timedelta(days=7)
-# values sent at once: large enough not to wait for the network's latency, small enough not to double the
-# memory
-_BUCKET = 25_000_000
+# bytes sent at once: enough not to wait for the network's latency, too few to double the memory
+_BUCKET = 100_000_000
 
 
 # ---- joining -------------------------------------------------------------------------------------
@@ -229,31 +208,30 @@ def all_rows(rows: torch.Tensor) -> torch.Tensor:
     """
     if comm.get_world_size() == 1:
         return rows
-    sizes, mine = on_every(len(rows)), rows.detach().cpu().contiguous()
-    whole = mine.new_empty((sum(sizes), *mine.shape[1:]))
-    for rank, part in enumerate(whole.split(sizes)):
-        if rank == comm.get_rank():
-            part.copy_(mine)
-        if len(part):
-            dist.broadcast(part, src=rank, group=control_group())
-    return whole.to(rows.device)
+    return _whole(rows, lambda part, rank: dist.broadcast(part, src=rank, group=control_group()))
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:
     """As :func:`all_rows`, in the main process, which alone holds the whole; None elsewhere."""
     if comm.get_world_size() == 1:
         return rows
-    sizes, mine = on_every(len(rows)), rows.detach().cpu().contiguous()
     if not comm.is_main_process():
-        if len(mine):
-            dist.send(mine, dst=0, group=control_group())
+        on_every(len(rows))
+        if len(rows):
+            dist.send(rows.detach().cpu().contiguous(), dst=0, group=control_group())
         return None
-    whole = mine.new_empty((sum(sizes), *mine.shape[1:]))
+    return _whole(rows, lambda part, rank: rank and dist.recv(part, src=rank, group=control_group()))
+
+
+def _whole(rows: torch.Tensor, fetch: Callable[[torch.Tensor, int], object]) -> torch.Tensor:
+    """All processes' rows, each rank's part, this one's filled in, given to ``fetch``."""
+    sizes = on_every(len(rows))
+    whole = torch.empty((sum(sizes), *rows.shape[1:]), dtype=rows.dtype)
     for rank, part in enumerate(whole.split(sizes)):
-        if rank == 0:
-            part.copy_(mine)
-        elif len(part):
-            dist.recv(part, src=rank, group=control_group())
+        if rank == comm.get_rank():
+            part.copy_(rows.detach())
+        if len(part):
+            fetch(part, rank)
     return whole.to(rows.device)
 
 
@@ -268,9 +246,8 @@ class DisagreementError(RuntimeError):
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its mean over the processes, which have equal shards of the batch.
 
-    After the backward pass, instead of torch's DistributedDataParallel: that wraps a module and hooks each
-    parameter once for all, and so goes neither with classifiers that change their size nor with teachers
-    beside students. Parameters without a gradient (frozen ones) have none in any process.
+    Torch's DistributedDataParallel hooks each parameter once for all, and so goes neither with classifiers
+    that change their size nor with teachers beside students. A frozen parameter has no gradient in any.
     """
     world = comm.get_world_size()
     if world == 1:
@@ -325,23 +302,8 @@ def check_agreement(model: nn.Module) -> None:
 
 def _through_flat(tensors: list[torch.Tensor], communicate: Callable[[torch.Tensor], object]) -> None:
     """Put the tensors side by side, let ``communicate`` change that, and put the values back."""
-    for bucket in _buckets(tensors):
+    for bucket in _take_tensors(tensors, _BUCKET):  # of one type and device
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         communicate(flat)
         parts = flat.split([tensor.numel() for tensor in bucket])
         torch._foreach_copy_(bucket, [part.view_as(tensor) for tensor, part in zip(bucket, parts)])
-
-
-def _buckets(tensors: list[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
-    """Groups of one type and device, in order, each of about ``_BUCKET`` values."""
-    bucket: list[torch.Tensor] = []
-    size = 0
-    for tensor in tensors:
-        same = bucket and (bucket[0].dtype, bucket[0].device) == (tensor.dtype, tensor.device)
-        if bucket and (not same or size + tensor.numel() > _BUCKET):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.numel()
-    if bucket:
-        yield bucket

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 
 from .distributed import LAUNCHER
 
-__all__ = ["launch", "reserved_port", "supervise"]
-
 
 def launch(num_processes: int) -> int:
     """Run this command line in ``num_processes`` processes on this machine, and wait for them.
@@ -52,11 +50,10 @@ def launch(num_processes: int) -> int:
 
 
 def supervise(processes: Sequence[subprocess.Popen], grace: float = 20.0) -> int:
-    """Wait for processes, by rank; when one fails, end the others.
+    """Wait for processes, by rank, and pass SIGTERM and SIGINT on to all; when one fails, end the others.
 
-    SIGTERM and SIGINT are passed on to all of them. The others of a failed one notice by themselves that it
-    is gone, and print their own errors; those still there after ``grace`` seconds (waiting on a device) are
-    killed.
+    Those notice by themselves that it is gone, and print their own errors; what is there
+    after ``grace`` seconds (waiting on a device) is killed.
 
     Returns:
         0, or the exit status of the first that failed, as a shell gives it (128 + the signal that killed it).
@@ -97,11 +94,7 @@ def supervise(processes: Sequence[subprocess.Popen], grace: float = 20.0) -> int
 
 @contextlib.contextmanager
 def reserved_port() -> Iterator[int]:
-    """A free port that no other process gets before torch's store, which reuses addresses, listens on it.
-
-    Without that a process that is given it meanwhile takes the store's place, and those that connect to it
-    wait for ever.
-    """
+    """A free port that no other process gets before torch's store, which reuses addresses, listens on it."""
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("", 0))

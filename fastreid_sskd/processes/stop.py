@@ -8,8 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-__all__ = ["EXIT_STOPPED", "StopRequest", "Stopped", "listen", "stop_if_asked"]
-
 logger = logging.getLogger("fastreid.sskd.stop")
 
 #: exit status of a run that a signal has stopped and that can be resumed

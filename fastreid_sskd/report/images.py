@@ -25,20 +25,6 @@ from ..modeling import SSKD, load_source_weights
 from ..modeling.weights import load_network, read_state_dict
 from .run_files import RunFiles
 
-__all__ = [
-    "Row",
-    "average_precisions",
-    "cluster_rows",
-    "embed",
-    "model_after",
-    "model_before",
-    "ranked_list",
-    "ranked_rows",
-    "run_config",
-    "sample_queries",
-    "tile",
-]
-
 THUMBNAIL_HEIGHT = 96  # pixels
 
 
@@ -135,9 +121,7 @@ def ranked_rows(
     Args:
         features: (Q + G, d) of queries and then gallery, by the name of the model: "after", maybe "before".
         metric: ``TEST.METRIC``.
-        count: queries to show.
-        length: gallery images a list.
-        seed: of the random part of the sample.
+        count, length, seed: queries, gallery images of each, and seed of the random part of the sample.
         images: whether tiles are pictures.
     """
     distances = {
@@ -160,14 +144,10 @@ def ranked_rows(
 def ranked_list(
     distances: np.ndarray, query: Item, gallery: Sequence[Item], length: int
 ) -> list[tuple[int, bool]]:
-    """Rank the gallery for one query: [(gallery index, right?)], nearest first.
+    """Rank the gallery for one query, by distances (G,): [(gallery index, right?)], nearest first.
 
     Of equal distances the smaller index comes first. Images of the query's identity under its own camera
     are junk and left out, as in the evaluation.
-
-    Args:
-        distances: (G,) of the query to the gallery.
-        length: of the list, at most.
     """
     order = np.argsort(distances, kind="stable").tolist()
     kept = [i for i in order if gallery[i][1:3] != query[1:3]]
@@ -190,11 +170,7 @@ def average_precisions(distances: np.ndarray, queries: Sequence[Item], gallery: 
 def sample_queries(before: np.ndarray | None, after: np.ndarray, count: int, seed: int = 0) -> dict[int, str]:
     """Choose queries, {query: why}: half at random, the rest the largest gains and losses in precision.
 
-    Args:
-        before: (Q,) average precision, or None: then the whole sample is random.
-        after: (Q,) average precision; NaN where a query does not count.
-        count: queries to show.
-        seed: of the random half.
+    Average precisions are (Q,), NaN where a query does not count; without those before, all are random.
     """
     valid = np.flatnonzero(~np.isnan(after))
     drawn = np.random.default_rng(seed).permutation(valid).tolist()
@@ -220,9 +196,7 @@ def cluster_rows(
     Args:
         labels: (N,) of the last refresh, -1 for noise.
         items: (path, identity, camera) of the same N images; only here known identities are looked at.
-        count: clusters.
-        length: images of each.
-        seed: of the random choices.
+        count, length, seed: clusters, images of each, and seed of the random choices.
         images: whether tiles are pictures.
     """
     rng = np.random.default_rng(seed)
@@ -262,13 +236,7 @@ def cluster_rows(
 
 
 def tile(item: Item, kind: str = "", images: bool = True) -> Markup:
-    """Make the tile of an image: a picture inside the page, or only words.
-
-    Args:
-        item: (path, identity, camera).
-        kind: "right", "wrong", "query" or "": its frame.
-        images: whether it is a picture.
-    """
+    """Make the tile of an image: a picture or words, in the frame of "right", "wrong", "query" or ""."""
     path, identity, camera = item[:3]
     words = f"identity {identity}, camera {camera}"
     body = Markup('<span class="words">{}</span>').format(words)

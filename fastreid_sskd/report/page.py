@@ -18,8 +18,6 @@ from . import plots
 from .images import Row, cluster_rows, embed, model_after, model_before, ranked_rows, run_config
 from .run_files import RunFiles, read_run_files
 
-__all__ = ["Options", "write_report"]
-
 logger = logging.getLogger("fastreid.sskd.report")
 
 
@@ -30,10 +28,8 @@ class Options:
     Attributes:
         images: pictures of people; without, ranked lists and clusters are shown in words.
         features: run the models: without, there are no ranked lists and no map.
-        queries: ranked lists.
-        length: gallery images in each.
-        clusters: example clusters.
-        members: images of each.
+        queries, length: ranked lists, and gallery images in each.
+        clusters, members: example clusters, and images of each.
         seed: of the random samples.
     """
 
@@ -160,16 +156,10 @@ def _before_and_after(run: RunFiles, options: Options) -> list[Section]:
         "dashed: another one; images of the query's identity under its own camera are left out, as in the "
         f"evaluation.{unknown}",
         rows=ranked_rows(
-            features,
-            queries,
-            gallery,
-            metric=cfg.TEST.METRIC,
-            count=options.queries,
-            length=options.length,
-            seed=options.seed,
-            images=options.images,
+            features, queries, gallery, metric=cfg.TEST.METRIC, count=options.queries, length=options.length,
+            seed=options.seed, images=options.images,
         ),
-    )
+    )  # fmt: skip
     feature_map = Section(
         "Map of the features",
         f"Features of {test} by {by}; a few identities in colours. A map keeps neighbourhoods only roughly.",
@@ -179,28 +169,17 @@ def _before_and_after(run: RunFiles, options: Options) -> list[Section]:
 
 
 def _clusters(run: RunFiles, options: Options) -> Section:
-    section = Section("Example clusters and noise", _NO_LABELS)
+    title = "Example clusters and noise"
     if run.labels is None:
-        return section
+        return Section(title, _NO_LABELS)
     try:
         cfg = run_config(run)
         items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
     except (FileNotFoundError, ValueError, KeyError) as error:
-        section.note = f"The training images could not be listed: {error}"
-        return section
+        return Section(title, f"The training images could not be listed: {error}")
     if len(items) != len(run.labels):
-        section.note = (
-            f"The last refresh labelled {len(run.labels)} images, and the data set has {len(items)} now: it "
-            "is not the one of the run."
-        )
-        return section
-    section.note = "Of the last refresh."
-    section.rows = cluster_rows(
-        run.labels,
-        items,
-        count=options.clusters,
-        length=options.members,
-        seed=options.seed,
-        images=options.images,
-    )
-    return section
+        counts = f"The last refresh labelled {len(run.labels)} images, and the data set has {len(items)} now"
+        return Section(title, f"{counts}: it is not the one of the run.")
+    shown = {"count": options.clusters, "length": options.members, "seed": options.seed}
+    rows = cluster_rows(run.labels, items, **shown, images=options.images)
+    return Section(title, "Of the last refresh.", rows=rows)

@@ -25,20 +25,6 @@ from .run_files import RunFiles
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "bar_chart",
-    "cluster_size_figures",
-    "evaluation_figures",
-    "import_matplotlib",
-    "line_chart",
-    "loss_figures",
-    "map_figures",
-    "project",
-    "refresh_figures",
-    "scatter",
-    "time_figures",
-]
-
 #: Okabe and Ito's, which colour-blind readers can tell apart, without black: they show on light and on dark
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
 _GREY = "#999999"
@@ -207,13 +193,7 @@ def _drawn(figures: Iterable[Markup]) -> list[Markup]:
 
 
 def line_chart(title: str, series: Mapping[str, Points], x_label: str = "iteration") -> Markup:
-    """Draw one line a series; "" where no series has a finite point.
-
-    Args:
-        title: above the chart.
-        series: {name: [(x, y), ...]}; points that are not finite are left out.
-        x_label: below the chart.
-    """
+    """Draw one line a series, {name: [(x, y), ...]}, of the finite points; "" where no series has one."""
     finite = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
     lines = {name: points for name, points in finite.items() if points}
     if not lines:
@@ -232,13 +212,7 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str = "iterati
 
 
 def bar_chart(title: str, bars: Mapping[str, float], unit: str = "") -> Markup:
-    """Draw horizontal bars with their values, in the order given; "" without a bar.
-
-    Args:
-        title: above the chart.
-        bars: {name: value >= 0}; those that are not finite are left out.
-        unit: after each value.
-    """
+    """Draw horizontal bars, {name: value >= 0}, with their values; "" where none is finite."""
     bars = {name: value for name, value in bars.items() if math.isfinite(value)}
     if not bars:
         return Markup("")
@@ -256,13 +230,12 @@ def bar_chart(title: str, bars: Mapping[str, float], unit: str = "") -> Markup:
 
 
 def scatter(title: str, points: Points, groups: Sequence[str], names: Sequence[str]) -> Markup:
-    """Draw points, coloured by group; "" without a point.
+    """Draw N points where they are finite, coloured by group; "" without one.
 
     Args:
         title: above the chart.
-        points: N positions; those that are not finite are left out.
+        points, names: N positions, and labels that are shown when they are pointed at.
         groups: N names of groups, "" for none (grey, below the others).
-        names: N labels, shown when pointed at.
     """
     members: dict[str, list] = {"": []}
     for point, group, name in zip(points, groups, names):
@@ -275,9 +248,8 @@ def scatter(title: str, points: Points, groups: Sequence[str], names: Sequence[s
         colours = itertools.chain([_GREY], itertools.cycle(COLOURS))
         for (group, found), colour in zip(members.items(), colours):
             x, y, tips = zip(*found) if found else ((), (), ())
-            axes.plot(
-                x, y, "o", color=colour, markersize=5 if group else 2.5, label=group, gid=json.dumps(tips)
-            )
+            size = 5 if group else 2.5
+            axes.plot(x, y, "o", color=colour, markersize=size, label=group, gid=json.dumps(tips))
         axes.set(xticks=[], yticks=[])
         if len(members) > 1:
             _legend(axes, members)
@@ -287,17 +259,10 @@ def scatter(title: str, points: Points, groups: Sequence[str], names: Sequence[s
 
 def _legend(axes: "Axes", names: Iterable[str]) -> None:
     shown = [name for name in names if name]
-    fitting = max(
-        1, int(320 / (27 + 6.1 * max(map(len, shown))))
-    )  # pixels: the width, mark and gaps, a letter
+    fitting = max(1, int(320 / (27 + 6.1 * max(map(len, shown)))))  # pixels: width, mark and gaps, a letter
     rows = math.ceil(len(shown) / fitting)
-    axes.figure.legend(
-        loc="outside lower center",
-        ncols=math.ceil(len(shown) / rows),
-        handlelength=1.2,
-        handletextpad=0.5,
-        columnspacing=1.0,
-    )
+    gaps = {"handlelength": 1.2, "handletextpad": 0.5, "columnspacing": 1.0}
+    axes.figure.legend(loc="outside lower center", ncols=math.ceil(len(shown) / rows), **gaps)
 
 
 # ---- matplotlib's SVG as a part of the page ------------------------------------------------------

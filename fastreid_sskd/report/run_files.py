@@ -12,25 +12,20 @@ from ..benchmark.results import Result, Series, read_config, read_run, read_scal
 from ..engine.events import read_record
 from ..modeling.weights import read_file
 
-__all__ = ["RunFiles", "read_run_files"]
-
 
 @dataclass
 class RunFiles:
     """What the files of a run say.
 
     Attributes:
-        folder: the run folder.
-        config: its config.yaml as a dict.
-        config_text: the same as it is written.
+        config, config_text: its config.yaml as a dict, and as it is written.
         scalars: see :func:`fastreid_sskd.benchmark.results.read_scalars`.
         evaluations: [{"epoch", "results": {test: {row: metrics}}}] of an adaptation.
         results: rows of the table, last epoch and best.
         checkpoint: path of the last weights, "" if there are none.
         labels: (N,) pseudo-labels of the last refresh, None without.
         sweep: the radii that eps was last chosen from, [] where it was not.
-        environment: as the log has it.
-        environment_of: whose it is.
+        environment, environment_of: as the log has it, and whose it is.
     """
 
     folder: str
@@ -89,14 +84,10 @@ def _checkpoint(folder: str) -> str:
 
 
 def _environment(folder: str) -> str:
-    """The first block "Environment info" of the run's log, or of that of the comparison it is part of."""
-    for place in (folder, os.path.dirname(os.path.abspath(folder))):
-        path = os.path.join(place, "log.txt")
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8", errors="replace") as file:
-                found = re.search(
-                    r"Environment info:\n(.*?)(?=^\[\d\d/\d\d |\Z)", file.read(), re.DOTALL | re.MULTILINE
-                )
-            if found:
-                return found[1].strip()
-    return ""
+    """The first block "Environment info" of the run's log, "" without."""
+    path, block = os.path.join(folder, "log.txt"), r"Environment info:\n(.*?)(?=^\[\d\d/\d\d |\Z)"
+    if not os.path.isfile(path):
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        found = re.search(block, file.read(), re.DOTALL | re.MULTILINE)
+    return found[1].strip() if found else ""

@@ -131,29 +131,6 @@ def test_its_folder_is_read_as_a_table(compared):
     assert "Environment info" in (folder / "sskd" / "seed1" / "log.txt").read_text()
 
 
-def test_what_an_earlier_version_left(compared, tmp_path):
-    """seed1/transfer, seed1/sskd, ..., rows in rows.json.
-
-    Tables read it, a comparison does not write into it.
-    """
-    folder, rows = compared
-    names = {"transfer": ROWS[:2], "one_network": ROWS[2:3], "sskd": ROWS[3:6], "supervised": ROWS[6:]}
-    for part, at in (("one_network", ONE), ("sskd", "sskd"), ("supervised", BOUND), ("transfer", None)):
-        made = tmp_path / "seed1" / part
-        if at:
-            shutil.copytree(
-                folder / at / "seed1", made, ignore=shutil.ignore_patterns("*.pth", "record.json")
-            )
-        made.mkdir(exist_ok=True, parents=True)
-        (made / "rows.json").write_text(json.dumps({row: rows[row] for row in names[part]}))
-    shutil.copy(folder / "sskd" / "seed1" / "config.yaml", tmp_path / "seed1")
-    assert {r.method: r.metrics for r in collect(str(tmp_path))} == rows
-    untrained = [r.method for r in collect(str(tmp_path)) if r.epochs == 0]
-    assert untrained == ROWS[:2]
-    with pytest.raises(OtherConfigError, match="holds a comparison that an earlier version made"):
-        compare(tmp_path)
-
-
 def test_given_again_only_what_is_missing_is_run(compared, copied, started):
     _, rows = compared
     assert rows_of(copied, "SSKD.LOG_PERIOD", "7") == rows and not started

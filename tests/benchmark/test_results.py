@@ -127,34 +127,11 @@ def test_source_models_inside_a_run_are_no_results_but_can_be_asked_for(finished
     )
 
 
-def test_rows_that_a_comparison_has_named(copy):
-    row = {"mAP": 10.0, "Rank-1": 20.0, "Rank-5": 30.0, "Rank-10": 40.0, "mINP": 5.0}
-    (copy / "rows.json").write_text(json.dumps({"one network": row}))
-    (result,) = collect(str(copy))
-    assert (result.method, result.metrics, result.selection, result.epochs) == (
-        "one network",
-        row,
-        "last epoch",
-        2,
-    )
-    assert collect(str(copy), ["best"])[0].method == "one network, best teacher"
-
-
-def test_a_part_that_trained_nothing_has_the_config_of_the_folder_above(copy):
-    part = copy / "transfer"
-    part.mkdir()
-    for name in ("metrics.json", "results.json"):
-        (copy / name).unlink()
-    (part / "rows.json").write_text(json.dumps({"direct transfer": {"mAP": 10.0}}))
-    (result,) = collect(str(copy))
-    assert (result.method, result.epochs, result.selection) == ("direct transfer", 0, "nothing trained")
-    assert (result.source, result.run) == ("DukeMTMC", str(part))
-
-
 def test_rows_of_untrained_models_stand_first(copy, tmp_path):
     (tmp_path / "z").mkdir()
     shutil.copy(copy / "config.yaml", tmp_path / "z")
-    (tmp_path / "z" / "rows.json").write_text(json.dumps({"as it came": {"mAP": 1.0}}))
+    untrained = Result("as it came", "Market1501", {"mAP": 1.0}, epochs=0, selection="nothing trained")
+    write_results([untrained], str(tmp_path / "z" / "record.json"))
     assert [r.method for r in collect(str(tmp_path))][:2] == ["direct transfer", "as it came"]
 
 
@@ -184,25 +161,16 @@ def test_an_earlier_run_in_the_folder_and_its_source_models_are_no_results_of_it
     "content",
     ["", "{", "[]", "3", "{}", '{"evaluations": [{"epoch": 1}], "best": null, "tests": ["A"]}', "\xff"],
 )
-@pytest.mark.parametrize("name", ["results.json", "rows.json", "metrics.json", "config.yaml"])
+@pytest.mark.parametrize("name", ["results.json", "metrics.json", "config.yaml"])
 def test_a_damaged_file_is_named(copy, name, content):
     text = content.encode("latin-1")
     if name == "metrics.json":
         text += b"\n" + (copy / name).read_bytes()
         if not content:
             return  # a blank line
-    if name == "rows.json" and content == "{}":
-        return  # no row is none
     (copy / name).write_bytes(text)
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):
         collect(str(copy), ("last", "best"))
-
-
-@pytest.mark.parametrize("rows", [{"SSKD": {}}, {"SSKD": {"Rank-1": 10.0}}, {"SSKD": 1.0}])
-def test_rows_without_figures_are_refused(copy, rows):
-    (copy / "rows.json").write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match=r"rows\.json' does not hold the rows of a table"):
-        collect(str(copy))
 
 
 def test_a_record_of_a_folder_that_was_moved(copy, make_result):
@@ -255,8 +223,7 @@ def test_device_is_the_gpu_that_the_log_names(tmp_path):
     (tmp_path / "log.txt").write_text(
         "Environment info:\nGPU available  True\nGPU 0,1        Some GPU 40GB\nPillow 1\n"
     )
-    (tmp_path / "part").mkdir()
-    assert device_of(str(tmp_path), config) == device_of(str(tmp_path / "part"), config) == "Some GPU 40GB"
+    assert device_of(str(tmp_path), config) == "Some GPU 40GB"
     assert device_of(str(tmp_path), {"MODEL": {"DEVICE": "cpu"}}) == "cpu"
 
 

@@ -230,7 +230,7 @@ def test_what_cannot_be_swept(arguments, named):
 
 
 def test_unknown_rule():
-    with pytest.raises(ValueError, match="EPS_RULE is one of pairs, plateau"):
+    with pytest.raises(ValueError, match="EPS_RULE must be one of pairs"):
         pseudo_labels(crowd(seed=1), eps_rule="best")
 
 

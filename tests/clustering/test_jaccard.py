@@ -240,7 +240,7 @@ def test_features_that_are_no_real_numbers(features):
 
 def test_names_and_numbers_out_of_range():
     features = crowd(seed=16)
-    with pytest.raises(ValueError, match="SSKD.CLUSTER.VARIANT is one of sskd, faiss"):
+    with pytest.raises(ValueError, match="SSKD.CLUSTER.VARIANT must be one of sskd, faiss"):
         jaccard_distance(features, variant="mmt")
     with pytest.raises(ValueError, match="SSKD.CLUSTER.KNN is one of auto, torch"):
         jaccard_distance(features, knn="annoy")

@@ -204,25 +204,6 @@ def test_progress_is_told_up_to_the_end(monkeypatch):
     assert all(0 < before[0] < after[0] for before, after in itertools.pairwise(told))
 
 
-@pytest.mark.parametrize("columns", [1, 5, 40, 333, 400])
-@pytest.mark.parametrize("size", [1, 4, 12])
-def test_largest_of_each_row(columns, size):
-    for values in (torch.randn(30, columns), torch.randint(0, 3, (30, columns)).float()):
-        found, column = neighbors_module._largest(values, size)
-        expected = values.sort(dim=1, descending=True).values[:, :size]
-        assert torch.equal(found.sort(dim=1, descending=True).values, expected)
-        assert torch.equal(values.gather(1, column), found)
-        assert all(len(set(row)) == len(row) for row in column.tolist())
-
-
-def test_keys_order_by_similarity_and_then_by_column():
-    similarities = torch.tensor([[0.5, -0.25, 1.0, 0.0, -0.0, -1.0, 0.5, 2.0]])
-    keys = neighbors_module._keys(similarities, 100).sort(dim=1, descending=True).values
-    columns, decoded = neighbors_module._from_keys(keys)
-    assert columns.tolist() == [[107, 102, 100, 106, 103, 104, 101, 105]]
-    assert torch.equal(decoded, similarities[:, columns[0] - 100])
-
-
 def test_error_of_a_product_whose_precision_torch_will_not_say(monkeypatch):
     """torch >= 2.9 raises where both kinds of its switches were used: then the lowest is reckoned with."""
     rows = UnitRows.from_features(np.eye(4, dtype=np.float32))
@@ -244,7 +225,7 @@ def backend(request, monkeypatch):
     monkeypatch.setattr(neighbors_module, "CPU_TILE", (16, 64))
     if request.param == "faiss":
         pytest.importorskip("faiss")
-        monkeypatch.setattr(approximate, "FAISS_QUERIES", 32)
+        monkeypatch.setattr(approximate, "ROWS_PER_CALL", 32)
     return request.param
 
 
@@ -258,7 +239,7 @@ def test_merged_shares_give_the_lists_of_one_search(case, of, backend):
             for number in reversed(range(of))
         ]
         merged = merge_shards(parts)
-        found = lists_from_candidates(features, k, merged, need_smallest=True)
+        found = lists_from_candidates(features, k, merged)
         expected = nearest_neighbors(features, k, knn="torch", need_smallest=True)
         assert np.array_equal(found.indices, expected.indices)
         assert np.array_equal(found.similarities, expected.similarities)
@@ -320,7 +301,7 @@ def test_threads_of_a_share_do_not_matter():
             parts.append(find_candidates(features, 9, shard=Shard(number, of), need_smallest=True))
     finally:
         torch.set_num_threads(threads)
-    found = lists_from_candidates(features, 9, merge_shards(parts), need_smallest=True)
+    found = lists_from_candidates(features, 9, merge_shards(parts))
     expected = nearest_neighbors(features, 9, need_smallest=True)
     assert np.array_equal(found.indices, expected.indices)
     assert np.array_equal(found.smallest, expected.smallest)
@@ -347,12 +328,11 @@ def test_ranges_cover_all_rows_once(count, of):
 
 
 @pytest.mark.parametrize("of", [1, 2, 4])
-def test_pieces_are_dealt_once_and_evenly(of):
-    work = [100 * (13 - i) for i in range(13)]
-    dealt = [Shard(number, of).deal(work) for number in range(of)]
-    assert sorted(piece for own in dealt for piece in own) == list(range(13))
-    loads = [sum(work[piece] for piece in own) for own in dealt]
-    assert max(loads) <= 1.1 * min(loads)
+def test_strips_are_dealt_once_and_evenly(of):
+    dealt = [Shard(number, of).strips(13) for number in range(of)]
+    assert sorted(strip for own in dealt for strip in own) == list(range(13))
+    loads = [sum(13 - strip for strip in own) for own in dealt]
+    assert max(loads) - min(loads) <= 13 / 2 + 1
     assert all(own == sorted(own) for own in dealt)
 
 

@@ -304,7 +304,6 @@ def test_options_against_the_number_of_images():
         (ClusterOptions(method="kmeans", num_clusters=50), 49, "in 2..49 .images., got 50"),
         (ClusterOptions(rho=1e-4, k1=3), 48, "rounds to 0 pairs"),
         (ClusterOptions(pairs_per_image=24.0, k1=3), 48, "not a ratio in .0, 1."),
-        (ClusterOptions(eps_rule="best"), None, "EPS_RULE is one of pairs, plateau"),
     ):
         with pytest.raises(ValueError, match=message):
             check_options(options, count)

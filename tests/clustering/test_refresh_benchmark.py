@@ -119,7 +119,7 @@ def test_memory_counts_what_is_allocated_from_now_on():
 def test_growth_exponents(tool):
     cases = [
         {"variant": "sskd", "knn": knn, "dim": 8, "images": images, "cpu_seconds": {"after_knn": images**1.5}}
-        for knn, images in (("torch", 1000), ("torch", 4000), ("ivf", 8000))
+        for knn, images in (("torch", 1000), ("torch", 4000), ("reduced", 8000))
     ]
     assert tool("refresh").growth(cases) == ["sskd/torch 1,000 to 4,000: 1.50"]
 

@@ -245,7 +245,6 @@ def config(output, *overrides):
     [
         (("SSKD.CLUSTER.METHOD", "infomap"), "infomap"),
         (("SSKD.CLUSTER.KNN", "faiss"), "faiss"),
-        (("SSKD.CLUSTER.KNN", "ivf"), "faiss"),
     ],
     ids=label,
 )

@@ -20,7 +20,6 @@ OF_A_RUN = {
     "model_final.pth",
     "step_0000012.pth",
     "results.json",
-    "rows.json",
     "record.json",
     "metrics.json",
     "metrics.json.old",
@@ -59,7 +58,7 @@ def test_a_run_from_scratch(folder, caplog):
     assert (folder / "earlier-1" / "config.yaml").read_text() == "earlier"
     assert "MAX_EPOCH: 2" in (folder / "config.yaml").read_text()
     assert (
-        f"the 12 files (0 MB) of the earlier run in {folder} are now in {folder / 'earlier-1'}" in caplog.text
+        f"the 11 files (0 MB) of the earlier run in {folder} are now in {folder / 'earlier-1'}" in caplog.text
     )
     assert len(contents(folder)) == len(before) + 1
 

@@ -97,19 +97,6 @@ def test_state(record):
     assert other.evaluations == record.evaluations and other.best == record.best
 
 
-def test_rows_of_earlier_versions_are_those_of_teachers(record, tmp_path):
-    """They were called by the peer, in files and in checkpoints."""
-    path = tmp_path / "results.json"
-    record.write(str(path))
-    expected = read_record(str(path))
-    path.write_text(path.read_text().replace('"teacher', '"peer'))
-    assert read_record(str(path)) == expected and expected["best"]["row"] == "teacher1"
-    other, old = Record(["First", "Second"]), json.loads(path.read_text())["evaluations"]
-    assert "peer0" in old[0]["results"]["First"]
-    other.load_state_dict({**record.state_dict(), "evaluations": old})
-    assert other.evaluations == record.evaluations and other.best == record.best
-
-
 def test_file(record, tmp_path):
     path = tmp_path / "results.json"
     record.write(str(path))

@@ -183,8 +183,7 @@ def test_other_methods_train(method, trainer):
 
 
 def test_approximate_search_logs_its_recall(trainer):
-    pytest.importorskip("faiss")
-    made = trainer(*SHORT, "SSKD.CLUSTER.KNN", "ivf")
+    made = trainer(*SHORT, "SSKD.CLUSTER.KNN", "reduced")
     made.train()
     assert all(0 < entry["recall"] <= 1 for entry in refresh_of(made).history)
     assert "refresh/recall" in made.storage.latest()

@@ -385,7 +385,7 @@ def test_checkpoints_inside_epochs_are_off(adaptation, monkeypatch):
 
 @pytest.mark.parametrize("key", ["SECONDS", "ITERS"])
 def test_settings_below_zero(adaptation, key):
-    with pytest.raises(ValueError, match="SSKD.CHECKPOINT_SECONDS and SSKD.CHECKPOINT_ITERS must be >= 0"):
+    with pytest.raises(ValueError, match=f"SSKD.CHECKPOINT_{key} must be .* >= 0"):
         AdaptationTrainer(adaptation(f"SSKD.CHECKPOINT_{key}", "-1"))
 
 

@@ -18,7 +18,7 @@ from fastreid_sskd.clustering import neighbors as neighbors_module
 from fastreid_sskd.engine import hooks, refresh, run
 from fastreid_sskd.engine.refresh import shared_candidates
 
-SEARCHES = ["torch", "reduced"] + (["faiss", "ivf"] if importlib.util.find_spec("faiss") else [])
+SEARCHES = ["torch", "reduced"] + (["faiss"] if importlib.util.find_spec("faiss") else [])
 
 
 def crowd(count=600, dim=24, seed=3):
@@ -36,8 +36,6 @@ def options(**others):
         "min_samples": 3,
         "pairs_per_image": 3.0,
         "reduced_dim": 16,
-        "ivf_lists": 6,
-        "ivf_probes": 3,
     }
     return ClusterOptions(**{**given, **others})
 
@@ -46,7 +44,7 @@ def labels_of_all_searches():
     """Each process searches its own shard, and the labels that the main one makes of them are those of one
     process.
     """
-    neighbors_module.CPU_TILE, approximate.FAISS_QUERIES = (16, 64), 32
+    neighbors_module.CPU_TILE, approximate.ROWS_PER_CALL = (16, 64), 32
     refresh._ROWS = 250  # sent in more than one piece
     rank, world = comm.get_rank(), comm.get_world_size()
     features, shards, search = crowd(), [], refresh.search_neighbors

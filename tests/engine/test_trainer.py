@@ -156,6 +156,7 @@ def test_rate_in_steps(tmp_path):
         (("TEST.EVAL_PERIOD", "-1"), "TEST.EVAL_PERIOD"),
         (("SOLVER.CHECKPOINT_PERIOD", "0"), "SOLVER.CHECKPOINT_PERIOD"),
         (("SSKD.KEEP_CHECKPOINTS", "0"), "SSKD.KEEP_CHECKPOINTS"),
+        (("SSKD.CHECKPOINT_SECONDS", "-1"), "SSKD.CHECKPOINT_SECONDS"),
     ],
 )
 def test_settings_that_cannot_work(tmp_path, opts, message):

@@ -117,23 +117,6 @@ def test_one_process_keeps_its_own():
     assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), before))
 
 
-@pytest.mark.parametrize("limit, expected", [(1, 5), (6, 3), (100, 2)])
-def test_buckets(monkeypatch, limit, expected):
-    """In order, of one type, none above the limit but for a single larger tensor."""
-    monkeypatch.setattr(distributed, "_BUCKET", limit)
-    parts = [
-        torch.zeros(3),
-        torch.zeros(2),
-        torch.zeros(4),
-        torch.zeros(1, dtype=torch.long),
-        torch.zeros(5, dtype=torch.long),
-    ]
-    buckets = list(distributed._buckets(parts))
-    assert len(buckets) == expected
-    assert [id(part) for bucket in buckets for part in bucket] == [id(part) for part in parts]
-    assert all(len({part.dtype for part in bucket}) == 1 for bucket in buckets)
-
-
 def gradients_of_shares():
     """Of the mean loss of a batch, each process with its half; a frozen parameter has none."""
     rank, world = comm.get_rank(), comm.get_world_size()

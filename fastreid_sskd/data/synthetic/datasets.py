@@ -77,14 +77,7 @@ class Shot(NamedTuple):
 def plan_shots(sizes: Sizes, *, domain: str, cameras: int, seed: int) -> list[Shot]:
     """List the images of a data set, sorted by split, person, camera and shot.
 
-    Identities count from 1 through training people, training strangers, test people and gallery strangers,
-    so that no person is in two of these groups.
-
-    Args:
-        sizes: how many.
-        domain: name of the domain, part of the key of every random choice.
-        cameras: number of cameras, 2 or more.
-        seed: of the data set.
+    Identities count from 1 through training people, training strangers, test people and gallery strangers.
 
     Raises:
         ValueError: with less than two cameras.
@@ -95,20 +88,16 @@ def plan_shots(sizes: Sizes, *, domain: str, cameras: int, seed: int) -> list[Sh
     first = 1
     for identity in range(first, first + sizes.train_people):
         for camera, dice in _seen_by(identity, sizes, domain, cameras, seed):
-            shots += [
-                Shot("train", identity, camera, shot, False)
-                for shot in range(_count(sizes.train_shots, dice))
-            ]
+            numbers = range(_count(sizes.train_shots, dice))
+            shots += [Shot("train", identity, camera, number, False) for number in numbers]
     first += sizes.train_people
     shots += _strangers("train", range(first, first + sizes.train_strangers), domain, cameras, seed)
     first += sizes.train_strangers
     for identity in range(first, first + sizes.test_people):
         for camera, dice in _seen_by(identity, sizes, domain, cameras, seed):
             shots.append(Shot("query", identity, camera, 0, False))
-            shots += [
-                Shot("gallery", identity, camera, shot, False)
-                for shot in range(1, 1 + _count(sizes.gallery_shots, dice))
-            ]
+            numbers = range(1, 1 + _count(sizes.gallery_shots, dice))
+            shots += [Shot("gallery", identity, camera, number, False) for number in numbers]
     first += sizes.test_people
     shots += _strangers("gallery", range(first, first + sizes.gallery_strangers), domain, cameras, seed)
     return sorted(shots, key=lambda shot: (SPLITS.index(shot.split), *shot[1:]))
@@ -134,16 +123,14 @@ def _strangers(split: str, identities: range, domain: str, cameras: int, seed: i
 class SyntheticDataset(ImageDataset):
     """A synthetic domain on disk, drawn when it is first asked for.
 
-    Subclasses set the class attributes; keyword arguments override them. Training items carry identities and
-    cameras as strings prefixed with the data set's name, query and gallery items carry them as integers, as
-    the host's classes do. One-off people of the gallery have identity 0, which no query has.
+    Training items carry identities and cameras as strings prefixed with the data set's name, query and
+    gallery items as integers, as in the host. One-off people of the gallery have identity 0, which no query
+    has.
 
     Args:
         root: folder of data sets (FASTREID_DATASETS); the user's cache or a temporary folder serves where it
             cannot be written.
-        sizes: people and images of each split.
-        seed: the whole data set is a function of it, of the domain and of the sizes.
-        image_size: (height, width) of the images in pixels.
+        sizes, seed, image_size: in place of the class's own; (height, width) in pixels.
         **kwargs: for :class:`fastreid.data.datasets.bases.ImageDataset`.
 
     Raises:
@@ -164,9 +151,8 @@ class SyntheticDataset(ImageDataset):
         self.sizes = self.sizes if sizes is None else sizes
         self.seed = self.seed if seed is None else seed
         self.image_size = self.image_size if image_size is None else image_size
-        self.shots = plan_shots(
-            self.sizes, domain=self.domain.name, cameras=len(self.domain.cameras), seed=self.seed
-        )
+        cameras = len(self.domain.cameras)
+        self.shots = plan_shots(self.sizes, domain=self.domain.name, cameras=cameras, seed=self.seed)
         description = self.description()
         name = f"sskd-synthetic-v{DRAWING_VERSION}-{self.domain.name}-{fingerprint(description)}"
         folder = ensure_folder(name, description, self._draw, [Path(root), *fallback_parents()])
@@ -184,18 +170,13 @@ class SyntheticDataset(ImageDataset):
         }
 
     def _items(self, folder: Path, split: str) -> list[Item]:
-        items: list[Item] = []
-        for shot in self.shots:
-            if shot.split != split:
-                continue
-            path = str(folder / _file_name(shot))
+        def item(shot: Shot) -> Item:
+            path, name = str(folder / _file_name(shot)), self.dataset_name
             if split == "train":
-                items.append(
-                    (path, f"{self.dataset_name}_{shot.identity}", f"{self.dataset_name}_{shot.camera}")
-                )
-            else:
-                items.append((path, 0 if shot.stranger else shot.identity, shot.camera))
-        return items
+                return path, f"{name}_{shot.identity}", f"{name}_{shot.camera}"
+            return path, 0 if shot.stranger else shot.identity, shot.camera
+
+        return [item(shot) for shot in self.shots if shot.split == split]
 
     def _draw(self, folder: Path) -> None:
         logger.info(

@@ -95,19 +95,16 @@ def person_of(domain: Domain, *, seed: int, identity: int) -> Person:
 def render(
     domain: Domain, *, seed: int, identity: int, camera: int, shot: int, size: tuple[int, int] = (128, 64)
 ) -> Image.Image:
-    """Draw one image; a function of its arguments alone.
+    """Draw one image (RGB) of a data set's seed; a function of its arguments alone.
+
+    The images of one person in one camera share a walking direction and a stretch of background, as the
+    frames of one passage do.
 
     Args:
-        domain: the world.
-        seed: of the whole data set.
-        identity: number of the person, any integer >= 0.
+        domain, seed: the world, and the seed of the whole data set.
+        identity, shot: numbers >= 0 of the person, and of the image of this person in this camera.
         camera: index into ``domain.cameras``.
-        shot: number of the image among those of this person in this camera.
         size: (height, width) of the crop in pixels.
-
-    Returns:
-        An RGB image. The images of one person in one camera share a walking direction and a stretch of
-        background, as the frames of one passage do.
 
     Raises:
         ValueError: when the domain has no such camera, or for a crop below 16 x 8.

@@ -23,13 +23,12 @@ def ensure_folder(
 ) -> Path:
     """Return a complete folder, filling it first if need be.
 
-    The files are written into a neighbouring folder that takes its name only when all are there, so that a
-    crash leaves no half a folder under that name; a folder that lacks files is replaced. One process fills,
-    others wait for it. On a file system without locks several may fill; all but one throw their copy away.
+    The files are written into a neighbouring folder that takes its name only when all are there; a folder
+    that lacks files is replaced. One process fills, others wait for it. On a file system without locks
+    several may fill; all but one throw their copy away.
 
     Args:
-        name: name of the folder.
-        description: what decides its contents; kept in its manifest and compared.
+        name, description: of the folder, and what decides its contents; kept in its manifest and compared.
         fill: writes the files below the path it is given; called at most once for each parent.
         parents: folders to hold it, in order of preference; the first that has it or can be written is used.
 

@@ -20,12 +20,8 @@ PALETTE: dict[str, Colour] = {
     "lilac": (176, 148, 208), "purple": (104, 54, 132),
 }  # fmt: skip
 SKIN: dict[str, Colour] = {
-    "a": (244, 212, 188),
-    "b": (226, 180, 146),
-    "c": (188, 138, 102),
-    "d": (138, 94, 66),
-    "e": (86, 58, 42),
-}
+    "a": (244, 212, 188), "b": (226, 180, 146), "c": (188, 138, 102), "d": (138, 94, 66), "e": (86, 58, 42),
+}  # fmt: skip
 HAIR: dict[str, Colour] = {
     "black": (26, 22, 22), "brown": (74, 48, 32), "blond": (202, 166, 98), "red": (150, 70, 36),
     "grey": (162, 162, 162),
@@ -108,13 +104,12 @@ def draw_person(wardrobe: Wardrobe, dice: Dice) -> Person:
     spread = wardrobe.colour_jitter
     upper_kind = dice.choice(wardrobe.upper_kinds)
     upper = _garment(upper_kind, wardrobe.upper_colours, dice.choice(wardrobe.patterns), spread, dice)
-    lower_pattern = (
-        dice.choice({"seam": 1, "checks": 0.5, "bands": 0.5})
-        if dice.chance(wardrobe.lower_patterned)
-        else "plain"
-    )
+    lower_pattern = "plain"
+    if dice.chance(wardrobe.lower_patterned):
+        lower_pattern = dice.choice({"seam": 1, "checks": 0.5, "bands": 0.5})
     lower = _garment(dice.choice(wardrobe.lower_kinds), wardrobe.lower_colours, lower_pattern, spread, dice)
     every = dict.fromkeys(PALETTE, 1.0)
+    shoes = {"white": 2, "black": 3, "brown": 1.5, "red": 0.7, "blue": 0.7, "grey": 1}
     return Person(
         height=dice.uniform(0.88, 1.08),
         build=dice.uniform(0.8, 1.25),
@@ -125,11 +120,7 @@ def draw_person(wardrobe: Wardrobe, dice: Dice) -> Person:
         hat_colour=_tint(dice.choice(every), spread, dice),
         upper=upper,
         lower=lower,
-        shoes=_tint(
-            dice.choice({"white": 2, "black": 3, "brown": 1.5, "red": 0.7, "blue": 0.7, "grey": 1}),
-            spread,
-            dice,
-        ),
+        shoes=_tint(dice.choice(shoes), spread, dice),
         boots=dice.chance(wardrobe.boots),
         bag=dice.choice(wardrobe.bags),
         bag_colour=_tint(dice.choice(every), spread, dice),
@@ -137,8 +128,17 @@ def draw_person(wardrobe: Wardrobe, dice: Dice) -> Person:
     )
 
 
-#: Patterns that cover a whole garment; "logo" is drawn on the chest by the figure instead.
-PATTERNS = ("plain", "bands", "pinstripes", "checks", "dots", "block", "seam", "logo")
+#: where the second colour of a garment shows, by x from the axis, y from the crown and the period, in heights
+_SECOND_COLOUR: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
+    "bands": lambda x, y, period: (y / period) % 1 < 0.45,
+    "pinstripes": lambda x, y, period: (x / (0.6 * period)) % 1 < 0.35,
+    "checks": lambda x, y, period: ((x / period) % 1 < 0.5) ^ ((y / period) % 1 < 0.5),
+    "dots": lambda x, y, period: ((x / period) % 1 - 0.5) ** 2 + ((y / period) % 1 - 0.5) ** 2 < 0.09,
+    "block": lambda x, y, period: y > 0.2 + 2 * period,
+    "seam": lambda x, y, period: x > 0.075,
+}
+#: "logo" is drawn on the chest by the figure instead
+PATTERNS = ("plain", *_SECOND_COLOUR, "logo")
 
 
 def cloth(garment: Garment, *, size: tuple[int, int], centre: float, top: float, unit: float) -> Image.Image:
@@ -159,34 +159,12 @@ def cloth(garment: Garment, *, size: tuple[int, int], centre: float, top: float,
             f"pattern {garment.pattern!r} is not one of {PATTERNS}: choose one of them or draw it here"
         )
     canvas = Image.new("RGB", size, garment.colour)
-    mask = _second_colour(garment, size, centre, top, unit)
-    if mask is not None:
+    if garment.pattern in _SECOND_COLOUR:
+        x = np.abs(np.arange(size[0]) + 0.5 - centre)[None, :] / unit
+        y = (np.arange(size[1]) + 0.5 - top)[:, None] / unit
+        mask = np.broadcast_to(_SECOND_COLOUR[garment.pattern](x, y, garment.period), size[::-1])
         canvas.paste(garment.second, mask=Image.fromarray(mask.astype(np.uint8) * 255))
     return canvas
-
-
-def _second_colour(
-    garment: Garment, size: tuple[int, int], centre: float, top: float, unit: float
-) -> np.ndarray | None:
-    """Where the second colour shows: bool (height, width), or None where it never does."""
-    x = np.abs(np.arange(size[0]) + 0.5 - centre)[None, :] / unit
-    y = (np.arange(size[1]) + 0.5 - top)[:, None] / unit
-    period = garment.period
-    if garment.pattern == "bands":
-        rows = (y / period) % 1 < 0.45
-        return np.broadcast_to(rows, size[::-1])
-    if garment.pattern == "pinstripes":
-        columns = (x / (0.6 * period)) % 1 < 0.35
-        return np.broadcast_to(columns, size[::-1])
-    if garment.pattern == "checks":
-        return ((x / period) % 1 < 0.5) ^ ((y / period) % 1 < 0.5)
-    if garment.pattern == "dots":
-        return ((x / period) % 1 - 0.5) ** 2 + ((y / period) % 1 - 0.5) ** 2 < 0.09
-    if garment.pattern == "block":
-        return np.broadcast_to(y > 0.2 + 2 * period, size[::-1])
-    if garment.pattern == "seam":
-        return np.broadcast_to(x > 0.075, size[::-1])
-    return None
 
 
 Point = tuple[float, float]
@@ -197,15 +175,7 @@ _Shape = Callable[[ImageDraw.ImageDraw, Colour | int], None]
 class Canvas:
     """Shapes in figure units: x = 0 is the body's axis, y = 0 the crown and y = 1 the soles.
 
-    Args:
-        size: (width, height) in pixels.
-        centre: x of the body's axis, in pixels.
-        top: y of the crown, in pixels.
-        unit: pixels from crown to soles.
-
-    Attributes:
-        image: what was drawn (RGB), black elsewhere.
-        mask: where something was drawn (L, 0 or 255).
+    ``image`` (RGB) is what was drawn, ``mask`` (L, 0 or 255) where. The arguments are those of :func:`cloth`.
     """
 
     def __init__(self, size: tuple[int, int], *, centre: float, top: float, unit: float) -> None:
@@ -219,9 +189,8 @@ class Canvas:
         if garment.pattern in ("plain", "logo"):
             return garment.colour
         if garment not in self._cloths:
-            self._cloths[garment] = cloth(
-                garment, size=self.size, centre=self.centre, top=self.top, unit=self.unit
-            )
+            place = {"centre": self.centre, "top": self.top, "unit": self.unit}
+            self._cloths[garment] = cloth(garment, size=self.size, **place)
         return self._cloths[garment]
 
     def polygon(self, points: list[Point], paint: Paint) -> None:
@@ -295,15 +264,9 @@ class View:
 def draw_figure(
     person: Person, view: View, *, size: tuple[int, int], centre: float, top: float, unit: float
 ) -> tuple[Image.Image, Image.Image]:
-    """Draw a person.
+    """Draw a person: the figure (RGB) and its mask (L, 0 or 255), of this size and without anti-aliasing.
 
-    Args:
-        person: what stays the same between images.
-        view: what differs between images.
-        size, centre, top, unit: place and scale in pixels, see :class:`Canvas`.
-
-    Returns:
-        The figure (RGB) and its mask (L, 0 or 255), both of this size and without anti-aliasing.
+    Place and scale, in pixels, are as for :func:`cloth`.
     """
     canvas = Canvas(size, centre=centre, top=top, unit=unit)
     body = _Body(person, view, canvas)

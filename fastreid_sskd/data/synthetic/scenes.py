@@ -11,13 +11,7 @@ from .people import Colour
 
 
 def paint_scene(kind: str, *, width: int, height: int, dice: Dice) -> Image.Image:
-    """Paint a scene of this kind.
-
-    Args:
-        kind: one of :data:`SCENES`.
-        width: pixels; several crops wide.
-        height: pixels; one crop high, the floor beginning somewhere below the middle.
-        dice: decides where things stand.
+    """Paint a scene of one of :data:`SCENES`, several crops wide and one high, in pixels.
 
     Raises:
         ValueError: for an unknown kind.
@@ -27,7 +21,13 @@ def paint_scene(kind: str, *, width: int, height: int, dice: Dice) -> Image.Imag
             f"scene {kind!r} is not one of {sorted(SCENES)}: choose one of them or add its painter"
         )
     image = Image.new("RGB", (width, height))
-    SCENES[kind](image, ImageDraw.Draw(image), dice)
+    wall, floor, horizon, paint = SCENES[kind]
+    draw, row = ImageDraw.Draw(image), int(horizon * height)
+    draw.rectangle((0, 0, width, row), fill=wall)
+    for step in range(12):  # brighter towards the camera
+        y0, y1 = row + (height - row) * step // 12, row + (height - row) * (step + 1) // 12
+        draw.rectangle((0, y0, width, y1), fill=_shift(floor, -14 + 28 * step / 12))
+    paint(draw, width, height, row, dice)
     pixels = np.asarray(image, dtype=np.float32)
     grain = _soft_noise(width, height, cell=height // 10, dice=dice) * 9 + dice.noise(height, width) * 4
     return Image.fromarray(np.clip(pixels + grain[:, :, None], 0, 255).round().astype(np.uint8))
@@ -45,23 +45,7 @@ def _shift(colour: Colour, by: float) -> Colour:
     return tuple(int(min(255, max(0, value + by))) for value in colour)
 
 
-def _ground(
-    draw: ImageDraw.ImageDraw, size: tuple[int, int], *, wall: Colour, floor: Colour, horizon: float
-) -> int:
-    """Fill wall and floor, the floor brighter towards the camera; returns the horizon's row."""
-    width, height = size
-    row = int(horizon * height)
-    draw.rectangle((0, 0, width, row), fill=wall)
-    steps = 12
-    for step in range(steps):
-        y0, y1 = row + (height - row) * step // steps, row + (height - row) * (step + 1) // steps
-        draw.rectangle((0, y0, width, y1), fill=_shift(floor, -14 + 28 * step / steps))
-    return row
-
-
-def _plaza(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
-    width, height = image.size
-    row = _ground(draw, image.size, wall=(178, 188, 196), floor=(168, 162, 152), horizon=0.42)
+def _plaza(draw: ImageDraw.ImageDraw, width: int, height: int, row: int, dice: Dice) -> None:
     for x in range(0, width, height // 3):
         draw.rectangle(
             (x, 0, x + height // 5, row - height // 12), fill=_shift((150, 160, 172), dice.uniform(-30, 20))
@@ -73,9 +57,7 @@ def _plaza(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
         draw.rectangle((x, row - height * 0.05, x + height * 0.2, row + height * 0.04), fill=(120, 96, 70))
 
 
-def _park(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
-    width, height = image.size
-    row = _ground(draw, image.size, wall=(118, 152, 104), floor=(124, 158, 92), horizon=0.48)
+def _park(draw: ImageDraw.ImageDraw, width: int, height: int, row: int, dice: Dice) -> None:
     draw.rectangle((0, 0, width, height * 0.12), fill=(172, 200, 222))
     for _ in range(60):
         x, y, r = dice.uniform(0, width), dice.uniform(0.02, 0.4) * height, dice.uniform(0.05, 0.13) * height
@@ -86,9 +68,7 @@ def _park(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
     draw.rectangle((0, height * 0.82, width, height), fill=(186, 176, 150))
 
 
-def _street(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
-    width, height = image.size
-    row = _ground(draw, image.size, wall=(154, 138, 122), floor=(112, 112, 116), horizon=0.45)
+def _street(draw: ImageDraw.ImageDraw, width: int, height: int, row: int, dice: Dice) -> None:
     for _ in range(10):
         x, w = dice.uniform(0, width), dice.uniform(0.1, 0.2) * height
         draw.rectangle(
@@ -109,9 +89,7 @@ def _street(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
     draw.rectangle((0, height * 0.86, width, height * 0.885), fill=(222, 222, 214))
 
 
-def _campus(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
-    width, height = image.size
-    row = _ground(draw, image.size, wall=(208, 200, 182), floor=(190, 184, 174), horizon=0.5)
+def _campus(draw: ImageDraw.ImageDraw, width: int, height: int, row: int, dice: Dice) -> None:
     for x in range(0, width, height // 4):
         draw.rectangle(
             (x, height * 0.08, x + height // 8, height * 0.36),
@@ -122,9 +100,7 @@ def _campus(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
         draw.line((width / 2 + (x - width / 2) * 0.5, row, x, height), fill=(168, 162, 152), width=2)
 
 
-def _corridor(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
-    width, height = image.size
-    row = _ground(draw, image.size, wall=(196, 200, 188), floor=(126, 134, 128), horizon=0.62)
+def _corridor(draw: ImageDraw.ImageDraw, width: int, height: int, row: int, dice: Dice) -> None:
     draw.rectangle((0, row - height * 0.05, width, row), fill=(92, 100, 96))
     for _ in range(8):
         x, w = dice.uniform(0, width), 0.26 * height
@@ -134,9 +110,7 @@ def _corridor(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None
         draw.line((width / 2 + (x - width / 2) * 0.6, row, x, height), fill=(108, 116, 110), width=2)
 
 
-def _shop(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
-    width, height = image.size
-    row = _ground(draw, image.size, wall=(88, 84, 92), floor=(142, 124, 108), horizon=0.55)
+def _shop(draw: ImageDraw.ImageDraw, width: int, height: int, row: int, dice: Dice) -> None:
     for x in range(0, width, height // 9):
         for level in range(5):
             shade = (dice.uniform(80, 190), dice.uniform(70, 170), dice.uniform(70, 170))
@@ -145,9 +119,7 @@ def _shop(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
     draw.rectangle((0, row - height * 0.02, width, row), fill=(40, 38, 44))
 
 
-def _brick(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
-    width, height = image.size
-    row = _ground(draw, image.size, wall=(92, 58, 48), floor=(84, 82, 84), horizon=0.58)
+def _brick(draw: ImageDraw.ImageDraw, width: int, height: int, row: int, dice: Dice) -> None:
     step = height // 24
     for number, y in enumerate(range(0, row, step)):
         for x in range(-(number % 2) * step, width, 2 * step):
@@ -159,9 +131,7 @@ def _brick(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
         draw.rectangle((x, height * 0.1, x + height * 0.22, row), fill=(52, 60, 72))
 
 
-def _garage(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
-    width, height = image.size
-    row = _ground(draw, image.size, wall=(98, 98, 92), floor=(74, 74, 72), horizon=0.4)
+def _garage(draw: ImageDraw.ImageDraw, width: int, height: int, row: int, dice: Dice) -> None:
     for x in range(0, width, height // 2):
         draw.rectangle((x, 0, x + height * 0.12, height * 0.7), fill=(146, 142, 130))
         draw.rectangle((x, height * 0.5, x + height * 0.12, height * 0.6), fill=(206, 176, 40))
@@ -171,9 +141,7 @@ def _garage(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
     draw.line((0, row, width, row), fill=(58, 58, 56), width=4)
 
 
-def _platform(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None:
-    width, height = image.size
-    _ground(draw, image.size, wall=(66, 86, 110), floor=(132, 130, 136), horizon=0.5)
+def _platform(draw: ImageDraw.ImageDraw, width: int, height: int, row: int, dice: Dice) -> None:
     for x in range(0, width, int(height * 0.45)):
         draw.rectangle(
             (x, height * 0.12, x + height * 0.26, height * 0.3),
@@ -183,11 +151,18 @@ def _platform(image: Image.Image, draw: ImageDraw.ImageDraw, dice: Dice) -> None
     draw.rectangle((0, height * 0.8, width, height * 0.83), fill=(222, 196, 60))
 
 
-#: The painter of every kind of scene.
-SCENES: dict[str, Callable[[Image.Image, ImageDraw.ImageDraw, Dice], None]] = {
-    "plaza": _plaza, "park": _park, "street": _street, "campus": _campus,
-    "corridor": _corridor, "shop": _shop, "brick": _brick, "garage": _garage, "platform": _platform,
-}  # fmt: skip
+#: by kind: colours of wall and floor, where they meet as a share of the height, and the painter of the rest
+SCENES: dict[str, tuple[Colour, Colour, float, Callable[..., None]]] = {
+    "plaza": ((178, 188, 196), (168, 162, 152), 0.42, _plaza),
+    "park": ((118, 152, 104), (124, 158, 92), 0.48, _park),
+    "street": ((154, 138, 122), (112, 112, 116), 0.45, _street),
+    "campus": ((208, 200, 182), (190, 184, 174), 0.5, _campus),
+    "corridor": ((196, 200, 188), (126, 134, 128), 0.62, _corridor),
+    "shop": ((88, 84, 92), (142, 124, 108), 0.55, _shop),
+    "brick": ((92, 58, 48), (84, 82, 84), 0.58, _brick),
+    "garage": ((98, 98, 92), (74, 74, 72), 0.4, _garage),
+    "platform": ((66, 86, 110), (132, 130, 136), 0.5, _platform),
+}
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
