@@ -145,9 +145,8 @@ def finished_folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def host_logging():
-    """Undoes what the host's `setup_logger` does to the logger of all tests.
-
-    The log goes to pytest meanwhile.
+    """Undoes what the host's `setup_logger` does to the logger of all tests. The log goes to pytest
+    meanwhile.
     """
     logger = logging.getLogger("fastreid")
     before = logger.propagate, logger.level, list(logger.handlers)

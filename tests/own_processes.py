@@ -16,9 +16,8 @@ _TESTS = str(Path(__file__).resolve().parent)
 
 
 def start(function, *args):
-    """Start `function(*args)`, a function of a test module, with this process's number of threads.
-
-    With another number its results may have other bits, as with torch 2.1 they do.
+    """Start `function(*args)`, a function of a test module, with this process's number of threads. With
+    another number its results may have other bits, as with torch 2.1 they do.
     """
     import torch
 
@@ -56,9 +55,8 @@ def exit_status(function, *args):
 
 
 def together(function, *args, world=2):
-    """Run `function(*args)` in `world` processes of one group; the exit statuses by rank.
-
-    The group is that of `fastreid_sskd.processes.join`, on the CPU, as torchrun's environment describes it.
+    """Run `function(*args)` in `world` processes of one group; the exit statuses by rank. The group is
+    that of `fastreid_sskd.processes.join`, on the CPU, as torchrun's environment describes it.
     """
     from fastreid_sskd.processes.launcher import reserved_port
 

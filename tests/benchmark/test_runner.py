@@ -253,9 +253,8 @@ def test_a_signal_ends_the_whole_grid(tmp_path, started, monkeypatch, in_run):
 
 
 def test_baselines_beside_runs_from_source_models_of_each_seed(tmp_path, started):
-    """Rows of a seed start from its own source models.
-
-    Nothing trained, another statistics, three times the steps, the bound.
+    """Rows of a seed start from its own source models. Nothing trained, another statistics, three times
+    the steps, the bound.
     """
     opts = (
         "SSKD.LOSSES.LabelSmoothCE.WEIGHT",

@@ -71,7 +71,6 @@ def test_every_option_is_a_flag():
         ({"min_samples": 0}, "SSKD.CLUSTER.MIN_SAMPLES "),
         ({"reduced_dim": -1}, "SSKD.CLUSTER.REDUCED_DIM "),
         ({"min_recall": 0}, "SSKD.CLUSTER.MIN_RECALL "),
-        ({"eps_rule": "plateau", "eps_radii": (0.5,)}, "SSKD.CLUSTER.EPS_RADII"),
         ({"min_recall": 1.1}, "SSKD.CLUSTER.MIN_RECALL "),
         ({"eps": -0.5}, "SSKD.CLUSTER.EPS must be a Jaccard distance"),
         ({"eps": float("nan")}, "got nan"),
@@ -83,6 +82,11 @@ def test_every_option_is_a_flag():
         ({"eps_min": -0.1}, "EPS_MIN"),
         ({"eps_max": -0.1}, "EPS_MAX"),
         ({"method": "spectral"}, "SSKD.CLUSTER.METHOD is one of dbscan"),
+        *(
+            ({"eps_rule": "largest", "eps_radii": radii}, "EPS_RADII")
+            for radii in ((0.5,), (0.5, 0.5), (0.0, 0.5), (0.5, float("nan")))
+        ),
+        *(({"eps_rule": "largest", "eps_largest_share": share}, "EPS_LARGEST_SHARE") for share in (0.0, 1.1)),
     ],
 )
 def test_values_out_of_range(options, message):

@@ -14,9 +14,7 @@ from fastreid_sskd.clustering import (
     nearest_neighbors,
     pseudo_labels,
 )
-from fastreid_sskd.clustering import (
-    neighbors as neighbors_module,
-)
+from fastreid_sskd.clustering import neighbors as neighbors_module
 from fastreid_sskd.clustering.features import UnitRows
 
 
@@ -115,10 +113,12 @@ def test_layouts_that_torch_does_not_take():
         assert torch.equal(UnitRows.from_features(given).tensor, expected.tensor), kind
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
-def test_tensors_that_are_no_real_numbers(dtype):
+@pytest.mark.parametrize("kind", [torch.bool, torch.complex64, bool, complex, str])
+def test_what_is_no_real_number(kind):
     with pytest.raises(TypeError, match="real numbers"):
-        UnitRows.from_features(torch.ones(4, 3, dtype=dtype))
+        UnitRows.from_features(
+            torch.ones(4, 3, dtype=kind) if isinstance(kind, torch.dtype) else np.ones((4, 3), kind)
+        )
 
 
 @pytest.mark.parametrize("bad, message", [(np.inf, "not finite"), (np.nan, "not finite"), (0, "all zeros")])
@@ -126,11 +126,11 @@ def test_tensors_that_are_no_real_numbers(dtype):
 @pytest.mark.parametrize("kind", ["numpy", "torch", "memory map"])
 def test_bad_rows_of_every_kind_are_named(kind, dtype, bad, message, tmp_path):
     array = crowd(seed=12).astype(dtype)
-    array[7] = bad
+    array[[7, 9]] = bad
     if kind == "memory map":
         np.save(tmp_path / "features.npy", array)
         array = np.load(tmp_path / "features.npy", mmap_mode="r")
-    with pytest.raises(ValueError, match=f"row 7 is {message}"):
+    with pytest.raises(ValueError, match=rf"row 7 is {message} \(2 such rows"):
         UnitRows.from_features(torch.from_numpy(array) if kind == "torch" else array)
 
 

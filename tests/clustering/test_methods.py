@@ -121,13 +121,10 @@ def test_all_noise_and_empty():
     assert dbscan(np.ones((0, 0)), 0.5, 2).shape == (0,)
 
 
-@pytest.mark.parametrize("eps", [0, -1, np.nan, np.inf])
-def test_eps_out_of_range(eps):
-    with pytest.raises(ValueError, match="eps must be a positive number.*SSKD.CLUSTER.EPS"):
-        dbscan(line(0, 1), eps)
-
-
-def test_other_arguments_out_of_range():
+def test_arguments_out_of_range():
+    for eps in (0, -1, np.nan, np.inf):
+        with pytest.raises(ValueError, match="eps must be a positive number.*SSKD.CLUSTER.EPS"):
+            dbscan(line(0, 1), eps)
     with pytest.raises(ValueError, match="min_samples must be at least 1.*SSKD.CLUSTER.MIN_SAMPLES"):
         dbscan(line(0, 1), 1, 0)
     with pytest.raises(ValueError, match=r"\(N, N\)"):

@@ -21,9 +21,7 @@ from fastreid_sskd.clustering import (
     register_knn,
     search_neighbors,
 )
-from fastreid_sskd.clustering import (
-    neighbors as neighbors_module,
-)
+from fastreid_sskd.clustering import neighbors as neighbors_module
 from fastreid_sskd.clustering.features import UnitRows
 from fastreid_sskd.clustering.neighbors import search_rows_exactly
 
@@ -398,27 +396,6 @@ def test_one_card_is_used(card, caplog):
     assert np.array_equal(found.indices, expected.indices)
     assert np.array_equal(found.smallest, expected.smallest)
     assert not caplog.records
-
-
-def test_a_card_that_errs_is_refused_with_a_warning(card, caplog, monkeypatch):
-    moved = card("wrong")
-    # as if the rows were not searched again one by one
-    monkeypatch.setattr(
-        "fastreid_sskd.clustering.neighbors.rescore",
-        lambda rows, candidates, k, real=nearest_neighbors.__globals__["rescore"]: (
-            real(rows, candidates, k)
-            if candidates.backend == "torch"
-            else (
-                np.tile(np.arange(k, dtype=np.int32), (len(rows), 1)),
-                np.ones((len(rows), k), np.float32),
-                0,
-            )
-        ),
-    )
-    with caplog.at_level(logging.WARNING, logger="fastreid"):
-        found = nearest_neighbors(CASES["crowd"], 8, knn="faiss")
-    assert moved and "'faiss' on cpu disagrees with an exact search" in caplog.text
-    assert np.array_equal(found.indices, nearest_neighbors(CASES["crowd"], 8).indices)
 
 
 @pytest.mark.parametrize("error", ["wrong", "mixed"])

@@ -80,11 +80,6 @@ def test_changes_since_the_last_refresh_are_reported():
     assert 0 < pseudo_labels(features, eps=0.3, previous=first.labels).report.changed_share < 1
 
 
-def test_unknown_method():
-    with pytest.raises(ValueError, match="SSKD.CLUSTER.METHOD is one of dbscan"):
-        pseudo_labels(crowd(seed=5), eps=0.5, method="spectral")
-
-
 def test_a_registered_method_is_used():
     try:
 
@@ -114,21 +109,6 @@ def test_all_noise_is_returned_and_refused():
         "SSKD.CLUSTER.PAIRS_PER_IMAGE or SSKD.CLUSTER.EPS, lower SSKD.CLUSTER.MIN_SAMPLES, or "
         "train the source longer"
     )
-
-
-def test_a_single_cluster_is_refused():
-    result = pseudo_labels(np.ones((30, 4), dtype=np.float32), k1=29, eps=0.2)
-    with pytest.raises(
-        PseudoLabelError, match=r"1 cluster at eps=0.2 \(0 of 30 images are noise\).*lower SSKD"
-    ):
-        check_usable(result.report)
-
-
-def test_two_clusters_are_usable():
-    features = np.repeat(np.eye(2, dtype=np.float32), 10, axis=0)
-    result = pseudo_labels(features, k1=9, eps=0.2)
-    assert result.labels.tolist() == [0] * 10 + [1] * 10
-    check_usable(result.report)
 
 
 def test_rho_far_from_its_range_of_sizes_is_remarked_on(caplog):

@@ -22,21 +22,9 @@ def tool(monkeypatch):
     return importlib.import_module
 
 
-CASE = {
-    "images": 400,
-    "dim": 16,
-    "variant": "sskd",
-    "knn": "torch",
-    "runs": 3,
-    "seed": 0,
-    "pairs_per_image": 5.0,
-    "k1": 12,
-    "k2": 4,
-    "min_samples": 4,
-    "dense_up_to": 400,
-    "exact_up_to": 400,
-    "product_up_to": 400,
-}
+SIZES = {"images": 400, "dim": 16, "dense_up_to": 400, "exact_up_to": 400, "product_up_to": 400}
+CASE = SIZES | {"variant": "sskd", "knn": "torch", "runs": 3, "seed": 0}
+CASE |= {"pairs_per_image": 5.0, "k1": 12, "k2": 4, "min_samples": 4}
 
 
 def test_features_are_seeded_unit_rows(tool):
@@ -127,23 +115,9 @@ def test_growth_exponents(tool):
 @pytest.mark.slow
 def test_command_writes_what_it_prints(tmp_path):
     """Cases in processes of their own; JSON and Markdown."""
-    command = [
-        sys.executable,
-        str(BENCHMARKS / "refresh.py"),
-        "--images",
-        "300",
-        "--dim",
-        "16",
-        "--runs",
-        "1",
-        "--variant",
-        "sskd",
-        "faiss",
-        "--json",
-        str(tmp_path / "r.json"),
-        "--markdown",
-        str(tmp_path / "r.md"),
-    ]
+    options = ["--images", "300", "--dim", "16", "--runs", "1", "--variant", "sskd", "faiss"]
+    options += ["--json", "r.json", "--markdown", "r.md"]
+    command = [sys.executable, str(BENCHMARKS / "refresh.py"), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     results = json.loads((tmp_path / "r.json").read_text())
     assert [case["variant"] for case in results["cases"]] == ["sskd", "faiss"]

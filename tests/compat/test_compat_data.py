@@ -50,22 +50,13 @@ def test_the_hosts_builder_gives_a_plain_loader_on_the_cpu(cfg, items, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_image_is_raised_with_its_name(cfg, items, workers):
-    bad = Path(items[5][0])
-    bad.write_bytes(bad.read_bytes()[:500])
+@pytest.mark.parametrize("kept, error", [(500, OSError), (None, FileNotFoundError)], ids=["bad", "missing"])
+def test_an_image_that_cannot_be_read_is_raised_with_its_name(cfg, items, workers, kept, error):
+    path = Path(items[5][0])
+    path.write_bytes(path.read_bytes()[:kept]) if kept else path.unlink()
     iterator = iter(loader(cfg, items, workers))
     next(iterator)
-    with pytest.raises(OSError, match=bad.name):
-        next(iterator)
-    stop(iterator)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_missing_image_is_raised_with_its_name(cfg, items, workers):
-    os.remove(items[5][0])
-    iterator = iter(loader(cfg, items, workers))
-    next(iterator)
-    with pytest.raises(FileNotFoundError, match=Path(items[5][0]).name):
+    with pytest.raises(error, match=path.name):
         next(iterator)
     stop(iterator)
 
@@ -250,9 +241,8 @@ def begin(worker):
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_outlive_signals_of_others_and_end_for_their_reader(method):
-    """Another process's are those of timeout, systemd, Slurm.
-
-    The reader's own is how torch ends one that hangs.
+    """Another process's are those of timeout, systemd, Slurm. The reader's own is how torch ends one that
+    hangs.
     """
     loaded = SteadyLoader(
         Numbers(), batch_size=1, num_workers=2, worker_init_fn=begin, multiprocessing_context=method

@@ -123,9 +123,8 @@ def test_broken_host_is_one_sentence_with_the_cause(tmp_path):
 
 
 def test_git_checkout(tmp_path):
-    """FASTREID_GIT may name one.
-
-    Else the installed host stands in, without metadata and with git's one difference.
+    """FASTREID_GIT may name one. Else the installed host stands in, without metadata and with git's one
+    difference.
     """
     checkout = Path(os.environ.get("FASTREID_GIT") or tmp_path).resolve()
     if checkout == tmp_path.resolve():

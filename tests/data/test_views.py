@@ -225,11 +225,6 @@ def test_random_steps_before_the_resize_are_not_shared_by_the_views(cfg):
     assert kinds(once) == [] and kinds(augment)[:3] == ["ToPILImage", "RandomApply", "Resize"]
 
 
-def test_without_erasing(cfg):
-    cfg.INPUT.REA.ENABLED = False
-    assert "RandomErasing" not in kinds(build_view_transforms(cfg)[1])
-
-
 def erased(cfg, count):
     """(height, width, fill) of the rectangles that erasing alone leaves in white images of 256 x 128."""
     cfg.INPUT.SIZE_TRAIN = [256, 128]
@@ -387,43 +382,14 @@ def test_image_is_decoded_and_resized_once(items, cfg, monkeypatch):
 
 
 def test_identity_is_never_used(items, cfg):
+    """By a sample, by the loader of adaptation, by that of the features."""
     blind = [NoIdentity(item) for item in items]
     dataset = MultiViewDataset(blind, *build_view_transforms(cfg), num_views=2)
     assert dataset[Draw(0, 3, 1)]["targets"] == 3
-
-
-def test_adaptation_loader_never_uses_the_identity(items, cfg):
-    blind = [NoIdentity(item) for item in items]
     for batch in adaptation_loader(cfg, blind, [1, 0], seed=5):
         assert torch.equal(batch["targets"], 1 - batch["indices"])
-
-
-def test_extraction_loader_never_uses_the_identity(items, cfg):
-    (batch,) = extraction_loader(cfg, [NoIdentity(item) for item in items])
+    (batch,) = extraction_loader(cfg, blind)
     assert batch["img_paths"] == [item[0] for item in items]
-
-
-def test_workers_change_nothing(items, cfg):
-    many = [items[k % 2][:1] + (k, k % 3) for k in range(12)]
-    labels = [k // 3 for k in range(12)]
-    torch.manual_seed(0)
-    here = list(adaptation_loader(cfg, many, labels, seed=5))
-    cfg.DATALOADER.NUM_WORKERS = 2
-    torch.manual_seed(1)
-    there = list(adaptation_loader(cfg, many, labels, seed=5))
-    assert len(here) == len(there) == cfg.SSKD.ITERS_PER_EPOCH
-    for one, other in zip(here, there):
-        assert torch.equal(one["images"], other["images"]) and torch.equal(one["targets"], other["targets"])
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_image_is_named(items, cfg, workers, tmp_path):
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"not an image")
-    cfg.DATALOADER.NUM_WORKERS = workers
-    loader = adaptation_loader(cfg, [*items, (str(broken), 1, 1)], [0, 0, 0], seed=1)
-    with pytest.raises(OSError, match="broken.png"):
-        list(loader)
 
 
 # ---- memory --------------------------------------------------------------------------------------
@@ -487,29 +453,13 @@ def test_cached_pixels_are_the_same_and_read_once(once, paths, read):
         assert torch.equal(a, plain) and torch.equal(b, plain)
 
 
-def test_changed_files_are_not_looked_at(once, paths):
-    cache = CropCache(once, paths, SIZE)
-    (before, _) = made(once, paths, cache)
-    os.remove(paths[0])
-    assert torch.equal(made(once, paths[:1], cache)[0], before)
-
-
-def test_a_path_that_comes_twice_takes_one_place(once, paths):
-    cache = CropCache(once, [*paths, paths[0]], SIZE)
-    made(once, [*paths, paths[0]], cache)
-    assert len(cache) == 2
-
-
-def test_other_images_pass(once, paths, read):
-    """Those that the cache has no place for are read each time."""
-    cache = CropCache(once, paths[:1], SIZE)
-    made(once, [paths[1], paths[1]], cache)
-    assert read == [paths[1]] * 2 and len(cache) == 0
-
-
-def test_another_size_is_left_out(once, paths):
-    cache = CropCache(once, paths, (8, 8))
-    assert made(once, paths, cache)[0].shape == (3, *SIZE) and len(cache) == 0
+@pytest.mark.parametrize("held, asked, size, kept, reads", [
+    ([0, 1, 0], [0, 1, 0], (32, 16), 2, 2), ([0], [1, 1], (32, 16), 0, 2), ([0, 1], [0, 0], (8, 8), 0, 2),
+], ids=["a path that comes twice", "other images", "another size"])  # fmt: skip
+def test_what_has_a_place_in_the_cache(once, paths, read, held, asked, size, kept, reads):
+    cache = CropCache(once, [paths[k] for k in held], size)
+    found = made(once, [paths[k] for k in asked], cache)
+    assert len(cache) == kept and len(read) == reads and found[0].shape == (3, *SIZE)
 
 
 def test_unreadable_image_is_not_kept(once, tmp_path):
@@ -542,9 +492,12 @@ def test_a_process_that_is_not_forked_has_an_empty_one(once, paths):
 # ---- the option ----------------------------------------------------------------------------------
 
 
-def test_no_cache(cfg, once, paths):
+def test_no_cache_and_no_limit_below_zero(cfg, once, paths):
     cfg.SSKD.CACHE_IMAGES = 0
     assert open_cache(cfg, paths, once) is None
+    cfg.SSKD.CACHE_IMAGES = -1
+    with pytest.raises(ValueError, match=r"SSKD.CACHE_IMAGES must be .* got -1"):
+        open_cache(cfg, paths, once)
 
 
 def test_a_set_that_fits(cfg, once, paths, caplog):
@@ -579,9 +532,3 @@ def test_images_without_one_size_are_not_kept(cfg, paths, caplog):
             caplog.clear()
             assert open_cache(changed, paths, build_view_transforms(changed)[0]) is None
         assert "so they are not kept" in caplog.text
-
-
-def test_negative_limit_is_refused(cfg, once, paths):
-    cfg.SSKD.CACHE_IMAGES = -1
-    with pytest.raises(ValueError, match=r"SSKD.CACHE_IMAGES must be .* got -1"):
-        open_cache(cfg, paths, once)

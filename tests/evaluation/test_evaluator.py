@@ -341,14 +341,9 @@ def test_table():
     assert cells(second)[:2] == ["b", "y"]
 
 
-def test_missing_metric():
+def test_tables_of_less():
+    """A metric that is missing, no rows, another format."""
     row = {name: value for name, value in ROW.items() if name != "mINP"}
     assert cells(results_table([(("a",), row)], ("set",)).splitlines()[2])[-1] == "-"
-
-
-def test_no_rows():
     assert cells(results_table([], ("set",)).splitlines()[0]) == ["set", *METRICS]
-
-
-def test_format():
     assert "\\begin{tabular}" in results_table([(("a",), ROW)], ("set",), tablefmt="latex")

@@ -90,9 +90,8 @@ def test_one_faiss_an_extra(metadata):
 
 @pytest.mark.parametrize("minor", [10, 11, 12, 13])
 def test_lock_pins_every_requirement(metadata, minor):
-    """One version of each, inside setup.py's range, from no place that only one machine knows.
-
-    `make lock` makes it.
+    """One version of each, inside setup.py's range, from no place that only one machine knows. `make lock`
+    makes it.
     """
     lines = (ROOT / "constraints" / f"py3{minor}.txt").read_text(encoding="utf-8").splitlines()
     pins = [line.split("==") for line in lines if not line.startswith("#")]

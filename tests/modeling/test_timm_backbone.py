@@ -8,12 +8,11 @@ import torch
 from fastreid.modeling import build_model
 from fastreid.modeling.backbones import build_backbone
 from fastreid.utils.events import EventStorage
-from host_backbones import config
+from host_backbones import config, one_step
 from torch import nn
 
 from fastreid_sskd.engine.check_config import build_network, check_network, check_settings
 from fastreid_sskd.engine.hooks import FreezeLayers
-from fastreid_sskd.engine.train_step import build_optimizer
 from fastreid_sskd.modeling import build_peer, chunk_batch_norm
 from fastreid_sskd.modeling.bn_chunk import has_batch_norm, say_without_batch_norm
 from fastreid_sskd.modeling.weights import WeightsError, load_network, read_state_dict
@@ -68,8 +67,7 @@ def random(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-# ---- maps
-# -------------------------------------------------------------------------------------------------------
+# ---- maps ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -110,8 +108,7 @@ def test_other_sizes_in_evaluation(make):
     assert build_backbone(cfg)(torch.rand(1, 3, 96, 48)).shape == (1, 64, 1, 1)
 
 
-# ---- refusals
-# ---------------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -151,8 +148,7 @@ def test_a_name_passes_the_check_of_settings(make):
     check_network(cfg, 0)
 
 
-# ---- weights
-# ----------------------------------------------------------------------------------------------------
+# ---- weights -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prefix", ["", "state_dict.module.", "backbone.", "teacher.backbone."])
@@ -227,8 +223,7 @@ def test_source_weights_of_another_size(make, tmp_path):
     assert torch.equal(peer.backbone.norm.weight, source.backbone.norm.weight)
 
 
-# ---- the method
-# -------------------------------------------------------------------------------------------------
+# ---- the method ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_efficientnet"])
@@ -236,22 +231,7 @@ def test_source_weights_of_another_size(make, tmp_path):
 def test_a_step_of_two_peers(make, name, statistics):
     torch.manual_seed(0)
     cfg = make(name, "SSKD.SOFT_LABELS.BN", statistics)
-    model = build_model(cfg).train()
-    model.reset_classifiers(nn.functional.normalize(torch.randn(4, NETWORKS[name][0]), dim=1))
-    before = [parameter.detach().clone() for parameter in model.students.parameters()]
-    optimizer = build_optimizer(cfg, list(model.students))
-    images = torch.rand(8, 2, 3, 64, 32) * 255
-    losses = model({"images": images, "targets": torch.arange(4).repeat_interleave(2)})
-    sum(losses.values()).backward()
-    optimizer.step()
-    model.update_teachers(0, 0.9)
-    assert all(torch.isfinite(loss) for loss in losses.values()) and len(losses) == 8
-    moved = [not torch.equal(old, new) for old, new in zip(before, model.students.parameters())]
-    assert sum(moved) > 0.9 * len(moved)
-    for student, teacher in zip(model.students.parameters(), model.teachers.parameters()):
-        assert torch.equal(student, teacher)
-    features = model.eval()({"images": torch.rand(3, 3, 64, 32) * 255})
-    assert features.shape == (3, NETWORKS[name][0]) and torch.isfinite(features).all()
+    one_step(cfg, build_model(cfg), NETWORKS[name][0])
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
