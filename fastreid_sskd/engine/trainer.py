@@ -25,6 +25,7 @@ from ..data.samplers import check_batch, derive_seed, images_per_bn
 from ..evaluation.evaluator import BlockwiseEvaluator, evaluate_encoder
 from ..evaluation.features import Encoder
 from ..modeling.weights import load_model
+from ..precision import Precision
 from ..processes import (
     Stopped,
     StopRequest,
@@ -50,7 +51,7 @@ from .checkpoint import (
 from .defaults import keep_config, seed_everything, start_run, use_device, without_pretraining
 from .events import build_writers
 from .hooks import Checkpoints, FreezeLayers, PeriodicEvaluation, ScalarWriters
-from .train_step import Precision, TrainingStep, build_optimizer, compile_backbones, reset_peak_memory
+from .train_step import TrainingStep, build_optimizer, compile_backbones, reset_peak_memory
 
 __all__ = ["Trainer"]
 
@@ -81,14 +82,11 @@ class Trainer(DefaultTrainer):
         cfg = self.auto_scale_hyperparams(cfg, num_classes)
         put_back()
         model = self.build_model(cfg)
-        if cfg.SSKD.CHANNELS_LAST:
-            model.to(memory_format=torch.channels_last)
+        precision = Precision(cfg)
+        precision.lay_out(model)
         if cfg.SSKD.COMPILE:
             compile_backbones(model)
         optimizer = self.build_optimizer(cfg, model)
-        precision = Precision(cfg)
-        if cfg.SOLVER.AMP.ENABLED:
-            logger.info("forward passes are in %s", precision.name)
         # The CPU's losses are there at once. Another device is waited for to read its, so that is done when
         # they are written.
         every = 1 if precision.device_type == "cpu" else cfg.SSKD.LOG_PERIOD
@@ -200,7 +198,7 @@ class Trainer(DefaultTrainer):
 
         {data set: metrics}, or those of a single one, as the host gives them.
         """
-        encoder, results = Encoder(model), {}
+        encoder, results = Encoder(model, precision=Precision(cfg)), {}
         for name in cfg.DATASETS.TESTS:
             loader, evaluator = cls.build_evaluator(cfg, name)
             (results[name],) = evaluate_encoder(encoder, loader, [evaluator], flip=cfg.TEST.FLIP.ENABLED)

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..modeling import SSKD
 from ..modeling.sskd import COMBINATIONS
+from ..precision import Precision
 
 __all__ = ["Encoder", "encode_batches", "encode_images", "evaluation_mode", "extract_features"]
 
@@ -29,6 +30,7 @@ class Encoder(nn.Module):
         model: what is evaluated.
         answer: which teacher of an SSKD model, as ``SSKD.EVAL_WITH``; "": the one that the model answers
             with. Others have one network: "", "best" or "0".
+        precision: of the passes; None: float32.
 
     Attributes:
         networks: K of them for "ensemble", else one.
@@ -38,7 +40,7 @@ class Encoder(nn.Module):
         ValueError: if there is no such teacher.
     """
 
-    def __init__(self, model: nn.Module, answer: str = ""):
+    def __init__(self, model: nn.Module, answer: str = "", precision: Precision | None = None):
         super().__init__()
         if isinstance(model, SSKD):
             chosen = model.chosen_peer(answer or model.eval_with)
@@ -54,6 +56,7 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"a {type(model).__name__} has one network: leave the peer at best, got {answer!r}"
             )
+        self.autocast = precision.autocast if precision else contextlib.nullcontext
         self.training = model.training
 
     def each(self, batch: dict) -> list[torch.Tensor]:
@@ -62,10 +65,9 @@ class Encoder(nn.Module):
         Args:
             batch: "images", and whatever else a plain model's forward reads.
         """
-        if self.pixels is None:
-            return [network(batch).float() for network in self.networks]
-        images = self.pixels(batch["images"])
-        return [network(images).float() for network in self.networks]
+        given = batch if self.pixels is None else self.pixels(batch["images"])
+        with self.autocast():
+            return [network(given).float() for network in self.networks]
 
     def combine(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """One feature (B, d) of what :meth:`each` gives."""
@@ -179,17 +181,20 @@ def encode_images(encoder: Encoder, loader: Iterable[dict], *, flip: bool = Fals
 
 
 @torch.no_grad()
-def extract_features(model: SSKD, loader: Iterable[dict]) -> list[torch.Tensor]:
+def extract_features(
+    model: SSKD, loader: Iterable[dict], precision: Precision | None = None
+) -> list[torch.Tensor]:
     """f_k(x_i) of each teacher in one pass over the images, in the loader's order; see `encode_batches`.
 
     Args:
         model: the peers.
         loader: N images, each once; N may be 0.
+        precision: of the passes; None: float32.
 
     Returns:
         K tensors (N, d_k), float32, on the model's device, not normalised.
     """
-    encoder = Encoder(model, "ensemble")
+    encoder = Encoder(model, "ensemble", precision)
     parts = [[torch.empty(0, size, device=model.device)] for size in model.feature_sizes]
     for _, features in encode_batches(encoder, loader):
         for part, feature in zip(parts, features):

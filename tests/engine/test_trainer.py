@@ -211,9 +211,7 @@ def test_corrupt_image_is_named(tmp_path, world, monkeypatch):
 def test_mixed_precision_on_the_cpu(tmp_path):
     cfg = tiny_baseline(
         tmp_path,
-        "SOLVER.AMP.ENABLED",
-        "True",
-        "SSKD.AMP_DTYPE",
+        "SSKD.PRECISION",
         "bfloat16",
         "SOLVER.MAX_EPOCH",
         "1",
