@@ -112,42 +112,43 @@ def test_the_key_before_is_warned_of(caplog):
 
 
 class Watch(HookBase):
-    """Types that a student computes in, and of the losses."""
+    """Types that a student and a teacher compute in, and of the losses; not of the one image of `folded`."""
 
     def __init__(self):
-        self.students, self.losses = set(), set()
+        self.students, self.teachers, self.losses = set(), set(), set()
 
     def before_train(self):
         model = self.trainer.model
-        model.students[0].backbone.register_forward_hook(lambda _, args, out: self.students.add(out.dtype))
+        for peers, found in ((model.students, self.students), (model.teachers, self.teachers)):
+            peers[0].backbone.register_forward_hook(
+                lambda _, args, out, found=found: found.add(out.dtype) if len(out) > 1 else None
+            )
         model.register_forward_hook(
             lambda _, args, out: self.losses.update(v.dtype for v in out.values()) if model.training else None
         )
 
 
-def test_every_pass(trainer, monkeypatch, units, caplog):
+@pytest.mark.parametrize(
+    "options", [(), ("SSKD.SOFT_LABELS.BN", "refresh", "SSKD.SOFT_LABELS.TEMPERATURE", "0")]
+)
+def test_every_pass(trainer, monkeypatch, units, caplog, options):
     """Steps, refresh and evaluation in bfloat16; losses, weights and features float32; one line says so."""
     units(True)
-    features, maps, each = set(), set(), Encoder.each
+    features, each = set(), Encoder.each
 
     def watched(self, batch):
-        hooks = [
-            network.backbone[0].register_forward_hook(lambda _, args, out: maps.add(out.dtype))
-            for network in self.networks
-        ]
         found = each(self, batch)
-        for hook in hooks:
-            hook.remove()
         features.update(feature.dtype for feature in found)
         return found
 
     monkeypatch.setattr(Encoder, "each", watched)
     watch = Watch()
     with caplog.at_level(logging.INFO):
-        made = trainer(*SHORT, "SSKD.PRECISION", "auto", hooks=[watch])
+        made = trainer(*SHORT, *options, "SSKD.PRECISION", "auto", hooks=[watch])
         made.train()
     assert source_config(made.cfg, 0).SSKD.PRECISION == "auto"
-    assert maps == watch.students == {torch.bfloat16} and features == watch.losses == {torch.float32}
+    assert watch.students == watch.teachers == {torch.bfloat16}
+    assert features == watch.losses == {torch.float32}
     assert caplog.text.count("passes are in bfloat16, channels last: cpu has units for bfloat16") == 1
     assert not {v.dtype for v in made.model.state_dict().values()} & {torch.bfloat16, torch.float16}
     assert made.model.students[0].backbone[3].weight.is_contiguous(memory_format=torch.channels_last)
