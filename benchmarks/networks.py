@@ -48,7 +48,7 @@ def benchmark_config(
     Args:
         batch: images of a batch, a multiple of 4; None: the network's own.
         size: (height, width); None: the network's own.
-        dtype: "float32", or a value of ``SSKD.AMP_DTYPE``.
+        dtype: ``SSKD.PRECISION``.
 
     Raises:
         ValueError: if the network is not known.
@@ -82,9 +82,8 @@ def benchmark_config(
         "SOLVER.OPT": "Adam",
         "SOLVER.BASE_LR": 3.5e-4,
         "SOLVER.IMS_PER_BATCH": batch or own_batch,
-        "SOLVER.AMP.ENABLED": dtype != "float32",
         "SEED": 1,
-        "SSKD.AMP_DTYPE": "auto" if dtype == "float32" else dtype,
+        "SSKD.PRECISION": dtype,
         "SSKD.NUM_PEERS": peers,
         "SSKD.ITERS_PER_EPOCH": steps,
         "SSKD.CHANNELS_LAST": channels_last,

@@ -26,9 +26,10 @@ from networks import NETWORKS, benchmark_config, plain_batches, write_crops
 
 from fastreid_sskd.data import adaptation_loader
 from fastreid_sskd.engine.defaults import use_device
-from fastreid_sskd.engine.train_step import Precision, TrainingStep, build_optimizer, compile_backbones
+from fastreid_sskd.engine.train_step import TrainingStep, build_optimizer, compile_backbones
 from fastreid_sskd.losses.loss_set import without_autocast
 from fastreid_sskd.modeling import SSKD
+from fastreid_sskd.precision import Precision
 
 _LIMITS = {True: 0.10, False: 0.15}  # of the overhead over the floor: on the CPU, on another device
 _UNMEASURED = 2  # rounds before the first that counts: allocations, choices of kernels
@@ -68,14 +69,14 @@ def measure_step(name: str, args: argparse.Namespace) -> Row:
     torch.manual_seed(args.seed)
     model = build_model(cfg).train()
     plain = PlainStep(cfg, model)
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
+    precision = Precision(cfg)
+    precision.lay_out(model)
     if args.compile:
         compile_backbones(model)
     step = TrainingStep(
         model,
         build_optimizer(cfg, list(model.students)),
-        Precision(cfg),
+        precision,
         read_every=1 if torch.device(args.device).type == "cpu" else rounds,
         epoch_length=rounds,
     )
@@ -95,7 +96,7 @@ def measure_step(name: str, args: argparse.Namespace) -> Row:
         batches = plain_batches(cfg, items, draws)
         given = next(plain_batches(cfg, items, draws[:1]))
         views = [model.pixels(given["images"][:, k]) for k in range(model.num_peers)]
-        bare = BareStep(model, views, given["targets"].to(model.device), step.precision)
+        bare = BareStep(model, views, given["targets"].to(model.device), precision)
 
         def ours(number: int) -> None:
             step.iter = number
@@ -107,8 +108,8 @@ def measure_step(name: str, args: argparse.Namespace) -> Row:
             "plain": lambda number: plain(next(batches), cfg.SSKD.EMA.MOMENTUM),
             "floor": lambda number: bare(),
         }
-        wall, cpu = _in_turn(kinds, rounds, step.precision.device_type)
-    return _row(name, args, cfg, step.precision.name, wall, cpu)
+        wall, cpu = _in_turn(kinds, rounds, precision.device_type)
+    return _row(name, args, cfg, precision, wall, cpu)
 
 
 def _synchronise(device_type: str) -> None:
@@ -138,7 +139,9 @@ def _in_turn(
     return tuple({name: each[_UNMEASURED:] for name, each in seconds.items()} for seconds in (wall, cpu))
 
 
-def _row(name: str, args: argparse.Namespace, cfg: CfgNode, precision: str, wall: dict, cpu: dict) -> Row:
+def _row(
+    name: str, args: argparse.Namespace, cfg: CfgNode, precision: Precision, wall: dict, cpu: dict
+) -> Row:
     median = {kind: statistics.median(each) for kind, each in wall.items()}
     over, over_cpu = _ratio(wall["ours"], wall["floor"]) - 1, _ratio(cpu["ours"], cpu["floor"]) - 1
     gain = _ratio(wall["plain"], wall["ours"])
@@ -154,8 +157,8 @@ def _row(name: str, args: argparse.Namespace, cfg: CfgNode, precision: str, wall
         floor=median["floor"],
         target=f"over the floor {over:+.1%}{of_cpu} (<= {_LIMITS[on_cpu]:.0%}); "
         f"plain / ours {gain:.2f} (>= 1)",
-        note=precision
-        + (", channels last" if args.channels_last else "")
+        note=precision.name
+        + ", channels last" * precision.channels_last
         + (", compiled" if args.compile else "")
         + (f", {cfg.DATALOADER.NUM_WORKERS} workers" if cfg.DATALOADER.NUM_WORKERS else ""),
         details={

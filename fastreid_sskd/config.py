@@ -141,10 +141,12 @@ KEYS: tuple[Key, ...] = (
     Key("SSKD.DETERMINISTIC", False,
         "the same result bit for bit on the same device: deterministic kernels only, which are slower; an "
         "error where torch has none"),
-    Key("SSKD.AMP_DTYPE", "auto",
-        'type of the forward pass with SOLVER.AMP.ENABLED: "float16" (CUDA), "bfloat16", or "auto": '
-        "bfloat16 where the device has units for it, else float16 on CUDA and float32 on the CPU",
-        OneOf(("auto", "float16", "bfloat16")), shared=True),
+    Key("SSKD.PRECISION", "float32",
+        'of the networks\' passes in both stages: "float32", "bfloat16", "float16" (CUDA), or "auto": '
+        "bfloat16 and channels last where the device has units for bfloat16, else float32. "
+        "SOLVER.AMP.ENABLED with float32 is auto, and float16 on CUDA devices without these units. Weights, "
+        "losses, features and distances stay float32",
+        OneOf(("auto", "float32", "bfloat16", "float16")), shared=True),
     Key("SSKD.CHANNELS_LAST", False,
         "feature maps in memory as (B, H, W, C), faster on some devices; results differ by rounding",
         shared=True),
@@ -326,7 +328,7 @@ KEYS: tuple[Key, ...] = (
         resume="start"),
     Key("SSKD.SOURCE.OPTS", [],
         "overrides of that config, as on the command line; also for what it does not share with this run, "
-        "as SOLVER.AMP.ENABLED [KEY, value, KEY, value, ...]",
+        "as SSKD.PRECISION [KEY, value, KEY, value, ...]",
         resume="start"),
     Key("SSKD.SOURCE.CLASSIFIER_STD", 0.001,
         "in that config: standard deviation > 0 of the classifier's initial weights, normal with mean 0",
@@ -394,6 +396,8 @@ KEYS: tuple[Key, ...] = (
 #: keys of earlier versions, and what to do in their place; they are ignored with a warning, as a run's
 #: ``config.yaml`` may hold them
 REMOVED = {
+    "SSKD.AMP_DTYPE": "the type of the networks' passes is SSKD.PRECISION: move its value, auto, bfloat16 or "
+    "float16, there",
     "SSKD.AUGMENT_ON": "views are always made by the loader's workers, with the same pixels: leave it out",
     "SSKD.CLUSTER.IVF_LISTS": "the search ivf was slower than an exact one: set KNN to auto or reduced",
     "SSKD.CLUSTER.IVF_PROBES": "the search ivf was slower than an exact one: set KNN to auto or reduced",

@@ -190,7 +190,7 @@ def test_defaults_are_the_methods():
         "CHECKPOINT_ITERS": 0,
         "MAY_DIFFER": [],
         "DETERMINISTIC": False,
-        "AMP_DTYPE": "auto",
+        "PRECISION": "float32",
         "CHANNELS_LAST": False,
         "CACHE_IMAGES": 0,
         "COMPILE": False,

@@ -31,6 +31,7 @@ from ..clustering import (
 from ..data import CropCache, Item, extraction_loader
 from ..evaluation.features import extract_features
 from ..modeling import SSKD
+from ..precision import Precision
 from ..processes import all_rows, broadcast_buffers, in_all, on_main
 from .checkpoint import Checkpointer
 from .events import LABEL_FREE, Record, restore_storage, storage_state
@@ -104,7 +105,9 @@ class PseudoLabelRefresh(HookBase):
         """The labels of this epoch in every process, as of `_labels_of`, and seconds per stage."""
         start = time.perf_counter()
         loader = extraction_loader(self.cfg, self.items, shared=True, cache=self.cache)
-        features = all_rows(in_all(lambda: self.model.combine(extract_features(self.model, loader))))
+        features = all_rows(
+            in_all(lambda: self.model.combine(extract_features(self.model, loader, Precision(self.cfg))))
+        )
         extracted = time.perf_counter()
         every = self.cfg.SSKD.CLUSTER.EPS_EVERY
         options = self._options(estimate_again=bool(every) and self.trainer.epoch % every == 0)
@@ -326,7 +329,8 @@ class LabelFreeSelection(HookBase):
     def _signals(self, done: int) -> tuple[dict, list[float]]:
         """Signals of the teachers together, "score" only if selectable, and each one's silhouette."""
         refresh, model = self.refresh, self.refresh.model
-        features = extract_features(model, extraction_loader(refresh.cfg, refresh.items, cache=refresh.cache))
+        loader = extraction_loader(refresh.cfg, refresh.items, cache=refresh.cache)
+        features = extract_features(model, loader, Precision(refresh.cfg))
         combined = model.combine(features)
         result = refresh.cluster(combined)
         signals = {

@@ -26,6 +26,7 @@ from ..evaluation.evaluator import evaluate_peers, results_table
 from ..evaluation.features import Encoder, encode_images
 from ..modeling import build_peer, ema_decay, load_source_weights, peer_config
 from ..modeling.weights import load_model, load_network, read_state_dict
+from ..precision import Precision
 from ..processes import listen, on_main
 from ..refusals import checking, said_of
 from .check_config import check_network, check_optimizer, check_settings
@@ -42,7 +43,6 @@ from .defaults import (
 from .files import output_folder
 from .refresh import reestimate_batch_norm
 from .stages import AdaptationTrainer, SourceTrainer
-from .train_step import Precision
 from .trainer import Trainer
 
 __all__ = [
@@ -85,12 +85,19 @@ def load_trained(cfg: CfgNode) -> nn.Module:
     check_trained(cfg)
     model = trainer_class(cfg).build_model(without_pretraining(cfg))
     load_model(model, cfg.MODEL.WEIGHTS, evaluation=True)
+    Precision(cfg).lay_out(model)
     return model.eval()
 
 
 @checking()
 def check_trained(cfg: CfgNode) -> None:
-    """Check that there is a file of a trained model; Raises FileNotFoundError if not."""
+    """Check that there is a file of a trained model, and a device with its precision.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: as :class:`..precision.Precision`.
+    """
+    Precision(cfg)
     if not os.path.isfile(cfg.MODEL.WEIGHTS):
         raise FileNotFoundError(
             f"a trained model is needed: MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, which is no file"
@@ -137,7 +144,8 @@ def image_features(cfg: CfgNode, model: nn.Module, paths: Sequence[str | Image.I
     The images are given by their paths, or decoded in RGB.
     """
     loader = extraction_loader(cfg, [(path, 0, 0) for path in paths])
-    return F.normalize(encode_images(Encoder(model), loader, flip=cfg.TEST.FLIP.ENABLED), dim=1).numpy()
+    encoder = Encoder(model, precision=Precision(cfg))
+    return F.normalize(encode_images(encoder, loader, flip=cfg.TEST.FLIP.ENABLED), dim=1).numpy()
 
 
 def predict(cfg: CfgNode, folder: str) -> tuple[list[str], np.ndarray]:

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import update_bn
 from ..clustering import Candidates, ClusterOptions, Shard, find_method, merge_shards, search_neighbors
 from ..data import CropCache, Item, extraction_loader
 from ..modeling import SSKD, peer_config
+from ..precision import Precision
 from ..processes import gather_rows, in_all, on_every
 
 __all__ = [
@@ -90,7 +91,7 @@ def estimate_necks(
             found[k, name] = _Moments()
             hooks.append(model.teachers[k].get_submodule(name).register_forward_pre_hook(found[k, name]))
     try:
-        with inference_context(model):
+        with inference_context(model), Precision(cfg).autocast():
             for batch in extraction_loader(cfg, items, cache=cache):
                 model.teacher_features(batch)
     finally:
@@ -150,11 +151,11 @@ def soft_labels(
     chosen = labelled[np.linspace(0, len(labelled) - 1, min(len(labelled), SAMPLE)).round().astype(int)]
     targets = torch.as_tensor(labels[chosen], device=model.device)
     logits: list[list[torch.Tensor]] = [[] for _ in model.teachers]
-    done = 0
+    done, autocast = 0, Precision(cfg).autocast
     for batch in extraction_loader(cfg, [items[i] for i in chosen], cache=cache):
         images = model.pixels(batch["images"])
         for teacher, found in zip(model.teachers, logits):
-            with teacher.labelling():
+            with teacher.labelling(), autocast():
                 found.append(teacher(images, targets[done : done + len(images)])["pred_class_logits"])
         done += len(images)
     every = [torch.cat(found) for found in logits]
@@ -266,5 +267,6 @@ def reestimate_batch_norm(cfg: CfgNode, model: SSKD, items: Iterable[Item]) -> N
     full = max(1, len(loader.dataset) // loader.batch_size)
     for teacher in model.teachers:
         batches = itertools.islice(loader, full)
-        update_bn((model.pixels(batch["images"]) for batch in batches), teacher)
+        with Precision(cfg).autocast():
+            update_bn((model.pixels(batch["images"]) for batch in batches), teacher)
     model.train(mode)

@@ -1,8 +1,5 @@
 """One training step: forward and backward passes, peer by peer, and the optimiser."""
 
-import contextlib
-import functools
-import inspect
 import logging
 import math
 import time
@@ -19,15 +16,14 @@ from torch import nn
 
 from ..losses.loss_set import without_autocast
 from ..modeling import SSKD
+from ..precision import Precision
 from ..processes import average_gradients
 
 __all__ = [
     "LossRecord",
-    "Precision",
     "TrainingStep",
     "build_optimizer",
     "compile_backbones",
-    "has_bfloat16",
     "put_peak_memory",
     "reset_optimizer",
     "reset_peak_memory",
@@ -57,14 +53,14 @@ class TrainingStep(SimpleTrainer):
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        precision: "Precision",
+        precision: Precision,
         *,
         read_every: int = 1,
         epoch_length: int = 1,
     ):
         super().__init__(model, [], optimizer, param_wrapper=None)
         self.precision = precision
-        self.losses = LossRecord()
+        self.losses = LossRecord(precision.name)
         self.read_every = read_every
         self.epoch_length = epoch_length
 
@@ -193,78 +189,6 @@ def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-class Precision:
-    """Precision of the forward pass: float16 with a gradient scaler, or bfloat16; losses in float32.
-
-    ``SSKD.AMP_DTYPE`` chooses. "auto" is bfloat16 where the device has units for it, else float16 on CUDA and
-    float32 on the CPU. The host's AMP trainer asserts CUDA and uses the scaler of a namespace that torch has
-    deprecated.
-
-    Attributes:
-        dtype: of the forward pass; float32 where autocast is off.
-
-    Raises:
-        ValueError: if the device does not have the type.
-    """
-
-    def __init__(self, cfg: CfgNode):
-        self.device_type = torch.device(cfg.MODEL.DEVICE).type
-        on_cuda = self.device_type == "cuda"
-        self.dtype = torch.float32
-        if cfg.SOLVER.AMP.ENABLED and cfg.SSKD.AMP_DTYPE != "auto":
-            self.dtype = _DTYPES[cfg.SSKD.AMP_DTYPE]
-        elif cfg.SOLVER.AMP.ENABLED:
-            without = torch.float16 if on_cuda else torch.float32
-            self.dtype = torch.bfloat16 if has_bfloat16(self.device_type) else without
-        if self.dtype == torch.float16 and not on_cuda:
-            raise ValueError(
-                f"float16 is for CUDA, and the device is {self.device_type}: set SSKD.AMP_DTYPE to bfloat16"
-            )
-        if self.dtype == torch.bfloat16 and on_cuda and not has_bfloat16("cuda"):
-            raise ValueError("this CUDA device has no bfloat16: set SSKD.AMP_DTYPE to float16")
-        # torch >= 2.3 has torch.amp.GradScaler; before, only torch.cuda.amp's
-        scaler = torch.amp.GradScaler if hasattr(torch.amp, "GradScaler") else torch.cuda.amp.GradScaler
-        self.scaler: object | None = scaler() if self.dtype == torch.float16 else None
-
-    @property
-    def name(self) -> str:
-        """The type of the forward pass, as in ``SSKD.AMP_DTYPE``, or "float32"."""
-        return str(self.dtype).removeprefix("torch.")
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """The context of a forward pass."""
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device_type, dtype=self.dtype)
-
-
-def has_bfloat16(device_type: str) -> bool:
-    """Whether the device computes bfloat16 in hardware; in software it is slower than float32."""
-    if device_type == "cpu":
-        return bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())  # the last: Arm
-    if not torch.cuda.is_available():  # without a driver torch < 2.3 raises, later ones say no
-        return False
-    asked = torch.cuda.is_bf16_supported
-    counts_software = "including_emulation" in inspect.signature(asked).parameters  # torch >= 2.5
-    return asked(including_emulation=False) if counts_software else asked()
-
-
-@functools.cache
-def _cpu_flags() -> frozenset[str]:
-    """What Linux says that the processor can do; nothing elsewhere."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            lines = [line.partition(":") for line in file]
-    except OSError:
-        return frozenset()
-    return frozenset(
-        flag for name, _, flags in lines if name.strip() in ("flags", "Features") for flag in flags.split()
-    )
-
-
 def compile_backbones(model: nn.Module) -> None:
     """Compile every module called ``backbone`` in place (``SSKD.COMPILE``); names of tensors stay.
 
@@ -288,9 +212,13 @@ class LossRecord:
 
     Reading a value makes the host wait for all that the device has been given so far. A record that is read
     every ``SSKD.LOG_PERIOD`` steps waits that often, and the event storage ends up the same.
+
+    Args:
+        precision: of the forward passes, for the advice of an error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, precision: str = "float32") -> None:
+        self.precision = precision
         self._steps: list[tuple[int, list[str], torch.Tensor, float]] = []
 
     def __len__(self) -> int:
@@ -315,7 +243,7 @@ class LossRecord:
         values = iter(torch.cat([step[2] for step in steps]).tolist())
         found = [(step, {name: next(values) for name in names}, waited) for step, names, _, waited in steps]
         for step, losses, _ in found:
-            _check_finite(step, losses)
+            _check_finite(step, losses, self.precision)
         everywhere = comm.gather(found)
         if comm.is_main_process():
             for of_all in zip(*everywhere):
@@ -335,7 +263,7 @@ def _put(of_all: tuple[tuple[int, dict[str, float], float], ...]) -> None:
     storage.iter = now
 
 
-def _check_finite(step: int, losses: dict[str, float]) -> None:
+def _check_finite(step: int, losses: dict[str, float], precision: str) -> None:
     if all(map(math.isfinite, losses.values())):
         return
     named = []
@@ -343,8 +271,14 @@ def _check_finite(step: int, losses: dict[str, float]) -> None:
         if not math.isfinite(value):
             loss, _, peer = name.partition("_peer")
             named.append(f"{loss} of peer {peer} is {value}" if peer else f"{loss} is {value}")
+    cause = "Training has diverged"
+    if precision == "float16":
+        cause += (
+            ", or the network overflows in float16, whose largest number is 65,504: bfloat16 as "
+            "SSKD.PRECISION has float32's range"
+        )
     raise FloatingPointError(
-        f"step {step}: {', '.join(named)}. Training has diverged; the last checkpoint is of before. Lower "
+        f"step {step}: {', '.join(named)}. {cause}; the last checkpoint is of before. Lower "
         f"SOLVER.BASE_LR and resume from it (all losses: {losses})"
     )
 

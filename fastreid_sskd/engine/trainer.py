@@ -25,6 +25,7 @@ from ..data.samplers import check_batch, derive_seed, images_per_bn
 from ..evaluation.evaluator import BlockwiseEvaluator, evaluate_encoder
 from ..evaluation.features import Encoder
 from ..modeling.weights import load_model
+from ..precision import Precision
 from ..processes import (
     Stopped,
     StopRequest,
@@ -50,7 +51,7 @@ from .checkpoint import (
 from .defaults import keep_config, seed_everything, start_run, use_device, without_pretraining
 from .events import build_writers
 from .hooks import Checkpoints, FreezeLayers, PeriodicEvaluation, ScalarWriters
-from .train_step import Precision, TrainingStep, build_optimizer, compile_backbones, reset_peak_memory
+from .train_step import TrainingStep, build_optimizer, compile_backbones, reset_peak_memory
 
 logger = logging.getLogger("fastreid.sskd.trainer")
 
@@ -78,14 +79,11 @@ class Trainer(DefaultTrainer):
         with keep_config(cfg.OUTPUT_DIR):
             cfg = self.auto_scale_hyperparams(cfg, num_classes)
         model = self.build_model(cfg)
-        if cfg.SSKD.CHANNELS_LAST:
-            model.to(memory_format=torch.channels_last)
+        precision = Precision(cfg)
+        precision.lay_out(model)
         if cfg.SSKD.COMPILE:
             compile_backbones(model)
         optimizer = self.build_optimizer(cfg, model)
-        precision = Precision(cfg)
-        if cfg.SOLVER.AMP.ENABLED:
-            logger.info("forward passes are in %s", precision.name)
         # another device is waited for to read its losses, so that is done when they are written
         every = 1 if precision.device_type == "cpu" else cfg.SSKD.LOG_PERIOD
         self._trainer = TrainingStep(
@@ -184,7 +182,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> dict:
         """Metrics in percent, {data set: metrics}, or those of a single one, as the host gives them."""
-        encoder, results = Encoder(model), {}
+        encoder, results = Encoder(model, precision=Precision(cfg)), {}
         for name in cfg.DATASETS.TESTS:
             loader, evaluator = cls.build_evaluator(cfg, name)
             (results[name],) = evaluate_encoder(encoder, loader, [evaluator], flip=cfg.TEST.FLIP.ENABLED)

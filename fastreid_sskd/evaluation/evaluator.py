@@ -15,6 +15,7 @@ from tabulate import tabulate
 from ..data.items import matched_queries
 from ..data.loaders import test_loader
 from ..modeling import SSKD
+from ..precision import Precision
 from ..processes import alone, control_group, in_all, on_main
 from .features import Encoder, encode_batches
 from .ranking import METRICS_IN_BLOCKS, distance_blocks, evaluate_blocks
@@ -135,7 +136,7 @@ def evaluate_peers(cfg: CfgNode, model: SSKD) -> dict[str, dict[str, dict[str, f
         {data set: {row: {"mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "metric", "queries"}}},
         in percent.
     """
-    encoder = Encoder(model, "ensemble")
+    encoder = Encoder(model, "ensemble", Precision(cfg))
     results = OrderedDict()
     for name in cfg.DATASETS.TESTS:
         loader, num_query = test_loader(cfg, name)

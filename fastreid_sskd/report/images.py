@@ -23,6 +23,7 @@ from ..evaluation.features import Encoder, encode_images
 from ..evaluation.ranking import evaluate_rank
 from ..modeling import SSKD, load_source_weights
 from ..modeling.weights import load_network, read_state_dict
+from ..precision import Precision
 from .run_files import RunFiles
 
 THUMBNAIL_HEIGHT = 96  # pixels
@@ -41,7 +42,7 @@ class Row:
 
 def embed(cfg: CfgNode, model: nn.Module, items: list[Item]) -> torch.Tensor:
     """Compute the features (N, d) of images, on the CPU, as the evaluation does; an SSKD ensemble's."""
-    encoder = Encoder(model, "ensemble" if isinstance(model, SSKD) else "")
+    encoder = Encoder(model, "ensemble" if isinstance(model, SSKD) else "", Precision(cfg))
     return encode_images(encoder, extraction_loader(cfg, items), flip=cfg.TEST.FLIP.ENABLED)
 
 

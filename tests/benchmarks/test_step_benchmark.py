@@ -22,8 +22,9 @@ from networks import NETWORKS, benchmark_config, plain_batches, write_crops
 from step import BareStep, PlainStep, looped_multi_similarity
 from torch import nn
 
-from fastreid_sskd.engine.train_step import Precision, TrainingStep, build_optimizer
+from fastreid_sskd.engine.train_step import TrainingStep, build_optimizer
 from fastreid_sskd.losses import multi_similarity
+from fastreid_sskd.precision import Precision
 
 ROOT = Path(__file__).resolve().parents[2]
 

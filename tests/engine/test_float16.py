@@ -15,7 +15,7 @@ from tiny_reid import load_checkpoint
 
 from fastreid_sskd.engine import run
 from fastreid_sskd.engine import trainer as trainer_module
-from fastreid_sskd.engine.train_step import Precision
+from fastreid_sskd.precision import Precision
 
 
 def available() -> bool:
@@ -86,6 +86,13 @@ def test_a_step_that_overflows_moves_nothing(trainer):
     assert watch.moved == [not overflowed for overflowed in watch.overflowed]
     for value in made.model.state_dict().values():
         assert value.isfinite().all() and value.dtype not in (torch.float16, torch.bfloat16)
+
+
+def test_a_network_that_overflows_is_named(trainer):
+    made = trainer(*SHORT)
+    made.model.students[1].backbone[0].weight.data.mul_(1e8)
+    with pytest.raises(FloatingPointError, match="step 0: loss_.* of peer 1 is nan.*65,504: bfloat16 as"):
+        made.train()
 
 
 def test_resumed_equals_uninterrupted(adaptation, tmp_path):

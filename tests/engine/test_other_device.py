@@ -17,10 +17,11 @@ from same_runs import assert_same_files
 from tiny_reid import load_checkpoint, tiny_adaptation, tiny_baseline
 
 from fastreid_sskd.engine import AdaptationTrainer, run
-from fastreid_sskd.engine.train_step import Precision, TrainingStep, build_optimizer
+from fastreid_sskd.engine.train_step import TrainingStep, build_optimizer
 from fastreid_sskd.export import deployed, export_onnx
 from fastreid_sskd.losses import nuclear_norm_loss
 from fastreid_sskd.losses.nuclear_norm_loss import factor_by_eigenvectors
+from fastreid_sskd.precision import Precision
 
 reason = other_device.missing()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(reason is not None, reason=str(reason))]
@@ -124,9 +125,7 @@ def test_half_precision(adaptation, build, tmp_path):
     Losses and weights float32, and near float32's.
     """
     options = ("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0", *DEVICE)
-    half = adaptation(
-        *options, "SOLVER.AMP.ENABLED", "True", "SSKD.AMP_DTYPE", "bfloat16", output=tmp_path / "half"
-    )
+    half = adaptation(*options, "SSKD.PRECISION", "bfloat16", output=tmp_path / "half")
     full = adaptation(*options, output=tmp_path / "full")
     on_device(build, train_its_own_way, half)
     on_device(build, train_its_own_way, full)

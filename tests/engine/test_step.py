@@ -18,9 +18,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from fastreid_sskd.data.loaders import EpochLoader
 from fastreid_sskd.engine import Trainer, run
 from fastreid_sskd.engine.checkpoint import last_checkpoint
-from fastreid_sskd.engine.train_step import Precision, TrainingStep, build_optimizer
+from fastreid_sskd.engine.train_step import TrainingStep, build_optimizer
 from fastreid_sskd.engine.trainer import TrainingStep as used_step
 from fastreid_sskd.modeling import SSKD
+from fastreid_sskd.precision import Precision
 
 SHORT = ("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
 
@@ -159,7 +160,7 @@ def test_backward_is_outside_autocast(prepared, monkeypatch):
     cfg, model, batch = prepared
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.SOLVER.AMP.ENABLED, cfg.SSKD.AMP_DTYPE = True, "bfloat16"
+    cfg.SSKD.PRECISION = "bfloat16"
     inside = []
     model.students[0].backbone[0].weight.register_hook(
         lambda grad: inside.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)

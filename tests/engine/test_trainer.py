@@ -166,8 +166,7 @@ def test_error_of_a_step_is_shown_as_it_is(cfg):
 def test_mixed_precision_on_the_cpu(tmp_path):
     cfg = tiny_baseline(
         tmp_path,
-        "SOLVER.AMP.ENABLED True",
-        "SSKD.AMP_DTYPE bfloat16",
+        "SSKD.PRECISION bfloat16",
         "SOLVER.MAX_EPOCH 1",
         "TEST.EVAL_PERIOD 0",
     )

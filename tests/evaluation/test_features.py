@@ -165,11 +165,14 @@ def memory_for(model, images):
 
 
 def test_batches_that_do_not_fit_are_halved(model, loader, caplog):
-    """Of 32 and 16 images where 10 fit: 32, 16, then 8 at a time, and only the first batch asks for more."""
+    """Of 32 and 16 images where 10 fit: 32, 16, then 8 at a time, and only the first batch asks for more.
+
+    One image is asked for twice before, see `folded`.
+    """
     expected, together = extract_features(model, loader), encode_images(Encoder(model, "ensemble"), loader)
     asked = memory_for(model, 10)
     found = extract_features(model, loader)
-    assert asked == [32, 16, 8, 8, 8, 8, 8, 8]
+    assert asked == [1, 1, 32, 16, 8, 8, 8, 8, 8, 8]
     assert "going on with 8 at a time" in caplog.text
     for one, other in zip(found, expected):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
