@@ -3,8 +3,8 @@ r"""What a model gives on its test sets when images are resized as trackers resi
 
     benchmarks/resize.py --config-file C MODEL.WEIGHTS W [KEY value ...]
 
-Training and evaluation resize by Pillow's bicubic filter, which smooths an image that becomes smaller. OpenCV's
-bilinear one, of trackers, does not; Pillow's does, and tells the two apart. Prints the results in percent.
+Training and evaluation resize by Pillow's bicubic filter, which smooths an image that becomes smaller.
+OpenCV's bilinear one, of trackers, does not; Pillow's does, and tells the two apart. Prints percent.
 """
 
 import argparse

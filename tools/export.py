@@ -103,7 +103,7 @@ def main() -> int:
             check_graph_files(args.output, consumer, args.half, reads)
         if consumer.resize and cfg.INPUT.CROP.ENABLED:
             raise ValueError(
-                f"INPUT.CROP.ENABLED: evaluation cuts the middle out of each image and {consumer.name} does not: "
+                f"INPUT.CROP.ENABLED: evaluation cuts the middle out of images and {consumer.name} does not: "
                 "export with --format and do so before the graph"
             )
         model = load_trained(cfg)
