@@ -105,6 +105,7 @@ test-quick: setup  ## the tests that take less than about ten seconds each
 
 # BoxMOT and ultralytics are AGPL: nothing of ours requires them, and their environment lies above this one's.
 CLIENTS := .venv-clients
+CLIENT_PACKAGES ?= boxmot[onnx,openvino]==25.0.0 ultralytics==8.4.190
 FOR_CLIENTS := build/clients
 
 clients: setup  ## exported models in BoxMOT, ultralytics and OpenVINO; ARGS=FOLDER takes the model of a run
@@ -112,7 +113,7 @@ clients: setup  ## exported models in BoxMOT, ultralytics and OpenVINO; ARGS=FOL
 	"$(RUN)" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  >"$$("$(CLIENTS)/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/package.pth"
 	"$(CLIENTS)/bin/python" -m pip --disable-pip-version-check install --no-warn-conflicts --quiet \
-	  'boxmot[onnx,openvino]' ultralytics
+	  $(call quoted,$(CLIENT_PACKAGES))
 	rm -rf "$(FOR_CLIENTS)"
 	"$(RUN)" tests/clients/make_files.py "$(FOR_CLIENTS)" $(ARGS)
 	CLIENT_FILES="$(FOR_CLIENTS)" "$(CLIENTS)/bin/python" -m pytest -p no:cacheprovider tests/clients/check_clients.py
