@@ -48,7 +48,7 @@ ifneq ($(PRESENT) $(WANTED),$(VERSION) $(shell cat "$(STAMP)" 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup demo test test-quick lint reference lock newest oldest matrix clean distclean
+.PHONY: help python setup demo test test-quick clients lint reference lock newest oldest matrix clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -102,6 +102,21 @@ test: setup  ## the whole test-suite
 
 test-quick: setup  ## the tests that take less than about ten seconds each
 	$(PYTEST) -m "not slow" $(ARGS)
+
+# BoxMOT and ultralytics are AGPL: nothing of ours requires them, and their environment lies above this one's.
+CLIENTS := .venv-clients
+CLIENT_PACKAGES ?= boxmot[onnx,openvino]==25.0.0 ultralytics==8.4.190
+FOR_CLIENTS := build/clients
+
+clients: setup  ## exported models in BoxMOT, ultralytics and OpenVINO; ARGS=FOLDER takes the model of a run
+	"$(RUN)" -m venv --clear --without-pip "$(CLIENTS)"
+	"$(RUN)" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  >"$$("$(CLIENTS)/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/package.pth"
+	"$(CLIENTS)/bin/python" -m pip --disable-pip-version-check install --no-warn-conflicts --quiet \
+	  $(call quoted,$(CLIENT_PACKAGES))
+	rm -rf "$(FOR_CLIENTS)"
+	"$(RUN)" tests/clients/make_files.py "$(FOR_CLIENTS)" $(ARGS)
+	CLIENT_FILES="$(FOR_CLIENTS)" "$(CLIENTS)/bin/python" -m pytest -p no:cacheprovider tests/clients/check_clients.py
 
 lint: setup  ## ruff
 	"$(RUN)" -m ruff check .

@@ -56,8 +56,9 @@ EXTRAS_REQUIRE = {
     "cpu": ["faiss-cpu>=1.8"],
     # Linux x86-64 and CUDA 12 runtime libraries, which it brings along; torch may be of another CUDA version.
     "gpu": ["faiss-gpu>=1.14.3"],
-    # tools/export.py --format onnx, and its check of what it wrote
+    # tools/export.py: ONNX, and its check of what it wrote; OpenVINO, which is made from ONNX
     "onnx": ["onnx>=1.15", "onnxruntime>=1.16", "onnxscript>=0.1"],
+    "openvino": ["openvino>=2024.0"],
     # tools/report.py
     "report": ["matplotlib>=3.8"],
     # tools/predict.py --output FILE.parquet
@@ -76,7 +77,7 @@ EXTRAS_REQUIRE = {
 # Every extra has a test.
 EXTRAS_REQUIRE["test"] += [
     requirement
-    for extra in ("onnx", "report", "parquet", "infomap", "umap", "timm", "host")
+    for extra in ("onnx", "openvino", "report", "parquet", "infomap", "umap", "timm", "host")
     for requirement in EXTRAS_REQUIRE[extra]
 ]
 

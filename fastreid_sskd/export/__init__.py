@@ -1,7 +1,8 @@
-"""Export a trained model: a plain fast-reid checkpoint, an ONNX graph, files of features."""
+"""Export a trained model: a plain fast-reid checkpoint, a graph for whoever runs it, features."""
 
 from .baseline import export_baseline
+from .consumers import CONSUMERS, Consumer
 from .deployed import Deployed, deployed
-from .onnx_graph import export_onnx
+from .graphs import export_graph
 
-__all__ = ["Deployed", "deployed", "export_baseline", "export_onnx"]
+__all__ = ["CONSUMERS", "Consumer", "Deployed", "deployed", "export_baseline", "export_graph"]

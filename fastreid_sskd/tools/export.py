@@ -1,24 +1,64 @@
-r"""Export a trained model: as a plain fast-reid checkpoint with its yml, or as an ONNX graph.
+r"""Export a trained model: for a tracker or a runtime, as a graph, or as a plain fast-reid checkpoint.
 
-    tools/export.py --config-file runs/sskd_m2d/config.yaml --format fastreid --output exported/m2d.pth \
-        MODEL.WEIGHTS runs/sskd_m2d/model_final.pth
-    tools/export.py --config-file runs/sskd_m2d/config.yaml --format onnx --output exported/m2d.onnx \
+    tools/export.py --config-file runs/sskd_m2d/config.yaml --for boxmot --output exported/m2d.onnx \
         --peer ensemble MODEL.WEIGHTS runs/sskd_m2d/model_final.pth
+    tools/export.py --config-file runs/sskd_m2d/config.yaml --format onnx --output exported/m2d.onnx \
+        --pixels 0-1 MODEL.WEIGHTS runs/sskd_m2d/model_final.pth
 
-What is written is loaded again and compared with the model's own evaluation before it gets its name:
-fast-reid's checkpoint through fast-reid, the graph through onnxruntime. ONNX needs the extra: pip install
-"fastreid-sskd[onnx]". Exit status 2: refused, nothing is exported, and an older export stays as it was.
+--for chooses the pixels, their order of colours, names and batch that a consumer expects, and writes and
+prints its configuration: boxmot (.onnx, or --format torchscript, openvino), ultralytics (.onnx), deepstream
+(.onnx), openvino (.xml, as its model zoo), fastreid (.pth with its .yml). For others --format onnx (.onnx),
+torchscript (.torchscript) or openvino (.xml) with --pixels: 0-255 suits who reads images and does no more,
+0-1 torchvision's ToTensor alone, imagenet ToTensor and Normalize. All are RGB.
+
+What is written is loaded again and compared with the model's own evaluation before it gets its name. ONNX
+needs pip install "fastreid-sskd[onnx]", OpenVINO "fastreid-sskd[onnx,openvino]". Exit status 2: refused,
+nothing is exported, and an older export stays as it was.
 """
 
 import argparse
+import dataclasses
 import os
 
 from fastreid_sskd.engine import load_config, resolve
+from fastreid_sskd.engine.files import check_output
 from fastreid_sskd.engine.pipeline import load_trained
-from fastreid_sskd.export import deployed, export_baseline, export_onnx
+from fastreid_sskd.export import CONSUMERS, deployed, export_baseline, export_graph
 from fastreid_sskd.export.baseline import check_baseline_files
-from fastreid_sskd.export.onnx_graph import check_onnx_file
+from fastreid_sskd.export.consumers import ANYONE, Consumer
+from fastreid_sskd.export.deployed import PIXELS
+from fastreid_sskd.export.graphs import FORMATS, check_graph_files
 from fastreid_sskd.refusals import checking, exit_status
+
+
+def pixels(given: str) -> str:
+    """A value of --pixels."""
+    renamed = {"inside": "0-255", "outside": "normalised"}
+    if given in renamed:
+        raise argparse.ArgumentTypeError(f"{given} is now called {renamed[given]}")
+    return given
+
+
+def taker(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Consumer:
+    """Who takes the file, as the command line says; fills in ``args.format``."""
+    consumer = CONSUMERS.get(args.consumer, ANYONE)
+    options = [
+        f"--{name}" for name in ("pixels", "unit-length", "half") if getattr(args, name.replace("-", "_"))
+    ]
+    if not (args.format or args.consumer):
+        parser.error("say --for WHOM or --format WHICH")
+    args.format = args.format or consumer.formats[0]
+    if args.format not in consumer.formats:
+        parser.error(
+            f"--for {consumer.name} takes {' or '.join(consumer.formats)}, not --format {args.format}"
+        )
+    if args.format == "fastreid" and options:
+        parser.error(f"{options[0]} is for graphs: a fast-reid Baseline does as its config says")
+    if args.consumer and options not in ([], ["--half"]):
+        parser.error(f"--for {consumer.name} sets {options[0]} itself: leave it out")
+    if args.consumer:
+        return consumer
+    return dataclasses.replace(consumer, pixels=args.pixels or "0-255", unit_length=args.unit_length)
 
 
 @exit_status
@@ -28,45 +68,57 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, help="of the run: config.yaml in its output folder")
+    parser.add_argument("--output", required=True, help="file to write, with the ending of its format")
+    parser.add_argument("--for", dest="consumer", choices=tuple(CONSUMERS), help="who takes the file")
+    parser.add_argument("--format", choices=("fastreid", *FORMATS), help="of the file")
     parser.add_argument(
-        "--output", required=True, help="file to write: .pth (the yml goes beside it) or .onnx"
+        "--peer", default="best", help="best (default), a number, or for graphs also ensemble"
     )
-    parser.add_argument("--format", required=True, choices=("fastreid", "onnx"))
-    parser.add_argument("--peer", default="best", help="best (default), a number, or for onnx also ensemble")
     parser.add_argument(
-        "--pixels",
-        default="inside",
-        choices=("inside", "outside"),
-        help="onnx: the graph takes values of 0..255 (inside, the default), or normalised ones",
-    )
-    parser.add_argument("--unit-length", action="store_true", help="onnx: divide features by their length")
+        "--pixels", type=pixels, choices=tuple(PIXELS),
+        help="values that a graph takes: 0-255 (default), 0-1, normalised by the model's mean and standard "
+        "deviation, or by ImageNet's",
+    )  # fmt: skip
+    parser.add_argument("--unit-length", action="store_true", help="divide features by their length")
+    parser.add_argument("--half", action="store_true", help="float16 inside of an ONNX or OpenVINO graph")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, default=[], help="overrides: MODEL.WEIGHTS FILE, KEY value ..."
     )
     args = parser.parse_args()
-    if args.format == "fastreid" and (args.pixels != "inside" or args.unit_length):
-        parser.error(
-            "--pixels and --unit-length are for --format onnx: a fast-reid Baseline does as its config says"
-        )
+    consumer = taker(parser, args)
 
     with checking(RuntimeError, TypeError):
         cfg = resolve(load_config(args.config_file, args.opts))
         cfg.freeze()
-        check = check_baseline_files if args.format == "fastreid" else check_onnx_file
-        check(args.output, [args.config_file, cfg.MODEL.WEIGHTS, *cfg.SSKD.PEERS])
+        size, reads = list(cfg.INPUT.SIZE_TEST), [args.config_file, cfg.MODEL.WEIGHTS, *cfg.SSKD.PEERS]
+        if args.format == "fastreid":
+            check_baseline_files(args.output, reads)
+        else:
+            check_output(args.output, (FORMATS[args.format],))
+            check_graph_files(args.output, consumer, args.half, reads)
+        if consumer.resize and cfg.INPUT.CROP.ENABLED:
+            raise ValueError(
+                f"INPUT.CROP.ENABLED: evaluation cuts the middle out of images and {consumer.name} does not: "
+                "export with --format and do so before the graph"
+            )
         model = load_trained(cfg)
         if args.format == "fastreid":
             yml, error = export_baseline(cfg, model, args.output, args.peer)
             print(f"{args.output} and {yml}: fast-reid gives the same features to {error:.1e}")
         else:
-            inside = args.pixels == "inside"
-            network = deployed(model, args.peer, normalise_pixels=inside, unit_length=args.unit_length)
-            size = list(cfg.INPUT.SIZE_TEST)
-            error = export_onnx(network, args.output, size, metadata={
-                "colour_order": "RGB", "size": size, "resize": "bicubic",
-                "pixel_values": "0..255" if inside else "normalised: (value - pixel_mean) / pixel_std",
-                "pixel_mean": list(cfg.MODEL.PIXEL_MEAN), "pixel_std": list(cfg.MODEL.PIXEL_STD),
-                "peer": args.peer, "weights": os.path.basename(cfg.MODEL.WEIGHTS),
-            })  # fmt: skip
-            print(f"{args.output}: onnxruntime gives the same features to {error:.1e}")
+            network = deployed(
+                model,
+                args.peer,
+                pixels=consumer.pixels,
+                colours=consumer.colours,
+                unit_length=consumer.unit_length,
+            )
+            error = export_graph(
+                network, args.output, size, consumer=consumer, half=args.half,
+                metadata={"peer": args.peer, "weights": os.path.basename(cfg.MODEL.WEIGHTS)},
+            )  # fmt: skip
+            print(f"{args.output}: the graph gives the same features to {error:.1e}")
+            for file in consumer.side_files(args.output)[:1]:
+                with open(file, encoding="utf-8") as snippet:
+                    print(f"{file}:\n{snippet.read()}", end="")
     return 0

@@ -18,7 +18,7 @@ from tiny_reid import load_checkpoint, tiny_adaptation, tiny_baseline
 
 from fastreid_sskd.engine import AdaptationTrainer, run
 from fastreid_sskd.engine.train_step import TrainingStep, build_optimizer
-from fastreid_sskd.export import deployed, export_onnx
+from fastreid_sskd.export import deployed, export_graph
 from fastreid_sskd.losses import nuclear_norm_loss
 from fastreid_sskd.losses.nuclear_norm_loss import factor_by_eigenvectors
 from fastreid_sskd.precision import Precision
@@ -174,7 +174,7 @@ def test_plain_model_ends_as_on_the_cpu(build, tmp_path):
 
 def export(cfg, path, _):
     model = AdaptationTrainer.build_model(cfg)
-    export_onnx(deployed(model), path, cfg.INPUT.SIZE_TEST)
+    export_graph(deployed(model), path, cfg.INPUT.SIZE_TEST)
     assert {tensor.device.type for tensor in model.state_dict().values()} == {other_device.NAME}
 
 

@@ -8,7 +8,7 @@ from tiny_reid import CONFIGS, load_checkpoint, tiny_adaptation
 
 from fastreid_sskd.engine import evaluate, load_config, run
 from fastreid_sskd.engine.pipeline import load_trained
-from fastreid_sskd.export import deployed, export_baseline, export_onnx
+from fastreid_sskd.export import deployed, export_baseline, export_graph
 
 pytest.importorskip("timm", reason='needs the extra timm: pip install "fastreid-sskd[timm]"')
 for module in ("onnx", "onnxruntime", "onnxscript"):
@@ -48,6 +48,6 @@ def test_from_nothing_to_a_graph(name, width, pool, network, tmp_path):
     assert all(again[row]["mAP"] == pytest.approx(found["mAP"], abs=1e-4) for row, found in last.items())
     model = load_trained(cfg)
     graph = str(tmp_path / "ensemble.onnx")
-    assert export_onnx(deployed(model, "ensemble"), graph, cfg.INPUT.SIZE_TEST) <= 1e-4
+    assert export_graph(deployed(model, "ensemble"), graph, cfg.INPUT.SIZE_TEST) <= 1e-4
     _, error = export_baseline(cfg, model, str(tmp_path / "baseline.pth"), "1")
     assert error <= 1e-5

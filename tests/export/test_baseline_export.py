@@ -18,7 +18,7 @@ from tiny_reid import CONFIGS, TINY_TARGET, draw
 import fastreid_sskd
 from fastreid_sskd.engine import load_config, predict, run
 from fastreid_sskd.engine.pipeline import load_trained
-from fastreid_sskd.export import deployed, export_baseline, export_onnx
+from fastreid_sskd.export import deployed, export_baseline, export_graph
 from fastreid_sskd.export.deployed import check_parity, random_images
 from fastreid_sskd.export.feature_files import nearest
 
@@ -205,7 +205,7 @@ def test_deployed_teacher_and_ensemble(make_trained):
             model.eval_with = peer
             assert torch.equal(deployed(model, peer)(images), model(batch)), peer
             assert torch.equal(deployed(model, peer).expected(images), model(batch)), peer
-        outside = deployed(model, "0", normalise_pixels=False)
+        outside = deployed(model, "0", pixels="normalised")
         assert torch.equal(outside(model.pixels(images)), deployed(model, "0")(images))
         assert torch.equal(outside.prepared(images), model.pixels(images))  # and the model still normalises
         assert torch.allclose(deployed(model, "0", unit_length=True)(images).norm(dim=1), torch.ones(4))
@@ -320,4 +320,4 @@ def test_adapts_and_exports_as_onnx(adapted, tmp_path):
     pytest.importorskip("onnxscript", reason='needs the extra onnx: pip install "fastreid-sskd[onnx]"')
     pytest.importorskip("onnxruntime", reason='needs the extra onnx: pip install "fastreid-sskd[onnx]"')
     model = load_trained(adapted)
-    assert export_onnx(deployed(model, "ensemble"), str(tmp_path / "e.onnx"), [32, 16]) <= 1e-4
+    assert export_graph(deployed(model, "ensemble"), str(tmp_path / "e.onnx"), [32, 16]) <= 1e-4

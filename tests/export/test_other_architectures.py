@@ -11,7 +11,7 @@ from tiny_reid import CONFIGS, TINY
 
 from fastreid_sskd.engine import load_config, trainer_class
 from fastreid_sskd.evaluation.features import Encoder
-from fastreid_sskd.export import deployed, export_baseline, export_onnx
+from fastreid_sskd.export import deployed, export_baseline, export_graph
 from fastreid_sskd.export.deployed import random_images
 
 SIZE = [32, 16]
@@ -99,7 +99,7 @@ def test_its_own_forward_is_what_is_exported(made, kind, tmp_path):
     with torch.no_grad():
         assert torch.allclose(network(images), expected, atol=1e-5)
         assert torch.allclose(network.expected(images), expected, atol=1e-5)
-        outside = deployed(model, "0", normalise_pixels=False)
+        outside = deployed(model, "0", pixels="normalised")
         assert torch.allclose(outside(outside.prepared(images)), expected, atol=1e-5)
         assert torch.allclose(Encoder(model, "0")(images), expected, atol=1e-5)
     yml, error = export_baseline(cfg, model, str(tmp_path / "out.pth"), "0")
@@ -126,7 +126,7 @@ def test_its_graph(made, kind, tmp_path):
     pytest.importorskip("onnxscript", reason='needs the extra onnx: pip install "fastreid-sskd[onnx]"')
     _, model = made(kind, "StripesForTests")
     images, expected = by_loops(model.teachers[0] if kind == "SSKD" else model)
-    assert export_onnx(deployed(model, "0"), str(tmp_path / "m.onnx"), SIZE) <= 1e-4
+    assert export_graph(deployed(model, "0"), str(tmp_path / "m.onnx"), SIZE) <= 1e-4
     assert torch.allclose(in_onnxruntime(tmp_path / "m.onnx", images), expected, atol=1e-4)
 
 
@@ -138,7 +138,7 @@ def test_a_model_that_needs_more_than_images(made, tmp_path, monkeypatch):
         StripesForTests, "forward", lambda self, batch: forward(self, batch) + batch["camids"][:, None]
     )
     with pytest.raises(ValueError, match="also needs 'camids' of a batch"):
-        export_onnx(deployed(model), str(tmp_path / "m.onnx"), SIZE)
+        export_graph(deployed(model), str(tmp_path / "m.onnx"), SIZE)
 
 
 @pytest.mark.slow
@@ -154,9 +154,9 @@ def test_the_hosts_architectures(made, tmp_path, name, opts):
     images = random_images(size, 3, seed=4)
     with torch.no_grad():
         expected = model({"images": images.clone()})
-    for inside in (False,) if name == "MGN" else (True, False):  # MGN's graph takes a while
-        network = deployed(model, normalise_pixels=inside)
-        export_onnx(network, str(tmp_path / "m.onnx"), size)
+    for pixels in ("0-1",) if name == "MGN" else ("0-255", "normalised"):  # MGN's graph takes a while
+        network = deployed(model, pixels=pixels)
+        export_graph(network, str(tmp_path / "m.onnx"), size)
         found = in_onnxruntime(tmp_path / "m.onnx", network.prepared(images))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
     yml, error = export_baseline(cfg, model, str(tmp_path / "m.pth"))
@@ -173,4 +173,4 @@ def test_a_model_whose_normalisation_is_not_known(made):
     _, model = made("plain", "StripesForTests")
     del model.pixel_mean
     with pytest.raises(ValueError, match="a StripesForTests has no pixel_mean and pixel_std"):
-        deployed(model, normalise_pixels=False)
+        deployed(model, pixels="0-1")
