@@ -220,6 +220,9 @@ KEYS: tuple[Key, ...] = (
         "the first sub-folder"),
     Key("SSKD.FOLDERS.CropFolder.IDENTITY", "",
         "identity, likewise; only query, gallery and a source need it"),
+    Key("SSKD.FOLDERS.CropFolder.TRACK", "",
+        'tracklet under a camera, likewise; "": none. Groups (?P<frame>) and (?P<clip>): the frame and '
+        "the recording that it counts in"),
     Key("SSKD.FOLDERS.CropFolder.JUNK", "",
         'images that take no place in a ranking, by a regular expression; "": names or sub-folders that '
         "begin with -1"),

@@ -34,12 +34,14 @@ class ClusterProblem:
             for "distances" all below 1, for "features" None.
         eps: the radius; None for methods that have none.
         options: min_samples, num_clusters, seed.
+        sizes: (N,) int, images of each row, where rows are tracklets; None: one each.
     """
 
     rows: UnitRows
     pairs: PairDistances | None
     eps: float | None
     options: ClusterOptions
+    sizes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,16 @@ def numbered(labels: np.ndarray) -> np.ndarray:
 
 @register_clustering("dbscan")
 def _dbscan(problem: ClusterProblem) -> np.ndarray:
-    return dbscan(problem.pairs.symmetric(problem.eps), problem.eps, problem.options.min_samples)
+    distance = problem.pairs.symmetric(problem.eps)
+    return dbscan(distance, problem.eps, problem.options.min_samples, problem.sizes)
 
 
-def dbscan(distance: scipy.sparse.spmatrix | np.ndarray, eps: float, min_samples: int = 4) -> np.ndarray:
+def dbscan(
+    distance: scipy.sparse.spmatrix | np.ndarray,
+    eps: float,
+    min_samples: int = 4,
+    sizes: np.ndarray | None = None,
+) -> np.ndarray:
     """DBSCAN (Ester et al., KDD 1996) of distances, with the labels of scikit-learn's.
 
     Args:
@@ -119,6 +127,7 @@ def dbscan(distance: scipy.sparse.spmatrix | np.ndarray, eps: float, min_samples
         eps: largest distance of neighbors, > 0, compared in the dtype of the distances. It does not bound the
             distance of two images of one cluster.
         min_samples: a core image has at least this many neighbors, itself included.
+        sizes: (N,) int, how many each counts as; None: one.
 
     Returns:
         (N,) int64, 0..C-1 in the order of each cluster's first core image, -1 for noise. An image that is no
@@ -143,7 +152,8 @@ def dbscan(distance: scipy.sparse.spmatrix | np.ndarray, eps: float, min_samples
     # in whole numbers eps would be cut to one
     near = (data <= (data.dtype.type(eps) if data.dtype.kind == "f" else eps)) & (row != column)
     row, column = row[near], column[near]
-    core = np.bincount(row, minlength=count) + 1 >= min_samples
+    sizes = np.ones(count, dtype=np.int64) if sizes is None else sizes
+    core = np.bincount(row, sizes[column], count) + sizes >= min_samples
     labels = numbered(np.where(core, _components(row, column, core), NOISE))
     border = ~core[row] & core[column]
     nearest = np.full(count, np.iinfo(np.int64).max)
@@ -312,6 +322,7 @@ def infomap(problem: ClusterProblem) -> np.ndarray:
     modules = result.modules() if hasattr(result, "modules") else search.get_modules()
     for image, module in dict(modules).items():
         labels[image] = module
-    sizes = np.bincount(labels[labels >= 0])
-    labels[(labels >= 0) & (sizes[labels] < problem.options.min_samples)] = NOISE
+    found = labels >= 0
+    sizes = np.bincount(labels[found], None if problem.sizes is None else problem.sizes[found])
+    labels[found & (sizes[labels] < problem.options.min_samples)] = NOISE
     return numbered(labels)

@@ -28,7 +28,7 @@ from ..clustering import (
     pseudo_labels,
     sparse_silhouette,
 )
-from ..data import CropCache, Item, extraction_loader
+from ..data import CropCache, Item, Tracklets, extraction_loader
 from ..evaluation.features import extract_features
 from ..modeling import SSKD
 from ..processes import all_rows, broadcast_buffers, in_all, on_main
@@ -72,15 +72,15 @@ class PseudoLabelRefresh(HookBase):
     refresh`` the teachers' batch-norm statistics are estimated on the target before the features are
     extracted.
 
-    Logs under ``refresh/``: clusters, noise share,
-    eps, largest and median cluster, share of labels changed, seconds per stage; and, where the target carries
-    identities, NMI, AMI, ARI and BCubed precision, recall and F under ``diagnostics/``, which training never
-    sees.
+    Logs under ``refresh/``: clusters, noise share, eps, largest and median cluster, share of labels changed,
+    tracklets joined and split, seconds per stage; and, where the target carries identities, NMI, AMI, ARI and
+    BCubed precision, recall and F under ``diagnostics/``, which training never sees.
 
     Args:
         cfg: the run's config.
         model: the peers.
-        items: (path, identity, camera) of the target's images.
+        items: (path, identity, camera) of the target's images, and their track where they have one: then
+            tracklets are clustered, see ``pseudo_labels``.
         on_labels: called with the new labels (N,) when the classifiers have been replaced.
         cache: of the images, where the run has one.
     """
@@ -96,6 +96,7 @@ class PseudoLabelRefresh(HookBase):
         self.cfg = cfg
         self.model = model
         self.items = items
+        self.tracklets = Tracklets.from_items(items)
         self.on_labels = on_labels
         self.cache = cache
         self.options = ClusterOptions.from_cfg(cfg)
@@ -195,7 +196,7 @@ class PseudoLabelRefresh(HookBase):
 
     def distances(self, features) -> scipy.sparse.csr_matrix:
         """Jaccard distances (N, N) of features (N, d) by the run's settings, as of `jaccard_distance`."""
-        return jaccard_distance(features, options=self.options, **self._search())
+        return jaccard_distance(features, options=self.options, **self._images())
 
     def _previous(self):
         return None if self.labels is None else self.labels.numpy()
@@ -208,6 +209,10 @@ class PseudoLabelRefresh(HookBase):
         return self.options.replace(eps=self.options.eps or (0.0 if estimate_again else self.eps))
 
     def _search(self) -> dict:
+        """Where the search runs and what is clustered: images, or tracklets of them."""
+        return {**self._images(), "tracklets": self.tracklets}
+
+    def _images(self) -> dict:
         """Where the search runs, and the cameras whose statistics are taken out of the features."""
         cameras = [item[2] for item in self.items] if self.cfg.SSKD.CLUSTER.CAMERA_STATISTICS else None
         return {"device": self.model.device, "cameras": cameras}
@@ -227,6 +232,12 @@ class PseudoLabelRefresh(HookBase):
             scalars["recall"] = result.recall
         if report.changed_share is not None:
             scalars["changed_share"] = report.changed_share
+        if result.tracklets is not None:
+            scalars.update(
+                tracklets=result.tracklets.tracklets,
+                tracklets_joined=result.tracklets.joined,
+                tracklets_split=result.tracklets.split,
+            )
         scalars.update({f"seconds_{stage}": value for stage, value in seconds.items()})
         known = [i for i, item in enumerate(self.items) if item[1] is not None]
         identities = [self.items[i][1] for i in known]
@@ -254,6 +265,11 @@ class PseudoLabelRefresh(HookBase):
             + "".join(f" {k} {v:.3f}" for k, v in agreement.items())
             + ")",
         )
+        if result.tracklets is not None:
+            logger.info(
+                "%d tracklets: %d joined with others, %d split off from one that overlaps in time",
+                *dataclasses.astuple(result.tracklets),
+            )
         if sharpness:
             logger.info(
                 "soft labels: "
