@@ -67,6 +67,7 @@ def refresh(args: argparse.Namespace) -> None:
     tracklets = Tracklets.from_items(items)
     together = Tracklets(tracklets.of_image, tracklets.scene, tracklets.first * 0 + 1, tracklets.last * 0)
     columns = "pairs, of, clusters, noise, purity, BCubed precision, recall, F, AMI, joined, split, seconds"
+    pseudo_labels(features[:500], k1=5, rho=0.01)  # imports and compilation
     print("|", columns.replace(", ", " | "), "|\n" + "|---" * len(columns.split(", ")) + "|")
     for pairs in args.pairs:
         options = ClusterOptions.from_cfg(cfg).replace(pairs_per_image=pairs)

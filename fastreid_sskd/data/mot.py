@@ -48,7 +48,7 @@ def read_boxes(path: str) -> list[Box]:
             if box is None:
                 raise ValueError(
                     f"{path!r}, row {row}: {line.strip()[:80]!r} is not frame,id,left,top,width,height,... "
-                    "with a frame and an id of 0 or more and a box of finite size above 0: correct or remove it"
+                    "with frame and id of 0 or more and a box of finite size above 0: correct or remove it"
                 )
             if (box.frame, box.track) in seen:
                 raise ValueError(
