@@ -71,9 +71,16 @@ def refresh(args: argparse.Namespace) -> None:
     print("|", columns.replace(", ", " | "), "|\n" + "|---" * len(columns.split(", ")) + "|")
     for pairs in args.pairs:
         options = ClusterOptions.from_cfg(cfg).replace(pairs_per_image=pairs)
-        for name, groups in (("images", None), ("tracklets", tracklets), ("tracklets, no time", together)):
+        each = len(tracklets) / len(items)
+        fewer = options.replace(k1=max(2, round(options.k1 * each)), k2=max(1, round(options.k2 * each)))
+        for name, groups, settings in (
+            ("images", None, options),
+            ("tracklets", tracklets, options),
+            ("tracklets, no time", together, options),
+            (f"tracklets, K1 {fewer.k1}, K2 {fewer.k2}", tracklets, fewer),
+        ):
             start = time.process_time()
-            found = pseudo_labels(features, options, tracklets=groups)
+            found = pseudo_labels(features, settings, tracklets=groups)
             seconds = time.process_time() - start
             clustered = found.labels >= 0
             cells = Counter(zip(found.labels[clustered], identities[clustered]))
