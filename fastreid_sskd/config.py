@@ -311,7 +311,7 @@ KEYS: tuple[Key, ...] = (
         resume="continue", read_by="radius"),
     Key("SSKD.CLUSTER.MIN_SAMPLES", 4,
         "images within eps, itself included, that make an image the core of a cluster; hdbscan, infomap: "
-        "smallest cluster [images]",
+        "smallest cluster [images; hdbscan: tracklets, where there are tracks]",
         _at_least(1, "a number of images"), read_by="neighbors"),
     Key("SSKD.CLUSTER.MAX_NOISE_SHARE", 0.9,
         "limit of the share of images without a cluster, in [0, 1]; 1: none",
