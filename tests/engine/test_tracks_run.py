@@ -44,7 +44,8 @@ def config(crops, output, *opts):
     return tiny_adaptation(
         output, "DATASETS.NAMES", "('CropFolder',)", "DATASETS.TESTS", "()", "SSKD.SOURCE.SKIP", "True",
         "SSKD.FOLDERS.CropFolder.TRAIN", str(crops), "SSKD.FOLDERS.CropFolder.CAMERA", CAMERA,
-        "SSKD.FOLDERS.CropFolder.TRACK", TRACK, "SSKD.CLUSTER.PAIRS_PER_IMAGE", "10.0", *opts,
+        "SSKD.FOLDERS.CropFolder.TRACK", TRACK, "SSKD.CLUSTER.PAIRS_PER_IMAGE", "10.0",
+        "SSKD.SELECT_BY", "silhouette", *opts,
     )  # fmt: skip
 
 
@@ -67,6 +68,8 @@ def test_from_a_trackers_results_to_adapted_peers(whole):
     for turn in np.arange(36).reshape(12, PEOPLE):  # three who are seen together
         seen = [label for label in of_tracklet[turn] if label >= 0]
         assert tracklets.overlap(turn[0], turn[1:]).all() and len(set(seen)) == len(seen)
+    record = load_checkpoint(f"{whole.OUTPUT_DIR}/model_final.pth")["record"]
+    assert 0 < record["selected"]["score"] < 1  # the clusters of tracklets, by the distances of images
     assert [entry["tracklets"] for entry in refresh["history"]] == [36, 36]
     assert any(">tracklets<" in figure for figure in refresh_figures(read_run_files(whole.OUTPUT_DIR)))
 
