@@ -69,6 +69,8 @@ EXTRAS_REQUIRE = {
     "test": ["pytest>=7.3", "pytest-xdist>=3.5", "pytorch-metric-learning>=2.3", "ruff>=0.17,<0.18"],
     # MODEL.BACKBONE.NAME build_timm_backbone; safetensors, which it requires, reads such files of weights
     "timm": ["timm>=1.0", "safetensors>=0.4"],
+    # tools/crops_from_tracks.py --frames VIDEO
+    "video": ["opencv-python-headless>=4.8"],
     # the map in the report of a run by UMAP, not PCA
     "umap": ["umap-learn>=0.5.4"],
     # what some parts of the host import when they are used: weights from the network, CUHK03, its visualiser
@@ -77,7 +79,7 @@ EXTRAS_REQUIRE = {
 # Every extra has a test.
 EXTRAS_REQUIRE["test"] += [
     requirement
-    for extra in ("onnx", "openvino", "report", "parquet", "infomap", "umap", "timm", "host")
+    for extra in ("onnx", "openvino", "report", "parquet", "infomap", "umap", "timm", "video", "host")
     for requirement in EXTRAS_REQUIRE[extra]
 ]
 

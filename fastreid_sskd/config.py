@@ -213,6 +213,9 @@ KEYS: tuple[Key, ...] = (
         "the first sub-folder"),
     Key("SSKD.FOLDERS.CropFolder.IDENTITY", "",
         "identity, likewise; only query, gallery and a source need it"),
+    Key("SSKD.FOLDERS.CropFolder.TRACK", "",
+        'tracklet under a camera, likewise; "": none. Groups (?P<frame>) and (?P<clip>): the frame and '
+        "the recording that it counts in"),
     Key("SSKD.FOLDERS.CropFolder.JUNK", "",
         'images that take no place in a ranking, by a regular expression; "": names or sub-folders that '
         "begin with -1"),
@@ -297,7 +300,7 @@ KEYS: tuple[Key, ...] = (
         resume="continue", read_by="radius"),
     Key("SSKD.CLUSTER.MIN_SAMPLES", 4,
         "images within eps, itself included, that make an image the core of a cluster; hdbscan, infomap: "
-        "smallest cluster [images]",
+        "smallest cluster [images; hdbscan: tracklets, where there are tracks]",
         _at_least(1, "a number of images"), read_by="neighbors"),
     Key("SSKD.CLUSTER.MAX_NOISE_SHARE", 0.9,
         "limit of the share of images without a cluster, in [0, 1]; 1: none",

@@ -142,7 +142,10 @@ class PairDistances:
 
     def within(self, limit: float) -> PairDistances:
         """The pairs at distances <= limit, compared in float32."""
-        kept = self.distance <= np.float32(limit)
+        return self.where(self.distance <= np.float32(limit))
+
+    def where(self, kept: np.ndarray) -> PairDistances:
+        """The pairs that a mask (P,) keeps."""
         return PairDistances(self.i[kept], self.j[kept], self.distance[kept], self.num_images)
 
     def symmetric(self, max_distance: float | None = None) -> scipy.sparse.csr_matrix:

@@ -33,12 +33,14 @@ class ClusterProblem:
         pairs: Jaccard distances, each pair once; for a method that uses "radius" at least all those <= eps,
             for "distances" all below 1, for "features" None.
         eps: the radius; None for methods that have none.
+        sizes: (N,) int, images of each row, where rows are tracklets; None: one each.
     """
 
     rows: UnitRows
     pairs: PairDistances | None
     eps: float | None
     options: ClusterOptions
+    sizes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,16 @@ def numbered(labels: np.ndarray) -> np.ndarray:
 
 @register_clustering("dbscan")
 def _dbscan(problem: ClusterProblem) -> np.ndarray:
-    return dbscan(problem.pairs.symmetric(problem.eps), problem.eps, problem.options.min_samples)
+    distance = problem.pairs.symmetric(problem.eps)
+    return dbscan(distance, problem.eps, problem.options.min_samples, problem.sizes)
 
 
-def dbscan(distance: scipy.sparse.spmatrix | np.ndarray, eps: float, min_samples: int = 4) -> np.ndarray:
+def dbscan(
+    distance: scipy.sparse.spmatrix | np.ndarray,
+    eps: float,
+    min_samples: int = 4,
+    sizes: np.ndarray | None = None,
+) -> np.ndarray:
     """DBSCAN (Ester et al., KDD 1996) of distances, with the labels of scikit-learn's.
 
     Args:
@@ -117,6 +125,7 @@ def dbscan(distance: scipy.sparse.spmatrix | np.ndarray, eps: float, min_samples
         eps: largest distance of neighbors, > 0, compared in the dtype of the distances. It does not bound the
             distance of two images of one cluster.
         min_samples: a core image has at least this many neighbors, itself included.
+        sizes: (N,) int, how many each counts as; None: one.
 
     Returns:
         (N,) int64, 0..C-1 in the order of each cluster's first core image, -1 for noise. An image that is no
@@ -138,7 +147,8 @@ def dbscan(distance: scipy.sparse.spmatrix | np.ndarray, eps: float, min_samples
 
     if scipy.sparse.issparse(distance):
         distance = sort_graph_by_row_values(distance.tocsr(), copy=True, warn_when_not_sorted=False)
-    return DBSCAN(eps=float(eps), min_samples=min_samples, metric="precomputed").fit_predict(distance)
+    model = DBSCAN(eps=float(eps), min_samples=min_samples, metric="precomputed")
+    return model.fit_predict(distance, sample_weight=sizes)
 
 
 # ---- hdbscan -------------------------------------------------------------------------------------
@@ -286,6 +296,7 @@ def infomap(problem: ClusterProblem) -> np.ndarray:
     modules = result.modules() if hasattr(result, "modules") else search.get_modules()
     for image, module in dict(modules).items():
         labels[image] = module
-    sizes = np.bincount(labels[labels >= 0])
-    labels[(labels >= 0) & (sizes[labels] < problem.options.min_samples)] = NOISE
+    found = labels >= 0
+    sizes = np.bincount(labels[found], None if problem.sizes is None else problem.sizes[found])
+    labels[found & (sizes[labels] < problem.options.min_samples)] = NOISE
     return numbered(labels)

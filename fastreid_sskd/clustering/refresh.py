@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,6 +30,10 @@ from .jaccard import list_sizes, pairs_from_neighbors
 from .methods import ClusterProblem, check_num_clusters, find_method, import_infomap
 from .neighbors import Candidates, Shard, find_candidates, lists_from_candidates
 from .options import ClusterOptions
+from .tracklets import Apart, TrackletReport
+
+if TYPE_CHECKING:
+    from ..data.tracklets import Tracklets
 
 logger = logging.getLogger("fastreid.sskd.clustering")
 
@@ -47,6 +52,7 @@ class PseudoLabels:
         cpu_seconds: CPU seconds of this process per stage, all threads together.
         recall: of an approximate k-NN search, measured on a sample; None where the search was exact.
         sweep: the radii that eps was chosen from, where it was; else empty.
+        tracklets: what was done with tracklets; None where images were clustered.
     """
 
     labels: np.ndarray
@@ -57,6 +63,7 @@ class PseudoLabels:
     cpu_seconds: dict[str, float]
     recall: float | None = None
     sweep: tuple[Radius, ...] = ()
+    tracklets: TrackletReport | None = None
 
 
 def pseudo_labels(
@@ -65,6 +72,7 @@ def pseudo_labels(
     *,
     device: str | torch.device | None = None,
     cameras: Sequence | None = None,
+    tracklets: Tracklets | None = None,
     previous: np.ndarray | None = None,
     candidates: Candidates | None = None,
     **settings,
@@ -76,6 +84,10 @@ def pseudo_labels(
         options: of the method when None; `settings` change single ones, as in the example.
         cameras: (N,) names, whose mean and deviation are taken out of the features that are clustered; the
             centroids are those of the features as they come. See `UnitRows.without_camera_statistics`.
+        tracklets: of the images. Their mean features are clustered, those that overlap in time are kept
+            apart (see `Apart`), and an image has the label of its tracklet. rho, also that of
+            pairs_per_image, is a ratio of their pairs; min_samples of dbscan and infomap counts images, other
+            options count tracklets.
         previous: (N,) labels of the last refresh, for the report's changed share.
         candidates: of a k-NN search in several processes: `merge_shards` of each one's `search_neighbors`, of
             the same features and options; the labels are those of a search made here.
@@ -93,11 +105,15 @@ def pseudo_labels(
     """
     options = (options or ClusterOptions()).replace(**settings)
     check_options(options)
+    if tracklets is not None:  # the same ratio of all pairs, whether they are of images or of tracklets
+        share = (len(tracklets) - 1) / max(len(tracklets.of_image) - 1, 1)
+        options = options.replace(pairs_per_image=options.pairs_per_image * share)
     method = find_method(options.method)
     clock, pairs, recall = _Clock(), None, None
     with clock.stage(options.method if method.uses == "features" else "knn"):
         given = UnitRows.from_features(features, device)
-        rows = given if cameras is None else given.without_camera_statistics(cameras)
+        rows = _clustered_rows(given, cameras, tracklets)
+    label = method.label if tracklets is None else Apart(method.label, tracklets)
     if method.uses != "features":
         with clock.stage("knn"):
             sizes = list_sizes(len(rows), options)
@@ -112,17 +128,33 @@ def pseudo_labels(
                 rows, neighbors, sizes, **_pairs_needed(options, method.uses, len(rows))
             )
             del neighbors
-    problem = ClusterProblem(rows, pairs, None, options)
+    sizes = None if tracklets is None else np.bincount(tracklets.of_image)
+    problem = ClusterProblem(rows, pairs, None, options, sizes)
     eps, radii = None, ()
     if method.uses == "radius":
         with clock.stage("eps"):
-            eps, radii = _radius(problem, method.label)
+            eps, radii = _radius(problem, label)
     with clock.stage(options.method):
-        labels = method.label(replace(problem, eps=eps))
+        labels = label(replace(problem, eps=eps))
+    of_tracklets = None
+    if tracklets is not None:
+        of_tracklets = TrackletReport.from_labels(labels, label.split)
+        labels = labels[tracklets.of_image]
     with clock.stage("centroids"):
         centroids = _centroids_like(features, given, labels)
     report = ClusterReport.from_labels(labels, eps, previous)
-    return PseudoLabels(labels, centroids, eps, report, clock.seconds, clock.cpu_seconds, recall, radii)
+    return PseudoLabels(
+        labels, centroids, eps, report, clock.seconds, clock.cpu_seconds, recall, radii, of_tracklets
+    )
+
+
+def _clustered_rows(rows: UnitRows, cameras: Sequence | None, tracklets: Tracklets | None) -> UnitRows:
+    """What is clustered: the rows of images, or of tracklets the mean of their images' rows."""
+    if cameras is not None:
+        rows = rows.without_camera_statistics(cameras)
+    if tracklets is not None:
+        rows = UnitRows.from_features(_centroids_like(rows.tensor, rows, tracklets.of_image))
+    return rows
 
 
 def _pairs_needed(options: ClusterOptions, uses: str, count: int) -> dict:
@@ -157,6 +189,7 @@ def search_neighbors(
     *,
     device: str | torch.device | None = None,
     cameras: Sequence | None = None,
+    tracklets: Tracklets | None = None,
     **settings,
 ) -> Candidates:
     """One process's shard of the k-NN search of `pseudo_labels`, for `merge_shards`.
@@ -164,7 +197,7 @@ def search_neighbors(
     Every process gives all N rows, and what `pseudo_labels` is called with; its shard is its own.
     """
     options = (options or ClusterOptions()).replace(**settings)
-    rows = UnitRows.from_features(features, device, cameras)
+    rows = _clustered_rows(UnitRows.from_features(features, device), cameras, tracklets)
     sizes = list_sizes(len(rows), options)
     return find_candidates(rows, sizes.search, options, shard=shard, need_smallest=sizes.need_smallest)
 
@@ -180,7 +213,7 @@ def labels_again(
     """
     centroids = _centroids_like(features, UnitRows.from_features(features), labels)
     report = ClusterReport.from_labels(labels, None, previous=labels)
-    return replace(collapsed, labels=labels, centroids=centroids, eps=None, report=report)
+    return replace(collapsed, labels=labels, centroids=centroids, eps=None, report=report, tracklets=None)
 
 
 class _Clock:

@@ -5,10 +5,11 @@ from .items import training_items
 from .loaders import SourceLoader, TargetLoader, adaptation_loader, extraction_loader
 from .samplers import Draw, IdentityBatches, ShuffledBatches
 from .synthetic import SyntheticSource, SyntheticTarget
+from .tracklets import Tracklets
 from .views import CropCache, MultiViewDataset
 
 __all__ = [
     "CropCache", "CropFolder", "Draw", "IdentityBatches", "Item", "MultiViewDataset", "ShuffledBatches",
-    "SourceLoader", "SyntheticSource", "SyntheticTarget", "TargetLoader", "adaptation_loader",
+    "SourceLoader", "SyntheticSource", "SyntheticTarget", "TargetLoader", "Tracklets", "adaptation_loader",
     "extraction_loader", "training_items",
 ]  # fmt: skip

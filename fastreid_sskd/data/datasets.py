@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from fastreid.data.datasets.bases import ImageDataset
 
@@ -18,10 +18,23 @@ IMAGE_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".web
 _OF_THE_SYSTEM = ("desktop.ini", "thumbs.db")  # written by Windows into folders of images
 _SETTINGS = {
     "TRAIN": "train_folder", "QUERY": "query_folder", "GALLERY": "gallery_folder", "CAMERA": "camera",
-    "IDENTITY": "identity", "JUNK": "junk",
+    "IDENTITY": "identity", "TRACK": "track", "JUNK": "junk",
 }  # fmt: skip
+_OF_TIME = ("clip", "frame")  # groups of TRACK that do not name the track
 _NOBODY = -1  # a person of the gallery whom no query shows
-Item = tuple[str, object, object]  # path, identity (None: unknown), camera
+#: path, identity (None: unknown), camera; of training images with tracks a fourth, their :class:`Track`
+Item = tuple
+
+
+class Track(NamedTuple):
+    """The tracklet of an image: tracks are numbered, and frames counted, within a clip of a camera.
+
+    ``frame`` is None where frames are not known.
+    """
+
+    name: str
+    clip: str = ""
+    frame: int | None = None
 
 
 class CropFolder(ImageDataset):
@@ -44,6 +57,11 @@ class CropFolder(ImageDataset):
     training. By default these are files and sub-folders whose name begins with -1, the false detections of
     Market-1501.
 
+    ``track`` says likewise which training images are of one tracklet of a camera, and so of one person. Its
+    group ``(?P<frame>\d+)``, where it has one, is the frame, by which tracklets overlap in time. Its group
+    ``(?P<clip>...)`` is the recording within which tracks are numbered and frames counted, if a camera has
+    several: ``^(?:(?P<clip>.*)/)?.*_t(\d+)_f(?P<frame>\d+)`` reads ``monday/gate_t000012_f000451.jpg``.
+
     The config's ``SSKD.FOLDERS`` does it without code. Training images carry identities (None where
     ``identity`` finds none) and cameras as text prefixed with ``dataset_name``. Query and gallery carry them
     as numbers; they need ``identity``. A gallery image that it does not match shows somebody whom no query
@@ -65,6 +83,7 @@ class CropFolder(ImageDataset):
     gallery_folder: str = ""
     camera: str = ""
     identity: str = ""
+    track: str = ""
     junk: str = r"(?:^|/)-1(?!\d)"
     dataset_name: str = "crops"
     _junk_pids: ClassVar[list[int]] = [_NOBODY]
@@ -99,7 +118,40 @@ class CropFolder(ImageDataset):
             len(people) - people.count(None),
             len(set(people) - {None}),
         )
-        return list(zip(paths.values(), people, (prefix + camera for camera in cameras)))
+        cameras = [prefix + camera for camera in cameras]
+        tracks = self._tracks(paths, cameras)
+        return list(zip(paths.values(), people, cameras, *([tracks] if tracks else [])))
+
+    def _tracks(self, paths: Mapping[str, str], cameras: Sequence[str]) -> list[Track]:
+        """The track of every path; [] without the expression."""
+        names = self._names("TRACK", paths)
+        if not names:
+            return []
+        matches = self._found("TRACK", paths)
+        clips, frames = (
+            [match[group] if group in match.re.groupindex else None for match in matches]
+            for group in _OF_TIME
+        )
+        wrong = [frame for frame in frames if not (frame or "0").isdecimal()]
+        if wrong or None in frames and any(frames):
+            path = list(paths)[frames.index(wrong[0] if wrong else None)]
+            raise ValueError(
+                f"{self._key('TRACK')} {self.track!r} finds no number for the frame of {path!r}: correct its "
+                r"group (?P<frame>\d+)"
+            )
+        tracks = [
+            Track(name, clip or "", int(frame) if frame else None)
+            for name, clip, frame in zip(names, clips, frames)
+        ]
+        sizes = Counter((camera, *track[:2]) for camera, track in zip(cameras, tracks))
+        logger.info(
+            "%s: %d tracklets, %d of them of one image%s",
+            self.dataset_name,
+            len(sizes),
+            list(sizes.values()).count(1),
+            "" if any(frames) else "; no group (?P<frame>) says which of them overlap in time",
+        )
+        return tracks
 
     def _test(self) -> tuple[list[tuple], list[tuple]]:
         if not self.identity:
@@ -171,7 +223,8 @@ class CropFolder(ImageDataset):
         if not getattr(self, _SETTINGS[setting]):
             return []
         matches = self._found(setting, paths)
-        groups = [match.groups() or (match[0],) if match else () for match in matches]
+        aside = _OF_TIME if setting == "TRACK" else ()
+        groups = [_groups(match, aside) if match else () for match in matches]
         names = [next((name for name in found if name), None) for found in groups]
         if needed and None in names:
             raise ValueError(self._nothing_found(setting, paths, names))
@@ -191,8 +244,8 @@ def folder_class(name: str, settings: Mapping[str, str]) -> type[CropFolder]:
 
     Args:
         name: of the node, and so of the data set.
-        settings: TRAIN, QUERY, GALLERY (folders), CAMERA, IDENTITY and JUNK (regular expressions); what is
-            missing or empty is as in :class:`CropFolder`.
+        settings: TRAIN, QUERY, GALLERY (folders), CAMERA, IDENTITY, TRACK and JUNK (regular expressions);
+            what is missing or empty is as in :class:`CropFolder`.
 
     Raises:
         TypeError: if it is no node.
@@ -208,6 +261,14 @@ def folder_class(name: str, settings: Mapping[str, str]) -> type[CropFolder]:
         )
     attributes = {_SETTINGS[key]: value for key, value in settings.items() if value}
     return type(name, (CropFolder,), {**attributes, "dataset_name": name})
+
+
+def _groups(match: re.Match, aside: Sequence[str]) -> Sequence[str | None]:
+    """What the groups have found, those aside left out; without any group, the whole match."""
+    out = {match.re.groupindex.get(name) for name in aside}
+    return (
+        [match[i] for i in range(1, match.re.groups + 1) if i not in out] if match.re.groups else [match[0]]
+    )
 
 
 def _numbers(names: Sequence) -> dict:

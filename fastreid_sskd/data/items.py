@@ -60,8 +60,8 @@ def training_items(
             )
         if len(names) > 1:
             train = [
-                (path, who if who is None else f"{name}:{who}", f"{name}:{camera}")
-                for path, who, camera in train
+                (path, who if who is None else f"{name}:{who}", f"{name}:{camera}", *track)
+                for path, who, camera, *track in train
             ]
         items.extend(train)
     return items

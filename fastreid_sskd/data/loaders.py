@@ -15,6 +15,7 @@ from ..processes import share_of, stop_if_asked
 from .datasets import Item
 from .items import source_items, test_items, training_items
 from .samplers import IdentityBatches, ShuffledBatches, derive_seed, seeded
+from .tracklets import Tracklets
 from .views import CropCache, MultiViewDataset, build_view_transforms, open_cache
 
 __all__ = [
@@ -30,7 +31,8 @@ class TargetLoader:
 
     Args:
         cfg: the run's config.
-        items: (path, identity, camera) of the target's N images; the identities are not read.
+        items: (path, identity, camera) of the target's N images, and their track where they have one; the
+            identities are not read.
 
     Attributes:
         cache: of the decoded images, None without; for :func:`extraction_loader`.
@@ -39,6 +41,8 @@ class TargetLoader:
     def __init__(self, cfg: CfgNode, items: Sequence[Item]):
         self.cfg = cfg
         self.cameras = [item[2] for item in items]
+        tracklets = Tracklets.from_items(items)
+        self.tracklets = None if tracklets is None else tracklets.of_image
         (self._views,), self.cache = _view_loaders(cfg, items, num_views=cfg.SSKD.NUM_PEERS)
 
     def epoch(self, labels: Sequence[int], seed: int, start: int = 0) -> "Epoch":
@@ -51,7 +55,7 @@ class TargetLoader:
         """
         cfg = self.cfg
         batches = IdentityBatches(
-            labels, self.cameras, batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            labels, self.cameras, self.tracklets, batch_size=cfg.SOLVER.IMS_PER_BATCH,
             num_instances=cfg.DATALOADER.NUM_INSTANCE, num_batches=cfg.SSKD.ITERS_PER_EPOCH, seed=seed,
         )  # fmt: skip
         return self._views.epoch(batches, start)

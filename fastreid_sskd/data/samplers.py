@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -76,12 +77,15 @@ class IdentityBatches(_Batches):
 
     The identities come in random permutations. The first image of an identity is drawn at random, the others
     from other cameras where there are any, else from the same camera; without replacement unless there are
-    too few. The rest of a permutation that does not fill a batch is dropped. With fewer than P identities a
+    too few. With tracklets the others are drawn one from each tracklet in turn, those of other cameras first
+    in every turn and the first image's tracklet from the second turn on, all again if there are too few. The
+    rest of a permutation that does not fill a batch is dropped. With fewer than P identities a
     batch takes several permutations. Images with label -1 are never drawn.
 
     Args:
         labels: (N,) identity of each image, -1 for none.
         cameras: (N,) any hashable camera names.
+        tracklets: (N,) the tracklet of each image, numbered from 0; None without.
         batch_size: images of all ranks, a multiple of ``num_instances``.
         num_instances: images per identity.
         num_batches: length of an epoch.
@@ -92,8 +96,8 @@ class IdentityBatches(_Batches):
     """
 
     def __init__(
-        self, labels: Sequence[int], cameras: Sequence, *, batch_size: int, num_instances: int,
-        num_batches: int, seed: int,
+        self, labels: Sequence[int], cameras: Sequence, tracklets: np.ndarray | None = None, *,
+        batch_size: int, num_instances: int, num_batches: int, seed: int,
     ):  # fmt: skip
         check_batch(batch_size, num_instances)
         super().__init__(np.asarray(labels), batch_size, num_batches, seed)
@@ -107,6 +111,7 @@ class IdentityBatches(_Batches):
         if not self.members:
             raise ValueError("no image has a label: all pseudo-labels are noise")
         self.num_instances = num_instances
+        self.tracklets = tracklets
 
     def _images(self, rng: np.random.Generator) -> Iterator[list[int]]:
         wanted = self.batch_size // self.num_instances
@@ -122,6 +127,8 @@ class IdentityBatches(_Batches):
     def _images_of(self, identity: int, rng: np.random.Generator) -> list[int]:
         members = self.members[identity]
         first = rng.choice(members)
+        if self.tracklets is not None:
+            return [first, *self._by_tracklets(first, members, rng)]
         others = members[self.cameras[members] != self.cameras[first]]
         if not len(others):
             others = members[members != first]
@@ -129,6 +136,16 @@ class IdentityBatches(_Batches):
             others = members
         wanted = self.num_instances - 1
         return [first, *rng.choice(others, size=wanted, replace=len(others) < wanted)]
+
+    def _by_tracklets(self, first: int, members: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        drawn = np.concatenate([[first], rng.permutation(members[members != first])])
+        turn, seen = np.empty_like(drawn), Counter()
+        for at, tracklet in enumerate(self.tracklets[drawn].tolist()):
+            turn[at] = seen[tracklet]
+            seen[tracklet] += 1
+        order = np.lexsort((self.cameras[drawn] == self.cameras[first], turn))
+        others = drawn[order[order != 0]] if len(drawn) > 1 else drawn
+        return np.resize(others, self.num_instances - 1)  # begins again where there are too few
 
 
 class ShuffledBatches(_Batches):

@@ -28,7 +28,7 @@ from ..clustering import (
     pseudo_labels,
     sparse_silhouette,
 )
-from ..data import CropCache, Item, extraction_loader
+from ..data import CropCache, Item, Tracklets, extraction_loader
 from ..evaluation.features import extract_features
 from ..modeling import SSKD
 from ..precision import Precision
@@ -58,7 +58,8 @@ class PseudoLabelRefresh(HookBase):
     Args:
         cfg: the run's config.
         model: the peers.
-        items: (path, identity, camera) of the target's images.
+        items: (path, identity, camera) of the target's images, and their track where they have one: then
+            tracklets are clustered, see ``pseudo_labels``.
         on_labels: called with the new labels (N,) when the classifiers have been replaced.
         cache: of the images, where the run has one.
     """
@@ -68,6 +69,7 @@ class PseudoLabelRefresh(HookBase):
         cache: CropCache | None = None,
     ):  # fmt: skip
         self.cfg, self.model, self.items, self.on_labels, self.cache = cfg, model, items, on_labels, cache
+        self.tracklets = Tracklets.from_items(items)
         self.options = ClusterOptions.from_cfg(cfg)
         self.eps = 0.0
         self.labels = None
@@ -148,13 +150,17 @@ class PseudoLabelRefresh(HookBase):
 
     def distances(self, features) -> scipy.sparse.csr_matrix:
         """Jaccard distances (N, N) of features (N, d) by the run's settings, as of `jaccard_distance`."""
-        return jaccard_distance(features, options=self.options, **self._search())
+        return jaccard_distance(features, options=self.options, **self._images())
 
     def _options(self, estimate_again: bool = False) -> ClusterOptions:
         """The options, with the eps that was estimated before, unless it is to be estimated again."""
         return self.options.replace(eps=self.options.eps or (0.0 if estimate_again else self.eps))
 
     def _search(self) -> dict:
+        """Where the search runs and what is clustered: images, or tracklets of them."""
+        return {**self._images(), "tracklets": self.tracklets}
+
+    def _images(self) -> dict:
         """Where the search runs, and the cameras whose statistics are taken out of the features."""
         cameras = [item[2] for item in self.items] if self.cfg.SSKD.CLUSTER.CAMERA_STATISTICS else None
         return {"device": self.model.device, "cameras": cameras}
@@ -174,6 +180,12 @@ class PseudoLabelRefresh(HookBase):
             scalars["recall"] = result.recall
         if report.changed_share is not None:
             scalars["changed_share"] = report.changed_share
+        if result.tracklets is not None:
+            scalars.update(
+                tracklets=result.tracklets.tracklets,
+                tracklets_joined=result.tracklets.joined,
+                tracklets_split=result.tracklets.split,
+            )
         scalars.update({f"seconds_{stage}": value for stage, value in seconds.items()})
         known = [i for i, item in enumerate(self.items) if item[1] is not None]
         identities = [self.items[i][1] for i in known]
@@ -193,6 +205,11 @@ class PseudoLabelRefresh(HookBase):
             report.largest, report.median, changed, sum(seconds.values()),
             agrees and f" (diagnostics, unseen by training:{agrees})",
         )  # fmt: skip
+        if result.tracklets is not None:
+            logger.info(
+                "%d tracklets: %d joined with others, %d split off from one that overlaps in time",
+                *dataclasses.astuple(result.tracklets),
+            )
         if sharpness:
             found = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in sharpness.items())
             logger.info("soft labels: %s", found)

@@ -11,7 +11,7 @@ from fastreid.utils import comm
 from torch import nn
 
 from ..clustering import PseudoLabelError
-from ..data import SourceLoader, TargetLoader, training_items
+from ..data import SourceLoader, TargetLoader, Tracklets, training_items
 from ..data.items import source_items
 from ..data.samplers import check_training_batch, derive_seed
 from ..data.views import build_view_transforms
@@ -64,7 +64,9 @@ class AdaptationTrainer(Trainer):
                 "DATASETS.COMBINEALL would train on the target's query and gallery, which the result is "
                 "measured on: set it to False; a source may have it, in SSKD.SOURCE.CONFIG"
             )
-        check_clustering(cfg, len(training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)))
+        items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
+        tracklets = Tracklets.from_items(items)
+        check_clustering(cfg, len(items if tracklets is None else tracklets))
         build_view_transforms(cfg)
         return 0, cfg.SSKD.ITERS_PER_EPOCH
 

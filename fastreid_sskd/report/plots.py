@@ -94,7 +94,7 @@ def evaluation_figures(run: RunFiles, metrics: Iterable[str] = ("mAP", "Rank-1")
 
 
 def refresh_figures(run: RunFiles) -> list[Markup]:
-    """Draw clusters, noise, eps, label change and sizes of each refresh, and agreement with identities."""
+    """Draw clusters, noise, eps, label change, sizes, tracklets and agreement with identities by refresh."""
     titles = {
         "clusters": "clusters",
         "noise_share": "noise ratio",
@@ -105,6 +105,10 @@ def refresh_figures(run: RunFiles) -> list[Markup]:
     figures = [line_chart(title, {title: refresh.get(name, [])}) for name, title in titles.items()]
     sizes = {size: refresh.get(f"{size}_cluster", []) for size in ("largest", "median")}
     figures.append(line_chart("images in a cluster", sizes))
+    tracklets = {"joined with others": "tracklets_joined", "split off, overlap in time": "tracklets_split"}
+    figures.append(
+        line_chart("tracklets", {title: refresh.get(name, []) for title, name in tracklets.items()})
+    )
     agreement = {name.split("/")[1]: s for name, s in run.scalars.items() if name.startswith("diagnostics/")}
     figures.append(line_chart("agreement with identities, unseen by training", agreement))
     return _drawn(figures)

@@ -150,6 +150,35 @@ def test_one_camera_with_too_few_images_leaves_the_first_out():
         assert set(others) <= {0, 1, 2} - {first}
 
 
+# one cluster of two cameras: tracklets 0 (four images) and 1 (two) under "a", 2 (three) under "b"
+TRACKLETS = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2])
+
+
+def drawn(num_instances, tracklets=TRACKLETS, **options):
+    cameras = ["a" if tracklet < 2 else "b" for tracklet in tracklets]
+    sampler = IdentityBatches(
+        [0] * len(tracklets), cameras, tracklets, batch_size=num_instances, num_instances=num_instances,
+        num_batches=60, seed=0,
+    )  # fmt: skip
+    return [images for _, images in groups(sampler)]
+
+
+def test_a_cluster_is_drawn_from_all_its_tracklets():
+    for images in drawn(2):  # the second of another camera
+        assert {TRACKLETS[image] == 2 for image in images} == {False, True}
+    for images in drawn(3):
+        assert sorted(TRACKLETS[images]) == [0, 1, 2]
+    for images in drawn(6):  # everybody twice
+        assert sorted(TRACKLETS[images]) == [0, 0, 1, 1, 2, 2] and len(set(images)) == 6
+    assert {image for images in drawn(3) for image in images} == set(range(9))
+
+
+def test_tracklets_of_too_few_images_begin_again():
+    for images in drawn(12):
+        assert set(images) == set(range(9)) and images[0] not in images[1:]
+    assert drawn(4, np.array([0])) == [[0] * 4] * 60
+
+
 def test_first_image_is_uniform():
     cameras = ["a", "a", "a", "a", "a", "a", "b", "c"]  # uniform over images, not over cameras
     firsts = Counter(
