@@ -12,12 +12,14 @@ fast-reid's checkpoint through fast-reid, the graph through onnxruntime. ONNX ne
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 
 # Waiting OpenMP threads that spin take the cores from everything else: 4-10 times slower beside other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from fastreid_sskd.answers import exported_threshold
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.export import deployed, export_baseline, export_onnx
@@ -46,12 +48,19 @@ def main() -> int:
     )
     parser.add_argument("--unit-length", action="store_true", help="onnx: divide features by their length")
     parser.add_argument(
+        "--false-match-rate", type=float, metavar="RATE",
+        help="onnx: estimate the cosine from which two images are one person, e.g. at 1e-3, for the metadata",
+    )  # fmt: skip
+    parser.add_argument(
         "opts", nargs=argparse.REMAINDER, default=[], help="overrides: MODEL.WEIGHTS FILE, KEY value ..."
     )
     args = parser.parse_args()
-    if args.format == "fastreid" and (args.pixels != "inside" or args.unit_length):
+    if args.format == "fastreid" and (
+        args.pixels != "inside" or args.unit_length or args.false_match_rate is not None
+    ):
         parser.error(
-            "--pixels and --unit-length are for --format onnx: a fast-reid Baseline does as its config says"
+            "--pixels, --unit-length and --false-match-rate are for --format onnx: a fast-reid "
+            "Baseline does as its config says"
         )
 
     with checking(RuntimeError, TypeError):
@@ -60,6 +69,11 @@ def main() -> int:
         check = check_baseline_files if args.format == "fastreid" else check_onnx_file
         check(args.output, [args.config_file, cfg.MODEL.WEIGHTS, *cfg.SSKD.PEERS])
         model = load_trained(cfg)
+        same_person = {}
+        if args.false_match_rate is not None:
+            threshold = exported_threshold(cfg, model, args.peer, args.false_match_rate)
+            same_person = {"same_person": dataclasses.asdict(threshold)}
+            print(threshold)
         if args.format == "fastreid":
             yml, error = export_baseline(cfg, model, args.output, args.peer)
             print(f"{args.output} and {yml}: fast-reid gives the same features to {error:.1e}")
@@ -72,6 +86,7 @@ def main() -> int:
                 "pixel_values": "0..255" if inside else "normalised: (value - pixel_mean) / pixel_std",
                 "pixel_mean": list(cfg.MODEL.PIXEL_MEAN), "pixel_std": list(cfg.MODEL.PIXEL_STD),
                 "peer": args.peer, "weights": os.path.basename(cfg.MODEL.WEIGHTS),
+                **same_person,
             })  # fmt: skip
             print(f"{args.output}: onnxruntime gives the same features to {error:.1e}")
     return 0

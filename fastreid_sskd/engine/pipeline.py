@@ -130,10 +130,17 @@ def evaluate_start(cfg: CfgNode, weights: Sequence[str], *, batch_norm: bool = F
     return evaluate_peers(cfg, model)
 
 
-def image_features(cfg: CfgNode, model: nn.Module, paths: Sequence[str]) -> np.ndarray:
-    """Compute features (N, d) of N >= 1 images, float32 of unit length, as the model's evaluation does."""
+def image_features(
+    cfg: CfgNode, model: nn.Module, paths: Sequence[str], answer: str = "", flip: bool | None = None
+) -> np.ndarray:
+    """Compute features (N, d) of N >= 1 images, float32 of unit length, as the model's evaluation does.
+
+    Args:
+        answer: another teacher than that of ``SSKD.EVAL_WITH``. flip: other than ``TEST.FLIP.ENABLED``.
+    """
     loader = extraction_loader(cfg, [(path, 0, 0) for path in paths])
-    return F.normalize(encode_images(Encoder(model), loader, flip=cfg.TEST.FLIP.ENABLED), dim=1).numpy()
+    flip = cfg.TEST.FLIP.ENABLED if flip is None else flip
+    return F.normalize(encode_images(Encoder(model, answer), loader, flip=flip), dim=1).numpy()
 
 
 def predict(cfg: CfgNode, folder: str) -> tuple[list[str], np.ndarray]:
