@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""What a trained model answers on images without labels: features, nearest images, the same person, clusters.
+r"""What a trained model answers on images without labels: features, who is the same person, clusters.
 
     tools/predict.py C --images CROPS --output features.parquet W          # features in a file
     tools/predict.py C --images CROPS --query person.jpg --picture found.png W
@@ -11,7 +11,7 @@ r"""What a trained model answers on images without labels: features, nearest ima
 C is --config-file runs/sskd_m2d/config.yaml and W MODEL.WEIGHTS runs/sskd_m2d/model_final.pth. Works with
 SSKD, source and plain fast-reid configs. Without --images and --gallery the images are those of the config's
 first test set (else of its target); then the true threshold is printed beside an estimated one. .parquet
-needs pip install "fastreid-sskd[parquet]". Exit status 2: refused, nothing is written.
+needs pip install "fastreid-sskd[parquet]". Exit status 2: refused; no file is half-written.
 """
 
 import argparse
@@ -88,8 +88,9 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--false-match-rate lies between 0 and 1, e.g. 1e-3, got {args.false_match_rate:g}")
     if args.threshold is not None and not -1 <= args.threshold <= 1:
         parser.error(f"--threshold is a cosine between -1 and 1, got {args.threshold:g}")
-    for given, needs in (("camera", "images"), ("copy", "clusters"), ("rerank", "query"), ("matches", "query"),
-                         ("picture", "query"), ("threshold", "query")):  # fmt: skip
+    needed = {"camera": "images", "copy": "clusters"}
+    needed |= dict.fromkeys(("rerank", "matches", "picture", "threshold"), "query")
+    for given, needs in needed.items():
         if getattr(args, given) not in (None, "", False) and not getattr(args, needs):
             parser.error(f"--{given} goes with --{needs}")
     return args
@@ -227,9 +228,9 @@ def main() -> int:
             return image_features(cfg, model, paths)
 
         gallery, new = open_gallery(args, items, encode)
-        threshold = find_threshold(args, cfg, items, gallery)
-        if new:
+        if new:  # first: its features are the work
             gallery.write(args.gallery)
+        threshold = find_threshold(args, cfg, items, gallery)
         if queries:
             answer_queries(args, cfg, queries, encode(queries), gallery, threshold)
         if args.clusters:
