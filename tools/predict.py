@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
         "--config-file", required=True, help="of the model: config.yaml in the output folder of its run"
     )
     parser.add_argument("--images", metavar="FOLDER", help="searched with its sub-folders")
-    parser.add_argument("--camera", default="", metavar="EXPRESSION", help="as SSKD.FOLDERS.<NAME>.CAMERA")
+    parser.add_argument("--camera", metavar="EXPRESSION", help="as SSKD.FOLDERS.<NAME>.CAMERA")
     parser.add_argument("--gallery", metavar="FILE", help=".npz that keeps features; --images are added")
     parser.add_argument("--output", metavar="FILE", help="features: .npy, .npz or .parquet")
     parser.add_argument("--query", metavar="IMAGE", help="find the images nearest to it, or to a folder's")
@@ -77,8 +77,8 @@ def parse_arguments() -> argparse.Namespace:
         "opts", nargs=argparse.REMAINDER, default=[], help="overrides: MODEL.WEIGHTS FILE, KEY value ..."
     )
     args = parser.parse_args()
-    done = (args.output, args.query, args.clusters, args.gallery and args.images, args.false_match_rate)
-    if not any(done):
+    asked = args.output or args.query or args.clusters or (args.gallery and args.images)
+    if not asked and args.false_match_rate is None:
         parser.error(
             "nothing to do: give --output, --query, --clusters, --false-match-rate, or --images for --gallery"
         )
@@ -91,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     needed = {"camera": "images", "copy": "clusters"}
     needed |= dict.fromkeys(("rerank", "matches", "picture", "threshold"), "query")
     for given, needs in needed.items():
-        if getattr(args, given) not in (None, "", False) and not getattr(args, needs):
+        if getattr(args, given) is not parser.get_default(given) and not getattr(args, needs):
             parser.error(f"--{given} goes with --{needs}")
     return args
 
@@ -116,7 +116,7 @@ def find_queries(args) -> list:
             raise ValueError(f"--picture is of one query, and {args.query!r} is a folder: use --matches")
         return image_paths(args.query)
     if not os.path.isfile(args.query):
-        raise FileNotFoundError(f"--query: no file or folder {args.query!r}")
+        raise FileNotFoundError(f"--query: no file {args.query!r}, and no folder")
     args.picture = args.picture or "neighbours.png"
     return [args.query]
 
