@@ -145,7 +145,8 @@ def estimate_threshold(
         features: (N, d) of images that the model was not trained on: training drives the clusters of its own
             images apart, and people it has not seen pass the threshold up to three times as often.
         false_match_rate: in (0, 1), of random pairs of different people.
-        cameras: (N,) names; pairs under one camera are left out.
+        cameras: (N,) names; pairs under one camera are left out, and the clusters are of features without
+            the cameras' statistics, which would split people by camera.
         options: of the neighbor search, ``min_samples`` and the radii that are tried.
 
     Raises:
@@ -154,7 +155,7 @@ def estimate_threshold(
     options = options or ClusterOptions()
     found = []
     for clustering in CLUSTERINGS:
-        labels = pseudo_labels(features, options.replace(**clustering)).labels
+        labels = pseudo_labels(features, options.replace(**clustering), cameras=cameras).labels
         if labels.max() < 1:
             raise ValueError(
                 f"{len(labels)} images form {labels.max() + 1} clusters by {clustering['method']}, and a "
