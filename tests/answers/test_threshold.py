@@ -41,6 +41,12 @@ def test_counts_are_those_of_a_slow_loop(cameras):
     assert np.array_equal(features, before)
 
 
+def test_names_of_another_number_of_images():
+    features, who, _ = people()
+    with pytest.raises(ValueError, match="one for each of 480 images"):
+        PairCounts.of(features, who[:5])
+
+
 def test_of_many_images_some_rows_stand_for_all(monkeypatch):
     features, who, cameras = people()
     whole = PairCounts.of(features, who, cameras)
@@ -67,8 +73,8 @@ def test_the_rate_is_within_a_factor_of_two(spread, rate):
         (0.0, {}, r"lies in \(0, 1\)"),
         (float("nan"), {}, r"lies in \(0, 1\)"),
         (1e-7, {}, "needs 100,000,000 pairs of different people"),
-        (0.1, {"features": np.ones((480, 4))}, "form 1 clusters"),
-        (0.1, {"cameras": [0, 1]}, "must name one for each of 480"),
+        (0.1, {"features": np.ones((480, 4)), "cameras": None}, "form 1 clusters"),
+        (0.1, {"cameras": [0, 1]}, "got 2 for 480 images"),
         (0.1, {"features": np.full((480, 4), np.nan)}, "not finite"),
     ],
 )
