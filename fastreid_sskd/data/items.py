@@ -14,7 +14,14 @@ from ..compat import dataset_root
 from ..refusals import UnknownNameError, nearest
 from .datasets import Item, folder_class
 
-__all__ = ["check_identities", "matched_queries", "source_items", "test_items", "training_items"]
+__all__ = [
+    "check_identities",
+    "matched_queries",
+    "source_items",
+    "test_items",
+    "training_items",
+    "unseen_items",
+]
 
 logger = logging.getLogger("fastreid.sskd.data")
 
@@ -95,6 +102,21 @@ def test_items(name: str, folders: Mapping = MappingProxyType({})) -> tuple[list
 
 
 test_items.__test__ = False  # not a test, whatever pytest thinks of its name
+
+
+def unseen_items(cfg: CfgNode) -> list[Item]:
+    """List the images that say most about a model on new people: query and gallery of its first test set.
+
+    Without ``DATASETS.TESTS`` its training images, with a warning. Errors are those of the other functions.
+    """
+    if cfg.DATASETS.TESTS:
+        query, gallery = test_items(cfg.DATASETS.TESTS[0], cfg.SSKD.FOLDERS)
+        return query + gallery
+    logger.warning(
+        "there is no test set (DATASETS.TESTS): the images that the model was trained on stand for new ones, "
+        "whose similarities are higher"
+    )
+    return training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
 
 
 def source_items(cfg: CfgNode) -> tuple[list[Item], list[int]]:

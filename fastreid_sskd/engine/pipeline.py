@@ -138,14 +138,24 @@ def evaluate_start(cfg: CfgNode, weights: Sequence[str], *, batch_norm: bool = F
     return evaluate_peers(cfg, model)
 
 
-def image_features(cfg: CfgNode, model: nn.Module, paths: Sequence[str | Image.Image]) -> np.ndarray:
+def image_features(
+    cfg: CfgNode,
+    model: nn.Module,
+    paths: Sequence[str | Image.Image],
+    answer: str = "",
+    flip: bool | None = None,
+) -> np.ndarray:
     """Compute features (N, d) of N >= 1 images, float32 of unit length, as the model's evaluation does.
 
-    The images are given by their paths, or decoded in RGB.
+    Args:
+        paths: of the images, or the images themselves, decoded in RGB.
+        answer: another teacher than that of ``SSKD.EVAL_WITH``.
+        flip: other than ``TEST.FLIP.ENABLED``.
     """
     loader = extraction_loader(cfg, [(path, 0, 0) for path in paths])
-    encoder = Encoder(model, precision=Precision(cfg))
-    return F.normalize(encode_images(encoder, loader, flip=cfg.TEST.FLIP.ENABLED), dim=1).numpy()
+    flip = cfg.TEST.FLIP.ENABLED if flip is None else flip
+    encoder = Encoder(model, answer, Precision(cfg))
+    return F.normalize(encode_images(encoder, loader, flip=flip), dim=1).numpy()
 
 
 def predict(cfg: CfgNode, folder: str) -> tuple[list[str], np.ndarray]:

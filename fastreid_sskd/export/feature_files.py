@@ -1,4 +1,4 @@
-"""Features and the paths of their images in a file, and the images most similar to one."""
+"""Features and the paths of their images in a file, and a picture of the images most similar to one."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from ..data.views import read_image
 from ..engine.files import check_output, written_together
 
-__all__ = ["check_feature_file", "nearest", "neighbors_picture", "write_features"]
+__all__ = ["check_feature_file", "neighbors_picture", "write_features"]
 
 _ENDINGS = (".npy", ".npz", ".parquet")
 _GAP, _LINE = 6, 14  # pixels of a picture between images, and under each for its number
@@ -96,30 +96,6 @@ def _write_parquet(file, paths: Sequence[str], features: np.ndarray) -> None:
     parquet.write_table(
         pyarrow.table({"path": pyarrow.array(list(paths), pyarrow.string()), "feature": values}), file
     )
-
-
-def nearest(features: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the ``count`` images of largest cosine similarity to the query, ties by index.
-
-    Args:
-        features: (N, d), N >= 1, any length > 0.
-        query: (d,).
-        count: at least 1; all N where there are fewer.
-
-    Returns:
-        Indices and cosines, (min(count, N),) each.
-
-    Raises:
-        ValueError: if the shapes do not fit or ``count`` is below 1.
-    """
-    if features.ndim != 2 or not len(features) or query.shape != features.shape[1:] or count < 1:
-        raise ValueError(
-            f"nearest takes features (N >= 1, d), a query (d,) and a count >= 1, got {features.shape}, "
-            f"{query.shape}, {count}"
-        )
-    cosines = features @ query / (np.linalg.norm(features, axis=1) * np.linalg.norm(query))
-    order = np.argsort(-cosines, kind="stable")[:count]
-    return order, cosines[order]
 
 
 def neighbors_picture(

@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import os
 
+from fastreid_sskd.answers import exported_threshold
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.files import check_output
 from fastreid_sskd.engine.pipeline import load_trained
@@ -52,6 +53,10 @@ def taker(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Consumer
         parser.error(
             f"--for {consumer.name} takes {' or '.join(consumer.formats)}, not --format {args.format}"
         )
+    if args.false_match_rate is not None and not 0 < args.false_match_rate < 1:
+        parser.error(f"--false-match-rate lies in (0, 1), e.g. 1e-3; got {args.false_match_rate:g}")
+    if args.format == "fastreid" and args.false_match_rate is not None:
+        options.append("--false-match-rate")
     if args.format == "fastreid" and options:
         parser.error(f"{options[0]} is for graphs: a fast-reid Baseline does as its config says")
     if args.consumer and options not in ([], ["--half"]):
@@ -80,6 +85,10 @@ def main() -> int:
         "deviation, or by ImageNet's",
     )  # fmt: skip
     parser.add_argument("--unit-length", action="store_true", help="divide features by their length")
+    parser.add_argument(
+        "--false-match-rate", type=float, metavar="RATE",
+        help="for a graph's metadata: estimate the cosine from which two images are one person, e.g. at 1e-3",
+    )  # fmt: skip
     parser.add_argument("--half", action="store_true", help="float16 inside of an ONNX or OpenVINO graph")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, default=[], help="overrides: MODEL.WEIGHTS FILE, KEY value ..."
@@ -102,6 +111,11 @@ def main() -> int:
                 "export with --format and do so before the graph"
             )
         model = load_trained(cfg)
+        same_person = {}
+        if args.false_match_rate is not None:
+            threshold = exported_threshold(cfg, model, args.peer, args.false_match_rate)
+            same_person = {"same_person": dataclasses.asdict(threshold)}
+            print(threshold)
         if args.format == "fastreid":
             yml, error = export_baseline(cfg, model, args.output, args.peer)
             print(f"{args.output} and {yml}: fast-reid gives the same features to {error:.1e}")
@@ -115,7 +129,7 @@ def main() -> int:
             )
             error = export_graph(
                 network, args.output, size, consumer=consumer, half=args.half,
-                metadata={"peer": args.peer, "weights": os.path.basename(cfg.MODEL.WEIGHTS)},
+                metadata={"peer": args.peer, "weights": os.path.basename(cfg.MODEL.WEIGHTS), **same_person},
             )  # fmt: skip
             print(f"{args.output}: the graph gives the same features to {error:.1e}")
             for file in consumer.side_files(args.output)[:1]:

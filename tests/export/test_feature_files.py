@@ -1,4 +1,4 @@
-"""Features in a file, read back with the paths in the same order, and the images nearest to one."""
+"""Features in a file, read back with the paths in the same order, and a picture of the nearest images."""
 
 import sys
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastreid_sskd.export.feature_files import check_feature_file, nearest, neighbors_picture, write_features
+from fastreid_sskd.export.feature_files import check_feature_file, neighbors_picture, write_features
 
 PATHS = ["b/ü.jpg", "a.jpg", "c d.png"]
 FEATURES = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
@@ -64,27 +64,6 @@ def test_a_path_of_two_lines(tmp_path):
 
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "grey": (128, 128, 128)}
-
-
-def test_order_is_by_cosine_whatever_the_lengths():
-    features = np.array([[1.0, 0], [0, 5], [3, 3], [-2, 0]])
-    order, cosines = nearest(features, np.array([2.0, 0.2]), 3)
-    slow = [f @ [2.0, 0.2] / (np.hypot(*f) * np.hypot(2.0, 0.2)) for f in features]
-    assert order.tolist() == [0, 2, 1] and np.allclose(cosines, [slow[0], slow[2], slow[1]])
-
-
-def test_ties_and_fewer_images_than_asked_for():
-    features = np.ones((3, 2))
-    order, cosines = nearest(features, np.ones(2), 10)
-    assert order.tolist() == [0, 1, 2] and np.allclose(cosines, 1)
-
-
-def test_what_does_not_fit():
-    for features, query, count in (
-        (np.ones((0, 2)), np.ones(2), 1), (np.ones((3, 2)), np.ones(3), 1), (np.ones((3, 2)), np.ones(2), 0),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match="count >= 1"):
-            nearest(features, query, count)
 
 
 @pytest.fixture
