@@ -276,7 +276,7 @@ def _rows(
         ours = statistics.median(wall["ours"][stage])
         note = f"{images[stage] / ours:.3g} images/s" if stage in images else ""
         if stage == "epoch":
-            note = "peak MB: " + ", ".join(f"{kind} {value:.0f}" for kind, value in memory.items())
+            note = "peak MB: " + ", ".join(f"{kind} {memory[kind]:.0f}" for kind in ("ours", "plain"))
         found.append(
             Row(
                 section="epoch",
