@@ -1,4 +1,4 @@
-"""Whether two runs ended the same.
+"""Runs that are interrupted, and whether two runs ended the same.
 
 Checkpoints bit for bit, metrics.json number for number; measured times apart.
 """
@@ -7,10 +7,41 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_reid import load_checkpoint
 
+from fastreid_sskd.engine import AdaptationTrainer, run
+
 _TIMES = re.compile(r"(time|data_time|eta_seconds|images_per_second|.*seconds(_.*)?)")
+
+
+class PowerCut(Exception):
+    """Stops a training as a killed process would."""
+
+
+def before_step(patch, at, action, cls=AdaptationTrainer):
+    """Call `action(trainer)` before step number `at` of every trainer of the class."""
+    step = cls.run_step
+
+    def run_step(self):
+        if self.iter == at:
+            action(self)
+        step(self)
+
+    patch.setattr(cls, "run_step", run_step)
+
+
+def cut(cfg, at, cls=AdaptationTrainer, *, resume=False, when=lambda trainer: True):
+    """Run until a power cut before step number `at` of a trainer of the class."""
+
+    def stop(trainer):
+        if when(trainer):
+            raise PowerCut
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        before_step(patch, at, stop, cls)
+        run(cfg, resume=resume)
 
 
 def assert_same(one, other, name=""):

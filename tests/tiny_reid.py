@@ -10,6 +10,7 @@ image in its noise.
 import fastreid_sskd  # noqa: F401  first of all: it mends the host before anything else imports it
 
 # isort: split
+import re
 from pathlib import Path
 
 import numpy as np
@@ -74,118 +75,69 @@ def load_checkpoint(path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def overrides(*opts: str) -> list[str]:
+    """The flat list of keys and values that configs take, of which `opts` may hold pairs as "KEY value"."""
+    return [part for opt in opts for part in (opt.split(" ", 1) if re.match(r"[A-Z][\w.]* ", opt) else [opt])]
+
+
 # The overrides that make any config of this package tiny.
-TINY = [
-    "MODEL.DEVICE",
-    "cpu",
-    "MODEL.BACKBONE.NAME",
-    "build_tiny_reid_backbone",
-    "MODEL.BACKBONE.FEAT_DIM",
-    "16",
-    "MODEL.BACKBONE.PRETRAIN",
-    "False",
-    "INPUT.SIZE_TRAIN",
-    "[32, 16]",
-    "INPUT.SIZE_TEST",
-    "[32, 16]",
-    "INPUT.PADDING.SIZE",
-    "2",
-    "DATALOADER.NUM_WORKERS",
-    "0",
-    "SOLVER.IMS_PER_BATCH",
-    "8",
-    "TEST.IMS_PER_BATCH",
-    "32",
-    "SSKD.LOG_PERIOD",
-    "1",
-    "CUDNN_BENCHMARK",
-    "False",
-    "SEED",
-    "1",
-]
+TINY = overrides(
+    "MODEL.DEVICE cpu",
+    "MODEL.BACKBONE.NAME build_tiny_reid_backbone",
+    "MODEL.BACKBONE.FEAT_DIM 16",
+    "MODEL.BACKBONE.PRETRAIN False",
+    "INPUT.SIZE_TRAIN [32, 16]",
+    "INPUT.SIZE_TEST [32, 16]",
+    "INPUT.PADDING.SIZE 2",
+    "DATALOADER.NUM_WORKERS 0",
+    "SOLVER.IMS_PER_BATCH 8",
+    "TEST.IMS_PER_BATCH 32",
+    "SSKD.LOG_PERIOD 1",
+    "CUDNN_BENCHMARK False",
+    "SEED 1",
+)
 
 # Clusters of 8 images in 48: small neighbourhoods.
 TINY_TARGET = [
     *TINY,
-    "SSKD.NUM_PEERS",
-    "2",
-    "SSKD.ITERS_PER_EPOCH",
-    "3",
-    "SOLVER.MAX_EPOCH",
-    "2",
-    "SSKD.CLUSTER.K1",
-    "6",
-    "SSKD.CLUSTER.K2",
-    "2",
-    "SSKD.CLUSTER.PAIRS_PER_IMAGE",
-    "2.0",
+    *overrides("SSKD.NUM_PEERS 2", "SSKD.ITERS_PER_EPOCH 3", "SOLVER.MAX_EPOCH 2"),
+    *overrides("SSKD.CLUSTER.K1 6", "SSKD.CLUSTER.K2 2", "SSKD.CLUSTER.PAIRS_PER_IMAGE 2.0"),
 ]
 
 TINY_SOURCE = [
     *TINY,
-    "SSKD.ITERS_PER_EPOCH",
-    "2",
-    "SOLVER.MAX_EPOCH",
-    "2",
-    "SOLVER.WARMUP_ITERS",
-    "2",
-    "SOLVER.STEPS",
-    "[]",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "1",
-    "TEST.EVAL_PERIOD",
-    "1",
+    *overrides("SSKD.ITERS_PER_EPOCH 2", "SOLVER.MAX_EPOCH 2", "SOLVER.WARMUP_ITERS 2", "SOLVER.STEPS []"),
+    *overrides("SOLVER.CHECKPOINT_PERIOD 1", "TEST.EVAL_PERIOD 1"),
 ]
+
+# What makes the host's Baseline of it, on Market-1501.
+TINY_BASELINE = [
+    *TINY,
+    *overrides("MODEL.META_ARCHITECTURE Baseline", "MODEL.HEADS.POOL_LAYER GlobalAvgPool"),
+    *overrides("MODEL.HEADS.WITH_BNNECK True", "MODEL.LOSSES.NAME ('CrossEntropyLoss', 'TripletLoss')"),
+    *overrides("DATALOADER.NUM_INSTANCE 4", "DATALOADER.SAMPLER_TRAIN NaiveIdentitySampler"),
+    *overrides("SOLVER.MAX_EPOCH 2", "SOLVER.WARMUP_ITERS 0", "SOLVER.CHECKPOINT_PERIOD 1"),
+    *overrides("TEST.EVAL_PERIOD 1", "DATASETS.NAMES ('Market1501',)", "DATASETS.TESTS ('Market1501',)"),
+]
+
+
+def _frozen(file: str, *opts: str) -> CfgNode:
+    cfg = load_config(str(CONFIGS / file) if file else "", overrides(*opts))
+    cfg.freeze()
+    return cfg
 
 
 def tiny_adaptation(output: Path, *opts: str) -> CfgNode:
     """The config of DukeMTMC-reID -> Market-1501 with the tiny network, frozen; `opts` override it."""
-    source = [*TINY_SOURCE[len(TINY) :]]
-    overrides = [*TINY_TARGET, "SSKD.SOURCE.OPTS", str(source), "OUTPUT_DIR", str(output), *opts]
-    cfg = load_config(str(CONFIGS / "sskd_d2m.yml"), overrides)
-    cfg.freeze()
-    return cfg
+    source = ("SSKD.SOURCE.OPTS", str(TINY_SOURCE[len(TINY) :]))
+    return _frozen("sskd_d2m.yml", *TINY_TARGET, *source, "OUTPUT_DIR", str(output), *opts)
 
 
 def tiny_source(output: Path, *opts: str) -> CfgNode:
     """The config of its source pre-training, frozen."""
-    cfg = load_config(str(CONFIGS / "source_d2m.yml"), [*TINY_SOURCE, "OUTPUT_DIR", str(output), *opts])
-    cfg.freeze()
-    return cfg
+    return _frozen("source_d2m.yml", *TINY_SOURCE, "OUTPUT_DIR", str(output), *opts)
 
 
 def tiny_baseline(output: Path, *opts: str) -> CfgNode:
     """A plain fast-reid config: its Baseline on Market-1501, frozen."""
-    overrides = [
-        *TINY,
-        "MODEL.META_ARCHITECTURE",
-        "Baseline",
-        "MODEL.HEADS.POOL_LAYER",
-        "GlobalAvgPool",
-        "MODEL.HEADS.WITH_BNNECK",
-        "True",
-        "DATALOADER.NUM_INSTANCE",
-        "4",
-        "DATALOADER.SAMPLER_TRAIN",
-        "NaiveIdentitySampler",
-        "MODEL.LOSSES.NAME",
-        "('CrossEntropyLoss', 'TripletLoss')",
-        "SOLVER.MAX_EPOCH",
-        "2",
-        "SOLVER.WARMUP_ITERS",
-        "0",
-        "SOLVER.CHECKPOINT_PERIOD",
-        "1",
-        "TEST.EVAL_PERIOD",
-        "1",
-        "DATASETS.NAMES",
-        "('Market1501',)",
-        "DATASETS.TESTS",
-        "('Market1501',)",
-        "OUTPUT_DIR",
-        str(output),
-        *opts,
-    ]
-    cfg = load_config("", overrides)
-    cfg.freeze()
-    return cfg
+    return _frozen("", *TINY_BASELINE, "OUTPUT_DIR", str(output), *opts)

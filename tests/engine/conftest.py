@@ -3,6 +3,7 @@ models.
 """
 
 import json
+import shutil
 import types
 
 import pytest
@@ -49,6 +50,23 @@ def adaptation(finished, tmp_path):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _one_epoch(finished, world, tmp_path_factory):
+    output = tmp_path_factory.mktemp("one_epoch")
+    cfg = tiny_adaptation(output, "SSKD.SOURCE.WEIGHTS", str(finished.sources), "SOLVER.MAX_EPOCH 1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTREID_DATASETS", str(world))
+        return output, run(cfg)
+
+
+@pytest.fixture
+def one_epoch(_one_epoch, tmp_path):
+    """The results of a finished run of one epoch, a copy of whose folder lies where `adaptation` writes."""
+    output, results = _one_epoch
+    shutil.copytree(output, tmp_path / "out")
+    return results
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from fastreid.engine.train_loop import HookBase
 from tiny_reid import tiny_adaptation
 
 from fastreid_sskd.data import extraction_loader, training_items
-from fastreid_sskd.engine import AdaptationTrainer, SourceTrainer, run
+from fastreid_sskd.engine import AdaptationTrainer, SourceTrainer
 from fastreid_sskd.engine.refresh import one_network_config, reestimate_batch_norm, supervised_config
 from fastreid_sskd.modeling import load_source_weights
 
@@ -93,12 +93,6 @@ def test_supervised_bound_trains_on_the_targets_identities(cfg, finished):
     assert len(seen) == 6  # as many steps
     assert all("Market" in path for batch in seen for path in batch["img_paths"])
     assert all("bn_images" not in batch for batch in seen)
-
-
-def test_supervised_bound_through_run(cfg, finished):
-    bound = supervised_config(cfg)
-    bound.MODEL.WEIGHTS = finished.sources[0]
-    assert 0 < run(bound)["mAP"] <= 100
 
 
 # ---- statistics of the target --------------------------------------------------------------------

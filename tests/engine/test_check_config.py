@@ -6,7 +6,16 @@ import types
 
 import pytest
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
-from tiny_reid import CONFIGS, DUKE, MARKET, tiny_adaptation, tiny_baseline, tiny_source, write_split
+from tiny_reid import (
+    CONFIGS,
+    DUKE,
+    MARKET,
+    overrides,
+    tiny_adaptation,
+    tiny_baseline,
+    tiny_source,
+    write_split,
+)
 
 from fastreid_sskd.data.loaders import source_items
 from fastreid_sskd.engine import check_config, evaluate, load_config, pipeline, run
@@ -17,156 +26,148 @@ from fastreid_sskd.refusals import UnknownNameError
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yml"))
 
 RESNET = (
-    "MODEL.BACKBONE.NAME",
-    "build_resnet_backbone",
-    "MODEL.BACKBONE.DEPTH",
-    "18x",
-    "MODEL.BACKBONE.FEAT_DIM",
-    "512",
+    "MODEL.BACKBONE.NAME build_resnet_backbone",
+    "MODEL.BACKBONE.DEPTH 18x",
+    "MODEL.BACKBONE.FEAT_DIM 512",
 )
-ESTIMATED = ("SSKD.CLUSTER.PAIRS_PER_IMAGE", "0.0")  # the tiny config's: else it goes before RHO
+ESTIMATED = ("SSKD.CLUSTER.PAIRS_PER_IMAGE 0.0",)  # the tiny config's: else it goes before RHO
 
 # the key that the error names, and the overrides
 WRONG = [
-    ("NUM_CLUSTERS", "SSKD.CLUSTER.METHOD", "kmeans", "SSKD.CLUSTER.NUM_CLUSTERS", "0"),
-    ("NUM_CLUSTERS", "SSKD.CLUSTER.METHOD", "kmeans", "SSKD.CLUSTER.NUM_CLUSTERS", "1"),
-    ("NUM_CLUSTERS", "SSKD.CLUSTER.METHOD", "kmeans", "SSKD.CLUSTER.NUM_CLUSTERS", "49"),  # of 48 images
-    ("K1", "SSKD.CLUSTER.K1", "0"),
-    ("K2", "SSKD.CLUSTER.K2", "0"),
-    ("MIN_SAMPLES", "SSKD.CLUSTER.MIN_SAMPLES", "0"),
-    ("EPS ", "SSKD.CLUSTER.EPS", "-0.5"),
-    ("EPS ", "SSKD.CLUSTER.EPS", "1.0"),
-    ("EPS ", "SSKD.CLUSTER.EPS", "1.5"),
-    ("EPS ", "SSKD.CLUSTER.EPS", "float('nan')"),
-    ("RHO", "SSKD.CLUSTER.RHO", "2.0", *ESTIMATED),
-    ("RHO", "SSKD.CLUSTER.RHO", "0.0", *ESTIMATED),
-    ("RHO", "SSKD.CLUSTER.RHO", "-0.1", *ESTIMATED),
-    ("rounds to 0 pairs", "SSKD.CLUSTER.RHO", "1e-4", *ESTIMATED),  # of 1128 pairs
-    ("PAIRS_PER_IMAGE", "SSKD.CLUSTER.PAIRS_PER_IMAGE", "-1.0"),
-    ("PAIRS_PER_IMAGE", "SSKD.CLUSTER.PAIRS_PER_IMAGE", "24.0"),  # there are 23.5
-    ("EPS_MIN", "SSKD.CLUSTER.EPS_MIN", "0.6", "SSKD.CLUSTER.EPS_MAX", "0.5"),
-    ("EPS_MIN", "SSKD.CLUSTER.EPS_MIN", "-0.1"),
-    ("EPS_MIN", "SSKD.CLUSTER.EPS_MIN", "1.0"),
-    ("EPS_MAX", "SSKD.CLUSTER.EPS_MAX", "1.5"),
-    ("EPS_EVERY", "SSKD.CLUSTER.EPS_EVERY", "-2"),
-    ("EPS_RULE", "SSKD.CLUSTER.EPS_RULE", "best"),
-    ("EPS_RADII", "SSKD.CLUSTER.EPS_RULE", "plateau", "SSKD.CLUSTER.EPS_RADII", "[0.5]"),
-    ("EPS_RADII", "SSKD.CLUSTER.EPS_RULE", "plateau", "SSKD.CLUSTER.EPS_RADII", "[0.5, 0.4]"),
-    ("EPS_RADII", "SSKD.CLUSTER.EPS_RULE", "plateau", "SSKD.CLUSTER.EPS_RADII", "[0.5, 1.0]"),
-    ("EPS_LARGEST_SHARE", "SSKD.CLUSTER.EPS_RULE", "largest", "SSKD.CLUSTER.EPS_LARGEST_SHARE", "0.0"),
-    ("WINDOW", "SSKD.EMA.WINDOW", "1.5"),
-    ("WINDOW", "SSKD.EMA.WINDOW", "-0.1"),
-    ("SOFT_LABELS.BN", "SSKD.SOFT_LABELS.BN", "eval"),
-    ("TEMPERATURE", "SSKD.SOFT_LABELS.TEMPERATURE", "-1.0"),
-    ("CONFIDENCE", "SSKD.SOFT_LABELS.CONFIDENCE", "1.0"),
-    ("MAX_NOISE_SHARE", "SSKD.CLUSTER.MAX_NOISE_SHARE", "1.5"),
-    ("MAX_LARGEST_SHARE", "SSKD.CLUSTER.MAX_LARGEST_SHARE", "-0.5"),
-    ("MIN_RECALL", "SSKD.CLUSTER.MIN_RECALL", "0.0"),
-    ("REDUCED_DIM", "SSKD.CLUSTER.REDUCED_DIM", "-1"),
-    ("NUM_PEERS must be .*got -1", "SSKD.NUM_PEERS", "-1"),
-    ("ON_LIMIT", "SSKD.CLUSTER.ON_LIMIT", "stop"),
-    ("ON_COLLAPSE", "SSKD.CLUSTER.ON_COLLAPSE", "go"),
-    ("ITERS_PER_EPOCH", "SSKD.ITERS_PER_EPOCH", "0"),
-    ("MAX_EPOCH", "SOLVER.MAX_EPOCH", "0"),
-    ("LOG_PERIOD", "SSKD.LOG_PERIOD", "0"),
-    ("KEEP_CHECKPOINTS", "SSKD.KEEP_CHECKPOINTS", "0"),
-    ("CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "0"),
-    ("CHECKPOINT_SECONDS", "SSKD.CHECKPOINT_SECONDS", "-1"),
-    ("CHECKPOINT_ITERS", "SSKD.CHECKPOINT_ITERS", "-1"),
-    ("CACHE_IMAGES", "SSKD.CACHE_IMAGES", "-1"),
-    ("AMP_DTYPE", "SSKD.AMP_DTYPE", "float8"),
-    ("NUM_WORKERS", "DATALOADER.NUM_WORKERS", "-1"),
-    ("SEED", "SEED", "-1"),
-    ("SEED", "SEED", "4294967296"),
-    ("OPT", "SOLVER.OPT", "Adamm"),
-    ("BASE_LR", "SOLVER.BASE_LR", "-1.0"),
-    ("SCHED", "SOLVER.SCHED", "StepLR"),
-    ("WARMUP_METHOD", "SOLVER.WARMUP_METHOD", "burnin"),
-    ("IMS_PER_BATCH", "TEST.IMS_PER_BATCH", "0"),
-    ("EVAL_PERIOD", "TEST.EVAL_PERIOD", "-1"),
-    ("SELECT_BY", "SSKD.SELECT_BY", "luck"),
-    ("METRIC", "TEST.METRIC", "nonsense"),
+    ("NUM_CLUSTERS", "SSKD.CLUSTER.METHOD kmeans", "SSKD.CLUSTER.NUM_CLUSTERS 0"),
+    ("NUM_CLUSTERS", "SSKD.CLUSTER.METHOD kmeans", "SSKD.CLUSTER.NUM_CLUSTERS 1"),
+    ("NUM_CLUSTERS", "SSKD.CLUSTER.METHOD kmeans", "SSKD.CLUSTER.NUM_CLUSTERS 49"),  # of 48 images
+    ("K1", "SSKD.CLUSTER.K1 0"),
+    ("K2", "SSKD.CLUSTER.K2 0"),
+    ("MIN_SAMPLES", "SSKD.CLUSTER.MIN_SAMPLES 0"),
+    ("EPS ", "SSKD.CLUSTER.EPS -0.5"),
+    ("EPS ", "SSKD.CLUSTER.EPS 1.0"),
+    ("EPS ", "SSKD.CLUSTER.EPS 1.5"),
+    ("EPS ", "SSKD.CLUSTER.EPS float('nan')"),
+    ("RHO", "SSKD.CLUSTER.RHO 2.0", *ESTIMATED),
+    ("RHO", "SSKD.CLUSTER.RHO 0.0", *ESTIMATED),
+    ("RHO", "SSKD.CLUSTER.RHO -0.1", *ESTIMATED),
+    ("rounds to 0 pairs", "SSKD.CLUSTER.RHO 1e-4", *ESTIMATED),  # of 1128 pairs
+    ("PAIRS_PER_IMAGE", "SSKD.CLUSTER.PAIRS_PER_IMAGE -1.0"),
+    ("PAIRS_PER_IMAGE", "SSKD.CLUSTER.PAIRS_PER_IMAGE 24.0"),  # there are 23.5
+    ("EPS_MIN", "SSKD.CLUSTER.EPS_MIN 0.6", "SSKD.CLUSTER.EPS_MAX 0.5"),
+    ("EPS_MIN", "SSKD.CLUSTER.EPS_MIN -0.1"),
+    ("EPS_MIN", "SSKD.CLUSTER.EPS_MIN 1.0"),
+    ("EPS_MAX", "SSKD.CLUSTER.EPS_MAX 1.5"),
+    ("EPS_EVERY", "SSKD.CLUSTER.EPS_EVERY -2"),
+    ("EPS_RULE", "SSKD.CLUSTER.EPS_RULE best"),
+    ("EPS_RADII", "SSKD.CLUSTER.EPS_RULE plateau", "SSKD.CLUSTER.EPS_RADII [0.5]"),
+    ("EPS_RADII", "SSKD.CLUSTER.EPS_RULE plateau", "SSKD.CLUSTER.EPS_RADII [0.5, 0.4]"),
+    ("EPS_RADII", "SSKD.CLUSTER.EPS_RULE plateau", "SSKD.CLUSTER.EPS_RADII [0.5, 1.0]"),
+    ("EPS_LARGEST_SHARE", "SSKD.CLUSTER.EPS_RULE largest", "SSKD.CLUSTER.EPS_LARGEST_SHARE 0.0"),
+    ("WINDOW", "SSKD.EMA.WINDOW 1.5"),
+    ("WINDOW", "SSKD.EMA.WINDOW -0.1"),
+    ("SOFT_LABELS.BN", "SSKD.SOFT_LABELS.BN eval"),
+    ("TEMPERATURE", "SSKD.SOFT_LABELS.TEMPERATURE -1.0"),
+    ("CONFIDENCE", "SSKD.SOFT_LABELS.CONFIDENCE 1.0"),
+    ("MAX_NOISE_SHARE", "SSKD.CLUSTER.MAX_NOISE_SHARE 1.5"),
+    ("MAX_LARGEST_SHARE", "SSKD.CLUSTER.MAX_LARGEST_SHARE -0.5"),
+    ("MIN_RECALL", "SSKD.CLUSTER.MIN_RECALL 0.0"),
+    ("REDUCED_DIM", "SSKD.CLUSTER.REDUCED_DIM -1"),
+    ("NUM_PEERS must be .*got -1", "SSKD.NUM_PEERS -1"),
+    ("ON_LIMIT", "SSKD.CLUSTER.ON_LIMIT stop"),
+    ("ON_COLLAPSE", "SSKD.CLUSTER.ON_COLLAPSE go"),
+    ("ITERS_PER_EPOCH", "SSKD.ITERS_PER_EPOCH 0"),
+    ("MAX_EPOCH", "SOLVER.MAX_EPOCH 0"),
+    ("LOG_PERIOD", "SSKD.LOG_PERIOD 0"),
+    ("KEEP_CHECKPOINTS", "SSKD.KEEP_CHECKPOINTS 0"),
+    ("CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_PERIOD 0"),
+    ("CHECKPOINT_SECONDS", "SSKD.CHECKPOINT_SECONDS -1"),
+    ("CHECKPOINT_ITERS", "SSKD.CHECKPOINT_ITERS -1"),
+    ("CACHE_IMAGES", "SSKD.CACHE_IMAGES -1"),
+    ("AMP_DTYPE", "SSKD.AMP_DTYPE float8"),
+    ("NUM_WORKERS", "DATALOADER.NUM_WORKERS -1"),
+    ("SEED", "SEED -1"),
+    ("SEED", "SEED 4294967296"),
+    ("OPT", "SOLVER.OPT Adamm"),
+    ("BASE_LR", "SOLVER.BASE_LR -1.0"),
+    ("SCHED", "SOLVER.SCHED StepLR"),
+    ("WARMUP_METHOD", "SOLVER.WARMUP_METHOD burnin"),
+    ("IMS_PER_BATCH", "TEST.IMS_PER_BATCH 0"),
+    ("EVAL_PERIOD", "TEST.EVAL_PERIOD -1"),
+    ("SELECT_BY", "SSKD.SELECT_BY luck"),
+    ("METRIC", "TEST.METRIC nonsense"),
+    ("METHOD", "SSKD.CLUSTER.METHOD spectral"),
+    ("VARIANT", "SSKD.CLUSTER.VARIANT mmt"),
+    ("KNN", "SSKD.CLUSTER.KNN annoy"),
+    ("EMA.MOMENTUM", "SSKD.EMA.MOMENTUM 1.5"),
+    ("EVAL_WITH", "SSKD.EVAL_WITH 2"),
+    ("PRECISE_BN", "TEST.PRECISE_BN.ENABLED True"),
+    ("SOLVER.IMS_PER_BATCH = 6 ", "SOLVER.IMS_PER_BATCH 6"),
+    ("epsilon", "SSKD.LOSSES.LabelSmoothCE.EPSILON 2.0"),
 ]
 
 # of every run: adaptation, stage 1 and plain
 EVERYWHERE = [
-    ("nearest that there is: Adam", "SOLVER.OPT", "adam"),
-    ("SparseAdam cannot train", "SOLVER.OPT", "SparseAdam"),
-    ("LBFGS cannot train", "SOLVER.OPT", "LBFGS"),
-    ("SGD cannot train.*esterov", "SOLVER.OPT", "SGD", "SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0"),
-    ("WEIGHT_DECAY_BIAS", "SOLVER.WEIGHT_DECAY_BIAS", "-1"),
-    (
-        "Adam cannot train.*clip",
-        "SOLVER.CLIP_GRADIENTS.ENABLED",
-        "True",
-        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
-        "clip",
-    ),
-    ("SCHED", "SOLVER.SCHED", "StepLR"),
-    ("MAX_EPOCH", "SOLVER.MAX_EPOCH", "0"),
-    ("CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "0"),
-    ("LOG_PERIOD", "SSKD.LOG_PERIOD", "0"),
-    ("RERANK.K1 must be", "TEST.RERANK.K1", "0"),
-    ("18x, 34x, 50x, 101x; got '19x'", *RESNET, "MODEL.BACKBONE.DEPTH", "19x"),
+    ("nearest that there is: Adam", "SOLVER.OPT adam"),
+    ("SparseAdam cannot train", "SOLVER.OPT SparseAdam"),
+    ("LBFGS cannot train", "SOLVER.OPT LBFGS"),
+    ("SGD cannot train.*esterov", "SOLVER.OPT SGD", "SOLVER.NESTEROV True", "SOLVER.MOMENTUM 0"),
+    ("WEIGHT_DECAY_BIAS", "SOLVER.WEIGHT_DECAY_BIAS -1"),
+    ("Adam cannot train.*clip", "SOLVER.CLIP_GRADIENTS.ENABLED True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE clip"),
+    ("SCHED", "SOLVER.SCHED StepLR"),
+    ("MAX_EPOCH", "SOLVER.MAX_EPOCH 0"),
+    ("CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_PERIOD 0"),
+    ("LOG_PERIOD", "SSKD.LOG_PERIOD 0"),
+    ("RERANK.K1 must be", "TEST.RERANK.K1 0"),
+    ("18x, 34x, 50x, 101x; got '19x'", *RESNET, "MODEL.BACKBONE.DEPTH 19x"),
     (
         "FEAT_DIM is 2048, and the maps of build_resnet_backbone 18x have 512 .*set it to 512",
         *RESNET,
-        "MODEL.BACKBONE.FEAT_DIM",
-        "2048",
+        "MODEL.BACKBONE.FEAT_DIM 2048",
     ),
-    ("nearest that there is: build_resnet_backbone", "MODEL.BACKBONE.NAME", "resnet_backbone"),
-    ("MODEL.BACKBONE.NORM", *RESNET, "MODEL.BACKBONE.NORM", "bn"),
-    ("POOL_LAYER", "MODEL.HEADS.POOL_LAYER", "AvgPool"),
-    ("CLS_LAYER", "MODEL.HEADS.CLS_LAYER", "Cosine"),
-    ("MODEL.HEADS.NAME", "MODEL.HEADS.NAME", "Head"),
-    ("NECK_FEAT", "MODEL.HEADS.NECK_FEAT", "behind"),
-    ("SIZE_TRAIN", "INPUT.SIZE_TRAIN", "32"),
-    ("PIXEL_STD", "MODEL.PIXEL_STD", "[0, 1, 1]"),
-    ("INPUT.CJ.PROB must be a share", "INPUT.CJ.PROB", "-1"),
-    ("SOLVER.MOMENTUM must be a share", "SOLVER.MOMENTUM", "2"),
-    ("SOLVER.GAMMA must be a factor > 0", "SOLVER.GAMMA", "0"),
-    ("SOLVER.WARMUP_FACTOR must be a share", "SOLVER.WARMUP_FACTOR", "-1"),
-    ("FREEZE_ITERS is 0: set", "MODEL.FREEZE_LAYERS", "backbone"),
-    ("'bacbone', but the network has", "MODEL.FREEZE_LAYERS", "bacbone", "SOLVER.FREEZE_ITERS", "2"),
-    ("METRIC", "TEST.METRIC", "cosinus"),
-    ("nearest that there is: Market1501", "DATASETS.NAMES", "Market1051"),
-    ("Market1501", "DATASETS.TESTS", "Market1051"),
-    ("MSMT17", "DATASETS.TESTS", "MSMT17"),
-    ("SEED", "SEED", "4294967296"),
-    ("MODEL.WEIGHTS 'no.pth' not found", "MODEL.WEIGHTS", "no.pth"),
-    ("MODEL.META_ARCHITECTURE.*nearest that there is: SSKDSource", "MODEL.META_ARCHITECTURE", "SSKDSorce"),
+    ("nearest that there is: build_resnet_backbone", "MODEL.BACKBONE.NAME resnet_backbone"),
+    ("MODEL.BACKBONE.NORM", *RESNET, "MODEL.BACKBONE.NORM bn"),
+    ("POOL_LAYER", "MODEL.HEADS.POOL_LAYER AvgPool"),
+    ("CLS_LAYER", "MODEL.HEADS.CLS_LAYER Cosine"),
+    ("MODEL.HEADS.NAME", "MODEL.HEADS.NAME Head"),
+    ("NECK_FEAT", "MODEL.HEADS.NECK_FEAT behind"),
+    ("SIZE_TRAIN", "INPUT.SIZE_TRAIN 32"),
+    ("PIXEL_STD", "MODEL.PIXEL_STD [0, 1, 1]"),
+    ("INPUT.CJ.PROB must be a share", "INPUT.CJ.PROB -1"),
+    ("SOLVER.MOMENTUM must be a share", "SOLVER.MOMENTUM 2"),
+    ("SOLVER.GAMMA must be a factor > 0", "SOLVER.GAMMA 0"),
+    ("SOLVER.WARMUP_FACTOR must be a share", "SOLVER.WARMUP_FACTOR -1"),
+    ("FREEZE_ITERS is 0: set", "MODEL.FREEZE_LAYERS backbone"),
+    ("'bacbone', but the network has", "MODEL.FREEZE_LAYERS bacbone", "SOLVER.FREEZE_ITERS 2"),
+    ("METRIC", "TEST.METRIC cosinus"),
+    ("nearest that there is: Market1501", "DATASETS.NAMES Market1051"),
+    ("Market1501", "DATASETS.TESTS Market1051"),
+    ("MSMT17", "DATASETS.TESTS MSMT17"),
+    ("SEED", "SEED 4294967296"),
+    ("MODEL.WEIGHTS 'no.pth' not found", "MODEL.WEIGHTS no.pth"),
+    ("MODEL.META_ARCHITECTURE.*nearest that there is: SSKDSource", "MODEL.META_ARCHITECTURE SSKDSorce"),
 ]
 RUNS = {"adaptation": tiny_adaptation, "source": tiny_source, "plain": tiny_baseline}
 
 # what looks odd and is allowed
 RIGHT = [
     (),
-    ("SSKD.CLUSTER.METHOD", "kmeans", "SSKD.CLUSTER.NUM_CLUSTERS", "2"),
-    ("SSKD.CLUSTER.METHOD", "hdbscan", "SSKD.CLUSTER.RHO", "0.0", *ESTIMATED),
-    ("SSKD.CLUSTER.EPS", "0.5", "SSKD.CLUSTER.RHO", "0.0", *ESTIMATED),
-    ("SSKD.CLUSTER.RHO", "2.0"),  # PAIRS_PER_IMAGE goes before
+    ("SSKD.CLUSTER.METHOD kmeans", "SSKD.CLUSTER.NUM_CLUSTERS 2"),
+    ("SSKD.CLUSTER.METHOD hdbscan", "SSKD.CLUSTER.RHO 0.0", *ESTIMATED),
+    ("SSKD.CLUSTER.EPS 0.5", "SSKD.CLUSTER.RHO 0.0", *ESTIMATED),
+    ("SSKD.CLUSTER.RHO 2.0",),  # PAIRS_PER_IMAGE goes before
     (
-        "SSKD.CLUSTER.METHOD",
-        "kmeans",
-        "SSKD.CLUSTER.NUM_CLUSTERS",
-        "6",
-        "SSKD.CLUSTER.RHO",
-        "2.0",
-        "SSKD.CLUSTER.K1",
-        "0",
-        "SSKD.CLUSTER.EPS",
-        "3.0",
-        "SSKD.CLUSTER.MIN_SAMPLES",
-        "0",
+        "SSKD.CLUSTER.METHOD kmeans",
+        "SSKD.CLUSTER.NUM_CLUSTERS 6",
+        "SSKD.CLUSTER.RHO 2.0",
+        "SSKD.CLUSTER.K1 0",
+        "SSKD.CLUSTER.EPS 3.0",
+        "SSKD.CLUSTER.MIN_SAMPLES 0",
     ),
-    ("SSKD.CLUSTER.METHOD", "hdbscan", "SSKD.CLUSTER.EPS_MIN", "2.0", "SSKD.CLUSTER.PAIRS_PER_IMAGE", "-1"),
-    ("SSKD.CLUSTER.RHO", "1.0", *ESTIMATED),
-    ("SSKD.CLUSTER.EPS_RULE", "largest", "SSKD.CLUSTER.RHO", "0.0", *ESTIMATED),
-    ("SSKD.CLUSTER.PAIRS_PER_IMAGE", "23.5"),
-    ("SSKD.CLUSTER.EPS_MIN", "0.5", "SSKD.CLUSTER.EPS_MAX", "0.5"),
-    ("SSKD.CLUSTER.MAX_NOISE_SHARE", "1.0", "SSKD.CLUSTER.MAX_LARGEST_SHARE", "0.0"),
-    ("SSKD.CHECKPOINT_SECONDS", "0", "SSKD.CHECKPOINT_ITERS", "0", "SSKD.KEEP_CHECKPOINTS", "1"),
-    ("SSKD.CACHE_IMAGES", "1", "TEST.METRIC", "jaccard"),
+    ("SSKD.CLUSTER.METHOD hdbscan", "SSKD.CLUSTER.EPS_MIN 2.0", "SSKD.CLUSTER.PAIRS_PER_IMAGE -1"),
+    ("SSKD.CLUSTER.RHO 1.0", *ESTIMATED),
+    ("SSKD.CLUSTER.EPS_RULE largest", "SSKD.CLUSTER.RHO 0.0", *ESTIMATED),
+    ("SSKD.CLUSTER.PAIRS_PER_IMAGE 23.5",),
+    ("SSKD.CLUSTER.EPS_MIN 0.5", "SSKD.CLUSTER.EPS_MAX 0.5"),
+    ("SSKD.CLUSTER.MAX_NOISE_SHARE 1.0", "SSKD.CLUSTER.MAX_LARGEST_SHARE 0.0"),
+    ("SSKD.CHECKPOINT_SECONDS 0", "SSKD.CHECKPOINT_ITERS 0", "SSKD.KEEP_CHECKPOINTS 1"),
+    ("SSKD.CACHE_IMAGES 1", "TEST.METRIC jaccard"),
 ]
 
 
@@ -190,58 +191,55 @@ def label(case):
 
 @pytest.mark.parametrize("case", WRONG, ids=lambda case: label(case[1:]))
 def test_what_cannot_work_is_refused_before_source_training(tmp_path, training_ends, case):
-    named, *overrides = case
+    named, *opts = case
     with pytest.raises(ValueError, match=named):
-        run(config(tmp_path, *overrides))
+        run(config(tmp_path, *opts))
     assert not os.path.exists(tmp_path / "source")
 
 
 @pytest.mark.parametrize("kind", RUNS)
 @pytest.mark.parametrize("case", EVERYWHERE, ids=lambda case: label(case[1:]))
 def test_what_no_run_can_do_is_refused_before_anything_is_written(tmp_path, kind, case):
-    named, *overrides = case
+    named, *opts = case
     with pytest.raises((ValueError, FileNotFoundError, UnknownNameError), match=named) as raised:
-        run(RUNS[kind](tmp_path / "out", *overrides))
+        run(RUNS[kind](tmp_path / "out", *opts))
     assert raised.value.exit_status == 2
     assert not list(tmp_path.iterdir())
 
 
 def test_an_architecture_that_does_not_fit_the_backbone(tmp_path):
     with pytest.raises(ValueError, match="cannot be built, AttributeError: .*conv1"):
-        pipeline.check_run(tiny_baseline(tmp_path / "out", "MODEL.META_ARCHITECTURE", "MGN"))
+        pipeline.check_run(tiny_baseline(tmp_path / "out", "MODEL.META_ARCHITECTURE MGN"))
 
 
 def test_a_network_that_cannot_take_the_test_images(tmp_path):
     vit = (
-        "MODEL.BACKBONE.NAME",
-        "build_vit_backbone",
-        "MODEL.BACKBONE.DEPTH",
-        "small",
-        "MODEL.BACKBONE.FEAT_DIM",
-        "768",
+        "MODEL.BACKBONE.NAME build_vit_backbone",
+        "MODEL.BACKBONE.DEPTH small",
+        "MODEL.BACKBONE.FEAT_DIM 768",
     )
     with pytest.raises(ValueError, match="fails on an image of 48 x 32 pixels"):
-        run(tiny_baseline(tmp_path / "out", *vit, "INPUT.SIZE_TEST", "[48, 32]"))
+        run(tiny_baseline(tmp_path / "out", *vit, "INPUT.SIZE_TEST [48, 32]"))
 
 
-@pytest.mark.parametrize("overrides", RIGHT, ids=label)
-def test_what_can_work_goes_on_to_source_training(tmp_path, training_ends, overrides):
+@pytest.mark.parametrize("opts", RIGHT, ids=label)
+def test_what_can_work_goes_on_to_source_training(tmp_path, training_ends, opts):
     with pytest.raises(Begun):
-        run(config(tmp_path, *overrides))
+        run(config(tmp_path, *opts))
 
 
-def config(output, *overrides):
+def config(output, *opts):
     """The tiny config; "float('nan')", which yacs does not read, is set afterwards."""
-    if overrides and overrides[-1] == "float('nan')":
+    if opts == ("SSKD.CLUSTER.EPS float('nan')",):
         cfg = tiny_adaptation(output)
         cfg.defrost()
         cfg.SSKD.CLUSTER.EPS = float("nan")
         return cfg
-    return tiny_adaptation(output, *overrides)
+    return tiny_adaptation(output, *opts)
 
 
 @pytest.mark.parametrize(
-    "overrides, package",
+    "opts, package",
     [
         (("SSKD.CLUSTER.METHOD", "infomap"), "infomap"),
         (("SSKD.CLUSTER.KNN", "faiss"), "faiss"),
@@ -249,26 +247,26 @@ def config(output, *overrides):
     ],
     ids=label,
 )
-def test_missing_packages(tmp_path, training_ends, monkeypatch, overrides, package):
+def test_missing_packages(tmp_path, training_ends, monkeypatch, opts, package):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
-    with pytest.raises(ImportError, match=f"{overrides[0]} is '{overrides[1]}'.*pip install {package}"):
-        run(tiny_adaptation(tmp_path, *overrides))
+    with pytest.raises(ImportError, match=f"{opts[0]} is '{opts[1]}'.*pip install {package}"):
+        run(tiny_adaptation(tmp_path, *opts))
 
 
 def test_a_package_that_is_not_used_may_be_missing(tmp_path, training_ends, monkeypatch):
     for package in ("infomap", "faiss"):
         monkeypatch.setitem(sys.modules, package, None)
-    kmeans = ("SSKD.CLUSTER.METHOD", "kmeans", "SSKD.CLUSTER.NUM_CLUSTERS", "6", "SSKD.CLUSTER.KNN", "faiss")
-    for overrides in ((), kmeans):  # k-means searches no neighbours
+    kmeans = ("SSKD.CLUSTER.METHOD kmeans", "SSKD.CLUSTER.NUM_CLUSTERS 6", "SSKD.CLUSTER.KNN faiss")
+    for opts in ((), kmeans):  # k-means searches no neighbours
         with pytest.raises(Begun):
-            run(tiny_adaptation(tmp_path, *overrides))
+            run(tiny_adaptation(tmp_path, *opts))
 
 
 def test_an_error_names_key_rule_and_value(tmp_path):
     with pytest.raises(
         ValueError, match=r"SSKD\.CLUSTER\.EPS must be a Jaccard distance in \(0, 1\).*got -0\.5: "
     ):
-        check_settings(tiny_adaptation(tmp_path, "SSKD.CLUSTER.EPS", "-0.5"))
+        check_settings(tiny_adaptation(tmp_path, "SSKD.CLUSTER.EPS -0.5"))
 
 
 def test_a_target_of_one_image(tmp_path):
@@ -291,7 +289,7 @@ def test_an_eps_that_is_given_goes_before_the_estimated_one(tmp_path):
         refresh.eps = 0.3
         assert refresh._options().eps == used and refresh._options(estimate_again=True).eps == eps
     with pytest.raises(ValueError, match=r"SSKD\.CLUSTER\.EPS must be"):
-        PseudoLabelRefresh(tiny_adaptation(tmp_path, "SSKD.CLUSTER.EPS", "-0.5"), None, [], None)
+        PseudoLabelRefresh(tiny_adaptation(tmp_path, "SSKD.CLUSTER.EPS -0.5"), None, [], None)
 
 
 def test_abilities_are_asked_of_the_device_that_is_used(data_sets, tmp_path, monkeypatch):
@@ -308,7 +306,7 @@ def test_abilities_are_asked_of_the_device_that_is_used(data_sets, tmp_path, mon
 
 def test_an_architecture_that_its_backbone_does_not_fit():
     """The host's MGN is made for the channels of ResNet-50."""
-    opts = ["MODEL.META_ARCHITECTURE", "MGN", "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", "False"]
+    opts = overrides("MODEL.META_ARCHITECTURE MGN", "MODEL.DEVICE cpu", "MODEL.BACKBONE.PRETRAIN False")
     with pytest.raises(
         ValueError, match="cannot be built, RuntimeError: Error.* in loading state_dict"
     ) as refused:
@@ -318,27 +316,21 @@ def test_an_architecture_that_its_backbone_does_not_fit():
 
 @pytest.mark.parametrize("case", [
     ("LOSSES.NAME is empty, so a Baseline would learn nothing", "MODEL.LOSSES.NAME", ""),
-    ("KD.MODEL_CONFIG names none", "MODEL.META_ARCHITECTURE", "Distiller"),
-    ("names 0 teachers and KD.MODEL_WEIGHTS 1", "MODEL.META_ARCHITECTURE", "Distiller",
-     "KD.EMA.ENABLED", "True", "KD.MODEL_WEIGHTS", "a.pth"),
+    ("KD.MODEL_CONFIG names none", "MODEL.META_ARCHITECTURE Distiller"),
+    ("names 0 teachers and KD.MODEL_WEIGHTS 1", "MODEL.META_ARCHITECTURE Distiller",
+     "KD.EMA.ENABLED True", "KD.MODEL_WEIGHTS a.pth"),
 ], ids=lambda case: label(case[1:]))  # fmt: skip
 def test_a_plain_config_that_has_nothing_to_learn_from(tmp_path, case):
-    named, *overrides = case
+    named, *opts = case
     with pytest.raises(ValueError, match=named) as raised:
-        run(tiny_baseline(tmp_path / "out", *overrides))
+        run(tiny_baseline(tmp_path / "out", *opts))
     assert raised.value.exit_status == 2 and not list(tmp_path.iterdir())
 
 
 def test_a_distiller_without_losses_of_its_own_learns_from_itself(tmp_path):
     check_settings(
         tiny_baseline(
-            tmp_path,
-            "MODEL.META_ARCHITECTURE",
-            "Distiller",
-            "KD.EMA.ENABLED",
-            "True",
-            "MODEL.LOSSES.NAME",
-            "",
+            tmp_path, "MODEL.META_ARCHITECTURE Distiller", "KD.EMA.ENABLED True", "MODEL.LOSSES.NAME", ""
         )
     )
 
@@ -353,12 +345,12 @@ def test_what_only_the_host_reads_is_checked_for_the_host_only(tmp_path, key):
 
 def test_the_hosts_sampler_that_cannot_work(tmp_path):
     with pytest.raises(ValueError, match="SAMPLER_TRAIN must be one of .*; got 'SetReWeightSampler'"):
-        check_settings(tiny_baseline(tmp_path, "DATALOADER.SAMPLER_TRAIN", "SetReWeightSampler"))
+        check_settings(tiny_baseline(tmp_path, "DATALOADER.SAMPLER_TRAIN SetReWeightSampler"))
 
 
 @pytest.mark.parametrize("make", [tiny_source, tiny_baseline])
 def test_what_only_stage_2_reads_is_not_checked_without_it(tmp_path, make):
-    check_settings(make(tmp_path, "SSKD.CLUSTER.EPS", "-1", "SSKD.SELECT_BY", "luck", "SEED", "-1"))
+    check_settings(make(tmp_path, "SSKD.CLUSTER.EPS -1", "SSKD.SELECT_BY luck", "SEED -1"))
 
 
 @pytest.mark.parametrize("make", [tiny_source, tiny_baseline])
@@ -371,7 +363,7 @@ def test_a_source_of_one_identity(tmp_path, monkeypatch, make):
     with pytest.raises(
         ValueError, match=r"a classifier needs two identities or more, and (DukeMTMC|Market1501) has 1"
     ):
-        run(make(tmp_path / "out", "DATALOADER.SAMPLER_TRAIN", "TrainingSampler"))
+        run(make(tmp_path / "out", "DATALOADER.SAMPLER_TRAIN TrainingSampler"))
     assert not (tmp_path / "out").exists()
 
 
@@ -385,33 +377,30 @@ def test_a_source_whose_identities_have_one_image_each(tmp_path, monkeypatch):
 
 
 def test_query_and_gallery_of_a_source_are_trained_on_where_they_are_asked_for(tmp_path):
-    """6 people in training; with COMBINEALL 6 others, of query and gallery, too.
-
-    Of a target they are never.
-    """
+    """6 people in training; with COMBINEALL 6 others, of query and gallery. Never of a target."""
     train, both = (
         source_items(tiny_source(tmp_path, "DATASETS.COMBINEALL", value)) for value in ("False", "True")
     )
     assert (len(train[0]), max(train[1]) + 1) == (48, 6)
     assert (len(both[0]), max(both[1]) + 1) == (48 + 6 + 24, 12)
     with pytest.raises(ValueError, match="DATASETS.COMBINEALL would train on the target's query and gallery"):
-        run(tiny_adaptation(tmp_path, "DATASETS.COMBINEALL", "True"))
+        run(tiny_adaptation(tmp_path, "DATASETS.COMBINEALL True"))
 
 
 @pytest.mark.parametrize(
-    "key, value, named",
-    [("SOLVER.OPT", "SparseAdam", "cannot train"), ("SOLVER.MAX_EPOCH", "0", "MAX_EPOCH"),
-     ("DATASETS.NAMES", "MSMT17", "MSMT17"),
-     ("SOLVER.IMS_PER_BATCH", "6", "SOLVER.IMS_PER_BATCH = 6"),
-     ("MODEL.WEIGHTS", "no.pth", "stage 1, .*'no.pth' not found"),
-     ("OUTPUT_DIR", "elsewhere", "SSKD.SOURCE.OPTS: OUTPUT_DIR would be one folder"),
-     ("SOLVER.MAX_EPOHC", "3", "SSKD.SOURCE.OPTS: there is no key SOLVER.MAX_EPOHC")],
+    "opt, named",
+    [("SOLVER.OPT SparseAdam", "cannot train"), ("SOLVER.MAX_EPOCH 0", "MAX_EPOCH"),
+     ("DATASETS.NAMES MSMT17", "MSMT17"),
+     ("SOLVER.IMS_PER_BATCH 6", "SOLVER.IMS_PER_BATCH = 6"),
+     ("MODEL.WEIGHTS no.pth", "stage 1, .*'no.pth' not found"),
+     ("OUTPUT_DIR elsewhere", "SSKD.SOURCE.OPTS: OUTPUT_DIR would be one folder"),
+     ("SOLVER.MAX_EPOHC 3", "SSKD.SOURCE.OPTS: there is no key SOLVER.MAX_EPOHC")],
 )  # fmt: skip
-def test_stage_1_is_checked_before_it_begins(tmp_path, key, value, named):
+def test_stage_1_is_checked_before_it_begins(tmp_path, opt, named):
     """By the file and the overrides that it is made of; a run that does not need it does not look at it."""
     cfg = tiny_adaptation(tmp_path / "out")
     cfg.defrost()
-    cfg.SSKD.SOURCE.OPTS = [*cfg.SSKD.SOURCE.OPTS, key, value]
+    cfg.SSKD.SOURCE.OPTS = [*cfg.SSKD.SOURCE.OPTS, *overrides(opt)]
     with pytest.raises((ValueError, FileNotFoundError, UnknownNameError), match=named) as raised:
         run(cfg)
     assert raised.value.exit_status == 2 and not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fastreid.utils.compute_dist import build_dist
-from tiny_reid import TINY, load_checkpoint, tiny_adaptation
+from tiny_reid import load_checkpoint, tiny_adaptation
 
 from fastreid_sskd.data.items import test_items as query_and_gallery
 from fastreid_sskd.engine import evaluate, run, source_config
@@ -118,10 +118,7 @@ def test_export_of_a_peer(done, folder, tmp_path):
 
 
 def test_report_shows_the_runs_own_ensemble(done, folder, tmp_path, monkeypatch):
-    """Peers of other feature sizes have no mean feature.
-
-    The report's lists are of the distances that the run combines.
-    """
+    """Peers of other feature sizes have no mean feature: its lists are of the run's distances."""
     monkeypatch.setattr(
         "fastreid_sskd.report.plots.map_figures", lambda *args, **options: []
     )  # whose packages start slowly
@@ -157,14 +154,7 @@ def test_what_it_is_compared_with(mixed):
 def test_equal_peers_by_their_distances(finished, tmp_path):
     """The method's peers with every peer in its own space: another run than the method's, and a whole one."""
     cfg = tiny_adaptation(
-        tmp_path,
-        "SSKD.SOURCE.WEIGHTS",
-        str(finished.sources),
-        "SSKD.COMBINE",
-        "distances",
-        "SOLVER.MAX_EPOCH",
-        "1",
-        *TINY[:2],
+        tmp_path, "SSKD.SOURCE.WEIGHTS", str(finished.sources), "SSKD.COMBINE distances", "SOLVER.MAX_EPOCH 1"
     )
     results = run(cfg)["Market1501"]
     assert set(results) == {"teacher0", "teacher1", "ensemble"}

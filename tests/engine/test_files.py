@@ -29,20 +29,16 @@ def write(content):
     return lambda file: file.write(content)
 
 
-def test_file_is_written_and_replaced(tmp_path):
+def test_file_is_written_and_replaced(tmp_path, monkeypatch):
     path = tmp_path / "file"
     for content in (b"one", b"another", b""):
         write_atomically(str(path), write(content))
         assert path.read_bytes() == content
     assert os.listdir(tmp_path) == ["file"]
-    write_atomically(str(tmp_path / "a" / "b" / "file"), write(b"content"))
-    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"content"
-
-
-def test_relative_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_atomically("file", write(b"content"))
-    assert (tmp_path / "file").read_bytes() == b"content"
+    for relative in ("file", "a/b/file"):
+        write_atomically(relative, write(b"content"))
+        assert (tmp_path / relative).read_bytes() == b"content"
 
 
 def test_file_and_folder_are_flushed_in_this_order(tmp_path, monkeypatch):
@@ -253,26 +249,18 @@ def test_killed_run_leaves_no_lock(tmp_path, other_run):
     assert is_free(tmp_path) and os.listdir(tmp_path) == [LOCK_FILE]
 
 
-def test_folder_is_made_and_freed_after_an_error(tmp_path):
-    folder = tmp_path / "a" / "b"
-    with pytest.raises(ZeroDivisionError), output_folder(str(folder)):
-        raise ZeroDivisionError
-    assert is_free(folder)
-
-
-def test_nested(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with output_folder("out"):
-        with output_folder(str(tmp_path / "out")):
-            assert not is_free(tmp_path / "out")
-        assert not is_free(tmp_path / "out")
-    assert is_free(tmp_path / "out")
-
-
-def test_without_a_folder(tmp_path, monkeypatch):
+def test_folder_is_made_and_freed_after_an_error(tmp_path, monkeypatch):
+    """By the outer of two nested ones; without a folder nothing is."""
     monkeypatch.chdir(tmp_path)
     with output_folder(""):
         assert os.listdir(tmp_path) == []
+    folder = tmp_path / "a" / "b"
+    with pytest.raises(ZeroDivisionError), output_folder("a/b"):
+        with output_folder(str(folder)):
+            assert not is_free(folder)
+        assert not is_free(folder)
+        raise ZeroDivisionError
+    assert is_free(folder)
 
 
 def test_loader_workers_do_not_keep_the_lock(tmp_path):

@@ -62,58 +62,36 @@ def test_evaluation_period_below_zero():
         PeriodicEvaluation(-1, dict)
 
 
-def test_checkpoint_period():
-    recorder = Recorder()
-    epochs(Checkpoints(recorder, period=2, keep=3), 5)
-    assert recorder.saved == [("model_0001", 1), ("model_0003", 3), ("model_final", 4)]
-    assert recorder.kept == [(3, "model"), (3, "model"), (0, "step")]
+PERIODIC = "model_0001 1, model_0003 3, model_final 4"
 
 
-def test_only_the_final_checkpoint():
-    recorder = Recorder()
-    epochs(Checkpoints(recorder, period=100, keep=1), 2)
-    assert recorder.saved == [("model_final", 1)]
-
-
-def test_best_checkpoint():
-    recorder = Recorder()
-    hook = Checkpoints(recorder, period=10, keep=1)
-    values = [30.0, 50.0, 50.0, 40.0, 60.0]
-    epochs(hook, 5, lambda epoch, storage: storage.put_scalar("metric", values[epoch]))
-    assert recorder.saved == [("model_best", 0), ("model_best", 1), ("model_best", 4), ("model_final", 4)]
-    assert hook.best_metric == 60.0
-
-
-def test_best_checkpoint_between_the_periodic_ones_and_without_an_evaluation():
-    """An old value is not taken for a new one.
-
-    The periodic file comes last, so that it is what a resume finds.
-    """
-    recorder = Recorder()
-    values = {1: 30.0, 3: 20.0}
+@pytest.mark.parametrize("period, values, saved", [
+    (2, {}, PERIODIC), (100, {}, "model_final 4"),
+    (10, [30, 50, 50, 40, 60], "model_best 0, model_best 1, model_best 4, model_final 4"),
+    (2, {1: 30, 3: 20}, f"model_best 1, {PERIODIC}"),
+])  # fmt: skip
+def test_what_is_saved(period, values, saved):
+    """An old value is not taken for a new one; the periodic file comes last, as what a resume finds."""
+    recorder, values = Recorder(), dict(enumerate(values)) if isinstance(values, list) else values
+    hook = Checkpoints(recorder, period=period, keep=3)
     epochs(
-        Checkpoints(recorder, period=2, keep=1), 5,
+        hook, 5,
         lambda epoch, storage: epoch in values and storage.put_scalar("metric", values[epoch]),
     )  # fmt: skip
-    assert recorder.saved == [("model_best", 1), ("model_0001", 1), ("model_0003", 3), ("model_final", 4)]
-
-
-def test_metric_by_another_name():
-    recorder = Recorder()
-    hook = Checkpoints(recorder, period=10, keep=1, metric_name="First/metric")
-    epochs(hook, 1, lambda epoch, storage: storage.put_scalars(**{"metric": 1.0, "First/metric": 2.0}))
-    assert hook.best_metric == 2.0
+    assert ", ".join(f"{name} {epoch}" for name, epoch in recorder.saved) == saved
+    assert recorder.kept == [(3, "model")] * (2 if period == 2 else 0) + [(0, "step")]
+    assert hook.best_metric == max(values.values(), default=hook.best_metric)
 
 
 def test_best_metric_survives_a_resume():
+    """By whichever name."""
     first, second = Recorder(), Recorder()
-    before = Checkpoints(first, period=1, keep=1)
-    epochs(before, 1, lambda epoch, storage: storage.put_scalar("metric", 50.0))
-    after = Checkpoints(second, period=1, keep=1)
+    before, after = (Checkpoints(one, period=1, keep=1, metric_name="Set/metric") for one in (first, second))
+    epochs(before, 1, lambda epoch, storage: storage.put_scalars(**{"metric": 60.0, "Set/metric": 50.0}))
     assert second.checkpointables["checkpoints"] is after
     after.load_state_dict(before.state_dict())
-    epochs(after, 3, lambda epoch, storage: storage.put_scalar("metric", 40.0), start=1)
-    assert second.saved == [("model_0001", 1), ("model_final", 2)]
+    epochs(after, 3, lambda epoch, storage: storage.put_scalars(**{"Set/metric": 40.0}), start=1)
+    assert second.saved == [("model_0001", 1), ("model_final", 2)] and after.best_metric == 50
 
 
 @pytest.mark.parametrize("period, keep", [(0, 1), (1, 0), (-1, 2)])
@@ -155,10 +133,7 @@ def test_epoch_is_saved_once():
 
 
 def training(folder, steps, state=None, start=0, save_after=None):
-    """Scalars of `steps` steps through the hook.
-
-    Metrics.json's lines, and the state after one of the steps.
-    """
+    """Put `steps` scalars through the hook: the lines of metrics.json, the state after one of the steps."""
     hook = ScalarWriters(lambda: [MetricsFile(str(folder / "metrics.json"))], period=2)
     if state is not None:
         hook.load_state_dict(state)
@@ -181,9 +156,7 @@ def training(folder, steps, state=None, start=0, save_after=None):
 
 @pytest.mark.parametrize("at", [0, 1, 2, 5, 7])
 def test_scalars_go_on_from_a_checkpoint(tmp_path, at):
-    """Smoothed over the values before it, none twice, although the killed run wrote on after its last
-    checkpoint.
-    """
+    """Smoothed over the values before, none twice, though the killed run wrote on after it."""
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
     whole, _ = training(tmp_path / "whole", 12)
@@ -230,11 +203,9 @@ def test_peer_ema_uses_the_global_step():
 
 
 def test_hooks_of_an_adaptation_run_in_this_order(trainer):
-    """Refresh before anything looks at the epoch.
-
-    EMA before evaluation, all before checkpoints, which hold the rest.
-
-    The next epoch's rate comes after the evaluation, which may be left for a signal and begun again.
+    """Refresh before anything looks at the epoch. EMA before evaluation, all before checkpoints, which hold
+    the rest. The next epoch's rate comes after the evaluation, which may be left for a signal and begun
+    again.
     """
     names = [type(hook).__name__ for hook in trainer()._hooks]
     assert names == [
@@ -245,7 +216,7 @@ def test_hooks_of_an_adaptation_run_in_this_order(trainer):
 
 def test_checkpoints_come_after_the_last_ema(trainer):
     """The file holds the teachers as the last step left them."""
-    made = trainer("SOLVER.MAX_EPOCH", "1", "SSKD.ITERS_PER_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
+    made = trainer("SOLVER.MAX_EPOCH 1", "SSKD.ITERS_PER_EPOCH 1", "TEST.EVAL_PERIOD 0")
     made.train()
     saved = torch.load(made.checkpointer.get_checkpoint_file(), weights_only=True)["model"]
     assert all(torch.equal(value, saved[name]) for name, value in made.model.state_dict().items())

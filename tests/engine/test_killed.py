@@ -94,7 +94,7 @@ PLACES = {
     ],
 )
 def test_adaptation(finished, adaptation, when, at):
-    cfg = adaptation("SSKD.CHECKPOINT_ITERS", "1")
+    cfg = adaptation("SSKD.CHECKPOINT_ITERS 1")
     assert exit_status(dies, cfg, when, at) == -signal.SIGKILL
     assert not os.path.exists(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))
     assert last_checkpoint(cfg.OUTPUT_DIR)
@@ -115,7 +115,7 @@ def test_pipeline(finished, tmp_path):
 
 def test_killed_again_and_again(finished, adaptation):
     """At every step but the last, each time from a new process."""
-    cfg = adaptation("SSKD.CHECKPOINT_ITERS", "1")
+    cfg = adaptation("SSKD.CHECKPOINT_ITERS 1")
     for at in range(1, 5):
         assert exit_status(dies, cfg, "in_a_step", at, True) == -signal.SIGKILL
     run(cfg, resume=True)
@@ -141,13 +141,13 @@ def kills_its_worker(cfg):
 @pytest.mark.slow
 def test_killed_worker(adaptation):
     """Ends the run with an error that says so, instead of waiting for ever."""
-    cfg = adaptation("DATALOADER.NUM_WORKERS", "2", "TEST.EVAL_PERIOD", "0")
+    cfg = adaptation("DATALOADER.NUM_WORKERS 2", "TEST.EVAL_PERIOD 0")
     assert exit_status(kills_its_worker, cfg) == 7
 
 
 def test_second_run_of_a_folder(tmp_path):
     """While the first is in a step."""
-    cfg = tiny_baseline(tmp_path, "TEST.EVAL_PERIOD", "0")
+    cfg = tiny_baseline(tmp_path, "TEST.EVAL_PERIOD 0")
     assert exit_status(starts_a_second_run, cfg) == 9
 
 

@@ -7,7 +7,7 @@ import json
 import os
 
 import pytest
-from tiny_reid import TINY_TARGET, tiny_adaptation, tiny_baseline, tiny_source
+from tiny_reid import TINY_TARGET, overrides, tiny_adaptation, tiny_baseline, tiny_source
 
 from fastreid_sskd.benchmark import collect
 from fastreid_sskd.engine import load_config, run
@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 
 def config(folder, *opts):
-    return load_config("", [*TINY_TARGET, "OUTPUT_DIR", str(folder), *opts])
+    return load_config("", overrides(*TINY_TARGET, "OUTPUT_DIR", str(folder), *opts))
 
 
 def contents(folder):
@@ -66,7 +66,7 @@ def test_a_run_from_scratch(folder, caplog):
     start_run(config(folder), from_scratch=True)  # nothing of a run is there, its config alone is none
     assert not (folder / "earlier-2").exists()
     (folder / "model_best.pth").write_text("second")
-    start_run(config(folder, "SOLVER.MAX_EPOCH", "5"), from_scratch=True)
+    start_run(config(folder, "SOLVER.MAX_EPOCH 5"), from_scratch=True)
     assert set(os.listdir(folder / "earlier-2")) == {"model_best.pth", "config.yaml"}
     assert "MAX_EPOCH: 2" in (folder / "earlier-2" / "config.yaml").read_text()
 
@@ -113,23 +113,18 @@ def test_source_models_of_the_folder_may_be_started_from(folder):
 # ---- whole runs ----------------------------------------------------------------------------------
 
 
-def test_results_of_an_earlier_run_are_not_shown_as_the_new_ones(adaptation):
-    cfg = adaptation("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "1")
-    run(cfg)
+def test_results_of_an_earlier_run_are_not_shown_as_the_new_ones(adaptation, one_epoch):
+    cfg = adaptation("SOLVER.MAX_EPOCH 1")
     first = collect(cfg.OUTPUT_DIR)
-    run(
-        adaptation("SOLVER.MAX_EPOCH", "1", "DATASETS.TESTS", "()", "SEED", "7")
-    )  # without figures of its own
-    with pytest.raises(
-        ValueError, match="no finished run with figures in .*--tests"
-    ):  # a finished one, without a test set
+    run(adaptation("SOLVER.MAX_EPOCH 1", "DATASETS.TESTS ()", "SEED 7"))  # without figures of its own
+    with pytest.raises(ValueError, match="no finished run with figures in .*--tests"):
         collect(cfg.OUTPUT_DIR)
     assert not {"model_best.pth", "results.json"} & set(os.listdir(cfg.OUTPUT_DIR))
     assert [result.metrics for result in collect(os.path.join(cfg.OUTPUT_DIR, "earlier-1"))] == [
         r.metrics for r in first
     ]
 
-    run(adaptation("SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "1", "SEED", "3"))
+    run(adaptation("SOLVER.MAX_EPOCH 1", "TEST.EVAL_PERIOD 1", "SEED 3"))
     with open(os.path.join(cfg.OUTPUT_DIR, "results.json"), encoding="utf-8") as file:
         assert [entry["epoch"] for entry in json.load(file)["evaluations"]] == [
             0,
@@ -140,10 +135,10 @@ def test_results_of_an_earlier_run_are_not_shown_as_the_new_ones(adaptation):
 
 @pytest.mark.parametrize("make", [tiny_source, tiny_baseline])
 def test_of_other_configs(make, tmp_path):
-    short = ("SOLVER.MAX_EPOCH", "1")
+    short = ("SOLVER.MAX_EPOCH 1",)
     run(make(tmp_path, *short))
     assert collect(str(tmp_path))
-    run(make(tmp_path, *short, "DATASETS.TESTS", "()"))
+    run(make(tmp_path, *short, "DATASETS.TESTS ()"))
     with pytest.raises(ValueError, match="no finished run"):
         collect(str(tmp_path))
     assert {"model_best.pth", "config.yaml"} <= set(os.listdir(tmp_path / "earlier-1"))
@@ -152,10 +147,10 @@ def test_of_other_configs(make, tmp_path):
 @pytest.mark.parametrize(
     "opts",
     [
-        ("SSKD.CLUSTER.K1", "0"),
-        ("DATASETS.TESTS", "('MSMT17',)"),
-        ("SSKD.SOURCE.WEIGHTS", "['nowhere.pth']"),
-        ("SSKD.NUM_PEERS", "3"),
+        ("SSKD.CLUSTER.K1 0",),
+        ("DATASETS.TESTS ('MSMT17',)",),
+        ("SSKD.SOURCE.WEIGHTS ['nowhere.pth']",),
+        ("SSKD.NUM_PEERS 3",),
     ],
 )
 def test_a_refused_run_changes_nothing(folder, finished, opts):

@@ -15,9 +15,7 @@ def draw():
 
 @pytest.mark.parametrize("before", [0, 1, 700])
 def test_numbers_go_on(tmp_path, before):
-    """In the middle of a block, and with a second normal number waiting in Python's and NumPy's
-    generators.
-    """
+    """In the middle of a block, with a second normal number waiting in Python's and NumPy's too."""
     for _ in range(before):
         draw()
     torch.save(random_state(), tmp_path / "state.pth")

@@ -14,7 +14,7 @@ from fastreid_sskd.data import extraction_loader
 from fastreid_sskd.engine.hooks import PseudoLabelRefresh
 from fastreid_sskd.evaluation.features import extract_features
 
-SHORT = ("TEST.EVAL_PERIOD", "0", "SSKD.ITERS_PER_EPOCH", "1", "SOLVER.MAX_EPOCH", "3")
+SHORT = ("TEST.EVAL_PERIOD 0", "SSKD.ITERS_PER_EPOCH 1", "SOLVER.MAX_EPOCH 3")
 
 
 def refresh_of(trainer) -> PseudoLabelRefresh:
@@ -73,7 +73,7 @@ def test_keep_goes_on_with_the_last_good_labels(trainer, collapse_from, caplog):
         seen.append((hook.labels.clone(), hook.eps, rows, len(made.optimizer.state)))
 
     drawn = []
-    made = trainer(*SHORT, "SSKD.CLUSTER.ON_COLLAPSE", "keep", "SOLVER.BASE_LR", "0.01", hooks=[Spy(note)])
+    made = trainer(*SHORT, "SSKD.CLUSTER.ON_COLLAPSE keep", "SOLVER.BASE_LR 0.01", hooks=[Spy(note)])
     made.model.register_forward_pre_hook(
         lambda model, args: drawn.append((args[0]["indices"].clone(), args[0]["targets"].clone()))
         if model.training else None
@@ -102,14 +102,14 @@ def test_keep_goes_on_with_the_last_good_labels(trainer, collapse_from, caplog):
 
 
 def test_keep_has_nothing_to_keep_at_the_first_refresh(trainer, collapse_from):
-    made = trainer(*SHORT, "SSKD.CLUSTER.ON_COLLAPSE", "keep")
+    made = trainer(*SHORT, "SSKD.CLUSTER.ON_COLLAPSE keep")
     collapse_from(made, 0)
     with pytest.raises(PseudoLabelError, match="1 cluster"):
         made.train()
 
 
 def test_good_labels_after_a_collapse_are_taken(trainer, collapse_from, monkeypatch):
-    made = trainer(*SHORT, "SSKD.CLUSTER.ON_COLLAPSE", "keep")
+    made = trainer(*SHORT, "SSKD.CLUSTER.ON_COLLAPSE keep")
     collapse_from(made, 1, lambda found: found if made.epoch == 2 else np.full_like(found, -1))
     made.train()
     assert [entry["kept"] for entry in refresh_of(made).history] == [0, 1, 0]
@@ -117,7 +117,7 @@ def test_good_labels_after_a_collapse_are_taken(trainer, collapse_from, monkeypa
 
 @pytest.mark.parametrize("on_limit", ["warn", "collapse"])
 def test_shares_above_their_limits(on_limit, trainer, collapse_from, caplog):
-    made = trainer(*SHORT, "SSKD.CLUSTER.ON_LIMIT", on_limit, "SSKD.CLUSTER.MAX_LARGEST_SHARE", "0.6")
+    made = trainer(*SHORT, "SSKD.CLUSTER.ON_LIMIT", on_limit, "SSKD.CLUSTER.MAX_LARGEST_SHARE 0.6")
     collapse_from(made, 1, all_but_one_merged)
     with caplog.at_level(logging.WARNING, logger="fastreid"):
         if on_limit == "warn":
@@ -132,8 +132,8 @@ def test_shares_above_their_limits(on_limit, trainer, collapse_from, caplog):
 
 def test_limits_and_keep(trainer, collapse_from):
     made = trainer(
-        *SHORT, "SSKD.CLUSTER.ON_LIMIT", "collapse", "SSKD.CLUSTER.MAX_LARGEST_SHARE", "0.6",
-        "SSKD.CLUSTER.ON_COLLAPSE", "keep",
+        *SHORT, "SSKD.CLUSTER.ON_LIMIT collapse", "SSKD.CLUSTER.MAX_LARGEST_SHARE 0.6",
+        "SSKD.CLUSTER.ON_COLLAPSE keep",
     )  # fmt: skip
     collapse_from(made, 1, all_but_one_merged)
     made.train()
@@ -147,8 +147,8 @@ def test_eps_is_estimated_again_as_often_as_asked(every, estimated, trainer, mon
     monkeypatch.setattr(
         clustering_refresh, "bounded_eps", lambda *args: calls.append(made.epoch) or real(*args)
     )
-    made = trainer(*SHORT, "SSKD.CLUSTER.EPS_EVERY", str(every), "SOLVER.BASE_LR", "0.05",
-                   "SSKD.CLUSTER.ON_COLLAPSE", "keep")  # fmt: skip
+    made = trainer(*SHORT, "SSKD.CLUSTER.EPS_EVERY", str(every), "SOLVER.BASE_LR 0.05",
+                   "SSKD.CLUSTER.ON_COLLAPSE keep")  # fmt: skip
     made.train()
     assert calls == estimated
     eps = [entry["eps"] for entry in refresh_of(made).history]
@@ -156,16 +156,14 @@ def test_eps_is_estimated_again_as_often_as_asked(every, estimated, trainer, mon
 
 
 def test_eps_of_a_collapsed_refresh_is_forgotten(trainer, collapse_from):
-    made = trainer(
-        *SHORT, "SSKD.CLUSTER.EPS_EVERY", "1", "SSKD.CLUSTER.ON_COLLAPSE", "keep", "SOLVER.BASE_LR", "0.05"
-    )
+    made = trainer(*SHORT, "SSKD.CLUSTER.EPS_EVERY 1", "SSKD.CLUSTER.ON_COLLAPSE keep", "SOLVER.BASE_LR 0.05")
     collapse_from(made, 1)
     made.train()
     assert len({entry["eps"] for entry in refresh_of(made).history}) == 1
 
 
 def test_estimated_eps_is_bounded(trainer):
-    made = trainer(*SHORT, "SSKD.CLUSTER.EPS_MIN", "0.66", "SSKD.CLUSTER.EPS_MAX", "0.7")
+    made = trainer(*SHORT, "SSKD.CLUSTER.EPS_MIN 0.66", "SSKD.CLUSTER.EPS_MAX 0.7")
     made.train()
     assert {entry["eps"] for entry in refresh_of(made).history} == {0.66}
 
@@ -174,7 +172,7 @@ def test_estimated_eps_is_bounded(trainer):
 def test_other_methods_train(method, trainer):
     if method == "infomap":
         pytest.importorskip("infomap", reason="the extra infomap is not installed")
-    made = trainer(*SHORT, "SSKD.CLUSTER.METHOD", method, "SSKD.CLUSTER.NUM_CLUSTERS", "6")
+    made = trainer(*SHORT, "SSKD.CLUSTER.METHOD", method, "SSKD.CLUSTER.NUM_CLUSTERS 6")
     made.train()
     history = refresh_of(made).history
     assert len(history) == 3 and all(entry["clusters"] > 1 for entry in history)
@@ -184,7 +182,7 @@ def test_other_methods_train(method, trainer):
 
 def test_approximate_search_logs_its_recall(trainer):
     pytest.importorskip("faiss")
-    made = trainer(*SHORT, "SSKD.CLUSTER.KNN", "ivf")
+    made = trainer(*SHORT, "SSKD.CLUSTER.KNN ivf")
     made.train()
     assert all(0 < entry["recall"] <= 1 for entry in refresh_of(made).history)
     assert "refresh/recall" in made.storage.latest()

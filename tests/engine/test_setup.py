@@ -22,17 +22,11 @@ def test_source_config_is_relative_to_the_file_that_names_it(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     expected = str(CONFIGS / "source_m2d.yml")
     assert load_config(str(CONFIGS / "sskd_m2d.yml")).SSKD.SOURCE.CONFIG == expected
-    monkeypatch.chdir(CONFIGS)
-    assert load_config("sskd_m2d.yml").SSKD.SOURCE.CONFIG == expected
-
-
-def test_source_config_on_the_command_line_is_relative_to_the_working_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    # on the command line to the working directory
     cfg = load_config(str(CONFIGS / "sskd_m2d.yml"), ["SSKD.SOURCE.CONFIG", "own.yml"])
     assert cfg.SSKD.SOURCE.CONFIG == str(tmp_path / "own.yml")
-
-
-def test_no_source_config():
+    monkeypatch.chdir(CONFIGS)
+    assert load_config("sskd_m2d.yml").SSKD.SOURCE.CONFIG == expected
     assert load_config("").SSKD.SOURCE.CONFIG == ""
 
 
@@ -59,12 +53,18 @@ def test_seed_that_is_not_given_is_drawn_and_written_down(tmp_path, host_logging
     assert setup(arguments("", *opts)).SEED != cfg.SEED
 
 
-def test_device_that_is_not_there(monkeypatch):
+def test_device_that_is_not_there(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cfg = load_config("", ["MODEL.DEVICE", "cuda:0", "SEED", "3"])
     assert resolve(cfg).MODEL.DEVICE == "cpu" and cfg.SEED == 3
+    assert "MODEL.DEVICE is cuda:0, and torch finds no CUDA device: the CPU is used" in caplog.text
+    caplog.clear()
+    resolve(load_config("", ["MODEL.DEVICE", "cpu"]))
+    assert not caplog.text
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve(load_config("", ["MODEL.DEVICE", "cuda:0"])).MODEL.DEVICE == "cuda:0"
+    with pytest.raises(ValueError, match="such as cpu, cuda or cuda:1; got 'gpu'"):
+        resolve(load_config("", ["MODEL.DEVICE", "gpu"]))
 
 
 def test_resumed_run_keeps_the_seed_that_it_drew(tmp_path, host_logging):
@@ -123,10 +123,7 @@ def test_a_device_named_by_its_number_becomes_the_current_one(monkeypatch, devic
 
 
 def test_config_of_a_finished_run_stays(tmp_path, host_logging):
-    """An evaluation in the run's own folder may have other settings.
-
-    What reads config.yaml later means the run's.
-    """
+    """An evaluation in the run's own folder may have other settings; config.yaml stays the run's."""
     first = arguments("", "OUTPUT_DIR", str(tmp_path), "SEED", "1", "SOLVER.MAX_EPOCH", "7")
     setup(first)
     before = (tmp_path / "config.yaml").read_bytes()
@@ -161,21 +158,6 @@ def test_peers_number_as_an_override(given):
 def test_habits_of_the_command_line(opts, message):
     with pytest.raises(ValueError, match=message):
         load_config("", opts)
-
-
-def test_device_that_is_not_there_is_told(monkeypatch, caplog):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    resolve(load_config("", ["MODEL.DEVICE", "cuda:0"]))
-    assert "MODEL.DEVICE is cuda:0, and torch finds no CUDA device: the CPU is used" in caplog.text
-    caplog.clear()
-    resolve(load_config("", ["MODEL.DEVICE", "cpu"]))
-    assert not caplog.text
-
-
-def test_no_device():
-    cfg = load_config("", ["MODEL.DEVICE", "gpu"])
-    with pytest.raises(ValueError, match="such as cpu, cuda or cuda:1; got 'gpu'"):
-        resolve(cfg)
 
 
 def test_a_file_that_is_no_config(tmp_path):

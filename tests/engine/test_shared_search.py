@@ -119,5 +119,5 @@ def fails(cfg, where, rank):
 @pytest.mark.parametrize("where", ["features", "search"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_error_of_one_is_raised_in_all(adaptation, tmp_path, where, rank):
-    cfg = adaptation("TEST.EVAL_PERIOD", "0", output=tmp_path / "failed")
+    cfg = adaptation("TEST.EVAL_PERIOD 0", output=tmp_path / "failed")
     assert together(fails, cfg, where, rank) == [7, 7]

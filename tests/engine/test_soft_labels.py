@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fastreid.engine.train_loop import HookBase
-from same_runs import assert_same_files
+from same_runs import assert_same_files, cut
 from tiny_reid import load_checkpoint
 
 from fastreid_sskd.clustering import cluster_centroids, pseudo_labels
@@ -20,20 +20,14 @@ from fastreid_sskd.engine import refresh as module
 from fastreid_sskd.engine.refresh import find_temperature
 from fastreid_sskd.evaluation.features import extract_features
 
-SHORT = ("TEST.EVAL_PERIOD", "0", "SSKD.ITERS_PER_EPOCH", "2", "SOLVER.MAX_EPOCH", "2")
+SHORT = ("TEST.EVAL_PERIOD 0", "SSKD.ITERS_PER_EPOCH 2", "SOLVER.MAX_EPOCH 2")
 EVERYTHING = (
-    "SSKD.SOFT_LABELS.BN",
-    "running",
-    "SSKD.SOFT_LABELS.TEMPERATURE",
-    "0.0",
-    "SSKD.CLUSTER.CAMERA_STATISTICS",
-    "True",
-    "SSKD.CLUSTER.EPS_RULE",
-    "plateau",
-    "SSKD.CLUSTER.EPS_LARGEST_SHARE",
-    "0.3",
-    "SSKD.EMA.WINDOW",
-    "0.5",
+    "SSKD.SOFT_LABELS.BN running",
+    "SSKD.SOFT_LABELS.TEMPERATURE 0.0",
+    "SSKD.CLUSTER.CAMERA_STATISTICS True",
+    "SSKD.CLUSTER.EPS_RULE plateau",
+    "SSKD.CLUSTER.EPS_LARGEST_SHARE 0.3",
+    "SSKD.EMA.WINDOW 0.5",
 )
 
 
@@ -77,10 +71,7 @@ def test_temperature_of_labels_that_cannot_be_sharpened():
 
 @pytest.mark.parametrize("sample", [1024, 7])
 def test_temperature_of_a_run_is_found_at_every_refresh(trainer, monkeypatch, caplog, sample):
-    """On the labelled images in evaluation mode.
-
-    The feature after the neck times the classifier's rows, by hand.
-    """
+    """On labelled images in evaluation mode: the feature after the neck times the rows, by hand."""
     monkeypatch.setattr(module, "SAMPLE", sample)
     seen = []
 
@@ -106,12 +97,9 @@ def test_temperature_of_a_run_is_found_at_every_refresh(trainer, monkeypatch, ca
 
     made = trainer(
         *SHORT,
-        "SSKD.SOFT_LABELS.TEMPERATURE",
-        "0.0",
-        "SSKD.SOFT_LABELS.CONFIDENCE",
-        "0.6",
-        "SOLVER.BASE_LR",
-        "0.01",
+        "SSKD.SOFT_LABELS.TEMPERATURE 0.0",
+        "SSKD.SOFT_LABELS.CONFIDENCE 0.6",
+        "SOLVER.BASE_LR 0.01",
         hooks=[AfterRefresh(measure)],
     )
     with caplog.at_level(logging.INFO, logger="fastreid"):
@@ -121,7 +109,7 @@ def test_temperature_of_a_run_is_found_at_every_refresh(trainer, monkeypatch, ca
 
 
 def test_a_temperature_that_is_given_stays(trainer):
-    made = trainer(*SHORT, "SSKD.SOFT_LABELS.TEMPERATURE", "0.3")
+    made = trainer(*SHORT, "SSKD.SOFT_LABELS.TEMPERATURE 0.3")
     made.train()
     assert made.model.temperature == 0.3 and "temperature" not in made.refresh.history[0]
 
@@ -144,9 +132,7 @@ def without_neck(finished, tmp_path):
 
 def test_neck_without_statistics_gets_the_targets(adaptation, without_neck, caplog):
     """Exactly those of all images' pooled features, in student and teacher, once, after direct transfer."""
-    cfg = adaptation(
-        "SSKD.SOURCE.WEIGHTS", str(without_neck), "SOLVER.MAX_EPOCH", "1", "TEST.IMS_PER_BATCH", "7"
-    )
+    cfg = adaptation("SSKD.SOURCE.WEIGHTS", str(without_neck), "SOLVER.MAX_EPOCH 1", "TEST.IMS_PER_BATCH 7")
     seed_everything(cfg.SEED)
     made = AdaptationTrainer(cfg)
     made.start_from(without_neck)
@@ -197,11 +183,11 @@ def test_neck_that_the_weights_bring_stays(adaptation, finished, monkeypatch):
 
 def test_neck_of_a_bare_backbone_and_of_a_resumed_run(adaptation, without_neck, tmp_path, caplog):
     for opts in (
-        ("SSKD.SOURCE.SKIP", "True", "SSKD.SOURCE.WEIGHTS", "[]", "SSKD.SOURCE.CONFIG", ""),
+        ("SSKD.SOURCE.SKIP True", "SSKD.SOURCE.WEIGHTS []", "SSKD.SOURCE.CONFIG", ""),
         ("MODEL.WEIGHTS", without_neck[0]),
     ):
         cfg = adaptation(
-            "SSKD.SOURCE.WEIGHTS", "[]", "SSKD.SOURCE.CONFIG", "", *opts, *SHORT, output=tmp_path / opts[0]
+            "SSKD.SOURCE.WEIGHTS []", "SSKD.SOURCE.CONFIG", "", *opts, *SHORT, output=tmp_path / opts[0]
         )
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="fastreid"):
@@ -230,7 +216,7 @@ def test_statistics_of_a_refresh_are_the_targets(trainer):
         seen.append(found[0])
 
     made = trainer(
-        *SHORT, "SSKD.SOFT_LABELS.BN", "refresh", "SOLVER.BASE_LR", "0.01", hooks=[AfterRefresh(compare)]
+        *SHORT, "SSKD.SOFT_LABELS.BN refresh", "SOLVER.BASE_LR 0.01", hooks=[AfterRefresh(compare)]
     )
     made.train()
     assert len(seen) == 2 and not torch.equal(*seen)
@@ -238,9 +224,7 @@ def test_statistics_of_a_refresh_are_the_targets(trainer):
 
 
 def test_statistics_of_the_students_reach_the_teachers(trainer):
-    made = trainer(
-        *SHORT, "SSKD.SOFT_LABELS.BN", "student", "SOLVER.MAX_EPOCH", "1", "SSKD.ITERS_PER_EPOCH", "1"
-    )
+    made = trainer(*SHORT, "SSKD.SOFT_LABELS.BN student", "SOLVER.MAX_EPOCH 1", "SSKD.ITERS_PER_EPOCH 1")
     made.train()  # alpha is 0 in the first step
     for student, teacher in zip(made.model.students, made.model.teachers):
         assert torch.equal(student.backbone[1].running_mean, teacher.backbone[1].running_mean)
@@ -267,7 +251,7 @@ def test_clusters_without_cameras_and_classifiers_with(trainer):
         plain = pseudo_labels(features, **options)
         checked.append(np.array_equal(plain.labels, expected.labels))
 
-    made = trainer(*SHORT, "SSKD.CLUSTER.CAMERA_STATISTICS", "True", hooks=[AfterRefresh(compare)])
+    made = trainer(*SHORT, "SSKD.CLUSTER.CAMERA_STATISTICS True", hooks=[AfterRefresh(compare)])
     made.train()
     assert checked == [False, False]
 
@@ -287,17 +271,17 @@ def test_one_camera_is_no_camera(adaptation, tmp_path):
 
 def test_radius_of_a_run_is_chosen_once_and_its_sweep_kept(trainer, caplog):
     with caplog.at_level(logging.INFO, logger="fastreid"):
-        made = trainer(*SHORT, "SSKD.CLUSTER.EPS_RULE", "silhouette", "SSKD.CLUSTER.EPS_LARGEST_SHARE", "0.3")
+        made = trainer(*SHORT, "SSKD.CLUSTER.EPS_RULE silhouette", "SSKD.CLUSTER.EPS_LARGEST_SHARE 0.3")
         made.train()
     first, second = made.refresh.history
     assert first["eps"] == second["eps"] == made.refresh.eps in made.cfg.SSKD.CLUSTER.EPS_RADII
     usable = [row for row in first["sweep"] if row["largest_share"] <= 0.3 and row["clusters"] > 1]
     assert first["eps"] == max(usable, key=lambda row: row["silhouette"])["eps"]
     assert "sweep" not in second and caplog.text.count("the radius by the rule silhouette") == 1
-    again = trainer(*SHORT, "SSKD.CLUSTER.EPS_RULE", "largest", "SSKD.CLUSTER.EPS_EVERY", "1")
+    again = trainer(*SHORT, "SSKD.CLUSTER.EPS_RULE largest", "SSKD.CLUSTER.EPS_EVERY 1")
     again.train()
     assert all(len(entry["sweep"]) == 12 for entry in again.refresh.history)
-    given = trainer(*SHORT, "SSKD.CLUSTER.EPS_RULE", "largest", "SSKD.CLUSTER.EPS", "0.35")
+    given = trainer(*SHORT, "SSKD.CLUSTER.EPS_RULE largest", "SSKD.CLUSTER.EPS 0.35")
     given.train()
     assert given.refresh.eps == 0.35 and "sweep" not in given.refresh.history[0]
 
@@ -306,10 +290,10 @@ def test_radius_of_a_run_is_chosen_once_and_its_sweep_kept(trainer, caplog):
 
 
 @pytest.mark.parametrize("opts, decays, warned", [
-    (("SSKD.EMA.WINDOW", "0.25"), [0, 1 / 2, 1 / 2, 1 / 2, 1 / 2, 1 / 2, 1 / 2, 1 / 2], False),
-    (("SSKD.EMA.MOMENTUM", "0.75"), [0, 1 / 2, 2 / 3, 3 / 4, 3 / 4, 3 / 4, 3 / 4, 3 / 4], True),
-    (("SSKD.EMA.MOMENTUM", "0.0"), [0] * 8, False),
-    (("SSKD.EMA.MOMENTUM", "1.0"), [1 - 1 / (t + 1) for t in range(8)], True),
+    (("SSKD.EMA.WINDOW 0.25",), [0, 1 / 2, 1 / 2, 1 / 2, 1 / 2, 1 / 2, 1 / 2, 1 / 2], False),
+    (("SSKD.EMA.MOMENTUM 0.75",), [0, 1 / 2, 2 / 3, 3 / 4, 3 / 4, 3 / 4, 3 / 4, 3 / 4], True),
+    (("SSKD.EMA.MOMENTUM 0.0",), [0] * 8, False),
+    (("SSKD.EMA.MOMENTUM 1.0",), [1 - 1 / (t + 1) for t in range(8)], True),
 ])  # fmt: skip
 def test_window_of_the_teachers(trainer, caplog, opts, decays, warned):
     """Eight steps; one that is longer than two is warned of, which an average that is none is not."""
@@ -320,18 +304,14 @@ def test_window_of_the_teachers(trainer, caplog, opts, decays, warned):
             found.append(made.storage.latest()["ema_decay"][0])
 
     with caplog.at_level(logging.WARNING, logger="fastreid"):
-        made = trainer(*SHORT, "SSKD.ITERS_PER_EPOCH", "4", *opts, hooks=[Decay()])
+        made = trainer(*SHORT, "SSKD.ITERS_PER_EPOCH 4", *opts, hooks=[Decay()])
         made.train()
     assert found == pytest.approx(decays)
     assert ("more than a quarter of the run's 8" in caplog.text) == warned
 
 
-class Killed(Exception):
-    """Stops a training, as a killed process would."""
-
-
 @pytest.mark.parametrize("statistics", ["running", "student", "refresh"])
-def test_goes_on_where_it_stopped(adaptation, without_neck, tmp_path, monkeypatch, statistics):
+def test_goes_on_where_it_stopped(adaptation, without_neck, tmp_path, statistics):
     """With everything that is not the release's: inside an epoch, bit for bit."""
     opts = (
         *EVERYTHING,
@@ -339,24 +319,12 @@ def test_goes_on_where_it_stopped(adaptation, without_neck, tmp_path, monkeypatc
         statistics,
         "SSKD.SOURCE.WEIGHTS",
         str(without_neck),
-        "SSKD.CHECKPOINT_ITERS",
-        "1",
-        "SSKD.CLUSTER.EPS_EVERY",
-        "1",
+        "SSKD.CHECKPOINT_ITERS 1",
+        "SSKD.CLUSTER.EPS_EVERY 1",
     )
     whole, parts = (adaptation(*opts, output=tmp_path / name) for name in ("whole", "parts"))
     run(whole)
-    step = AdaptationTrainer.run_step
-    with monkeypatch.context() as patch:
-
-        def run_step(self):
-            if self.iter == 4:
-                raise Killed
-            step(self)
-
-        patch.setattr(AdaptationTrainer, "run_step", run_step)
-        with pytest.raises(Killed):
-            run(parts)
+    cut(parts, 4)
     seed_everything(99)
     run(parts, resume=True)
     assert_same_files(parts.OUTPUT_DIR, whole.OUTPUT_DIR)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from own_processes import HANG, start
-from same_runs import assert_same_files
+from same_runs import assert_same_files, before_step
 from tiny_reid import load_checkpoint, tiny_baseline, tiny_source
 
 from fastreid_sskd.clustering import parallel as parallel_module
@@ -22,24 +22,16 @@ from fastreid_sskd.processes import stop
 from fastreid_sskd.processes.stop import EXIT_STOPPED, Stopped, listen
 
 
-def signal_at(monkeypatch, cls, at, number):
+def signal_at(patch, cls, at, number):
     """Signal the process during step `at`."""
-    step = cls.run_step
-
-    def run_step(self):
-        if self.iter == at:
-            os.kill(os.getpid(), number)
-        step(self)
-
-    monkeypatch.setattr(cls, "run_step", run_step)
+    before_step(patch, at, lambda trainer: os.kill(os.getpid(), number), cls)
 
 
 def handlers():
     return signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("at, number", [(1, signal.SIGTERM), (2, signal.SIGINT), (3, signal.SIGTERM)])
 def test_run_is_saved_and_goes_on(finished, adaptation, monkeypatch, number, at):
     cfg, before = adaptation(), handlers()
     with monkeypatch.context() as patch:
@@ -66,7 +58,7 @@ def test_plain_config(tmp_path, monkeypatch):
 
 # ---- where much has to be done before the next step ----------------------------------------------
 
-RARE = ("SOLVER.CHECKPOINT_PERIOD", "9")
+RARE = ("SOLVER.CHECKPOINT_PERIOD 9",)
 
 
 def signalled_before(monkeypatch, owner, name, call, armed=lambda: True):
@@ -109,7 +101,7 @@ def stopped_and_resumed(cfg, monkeypatch, *place, **when):
 )
 def test_signal_during_a_refresh(finished, adaptation, monkeypatch, owner, name, call):
     """Ends between two batches, or two parts of the clustering; the refresh is made again."""
-    cfg, began = adaptation(*RARE, "TEST.IMS_PER_BATCH", "8"), []
+    cfg, began = adaptation(*RARE, "TEST.IMS_PER_BATCH 8"), []
     before_epoch = AdaptationTrainer.before_epoch
     monkeypatch.setattr(AdaptationTrainer, "before_epoch", lambda self: began.append(1) or before_epoch(self))
     saved = stopped_and_resumed(cfg, monkeypatch, owner, name, call, armed=lambda: len(began) == 2)
@@ -141,7 +133,7 @@ def test_signal_after_a_refresh(finished, adaptation, monkeypatch):
 @pytest.mark.parametrize("at", ["before an epoch", "direct transfer"])
 def test_signal_before_anything_is_learned(finished, adaptation, monkeypatch, at):
     """There is nothing to save: the run begins anew."""
-    cfg = adaptation("TEST.IMS_PER_BATCH", "8")
+    cfg = adaptation("TEST.IMS_PER_BATCH 8")
     call = 2 if at == "direct transfer" else 6
     assert stopped_and_resumed(cfg, monkeypatch, loaders._OnDevice, "_on_device", call) == ""
     assert_same_files(cfg.OUTPUT_DIR, finished.output)
@@ -152,7 +144,7 @@ def test_signal_before_anything_is_learned(finished, adaptation, monkeypatch, at
 )
 def test_signal_during_an_evaluation(finished, adaptation, monkeypatch, owner, name, call):
     """The epoch's last step is saved, the evaluation made on resume; the learning rate steps once."""
-    cfg, ended = adaptation(*RARE, "TEST.IMS_PER_BATCH", "8"), []
+    cfg, ended = adaptation(*RARE, "TEST.IMS_PER_BATCH 8"), []
     after_epoch = Trainer.after_epoch
     monkeypatch.setattr(Trainer, "after_epoch", lambda self: ended.append(1) or after_epoch(self))
     saved = stopped_and_resumed(cfg, monkeypatch, owner, name, call, armed=lambda: len(ended) == 1)
@@ -162,7 +154,7 @@ def test_signal_during_an_evaluation(finished, adaptation, monkeypatch, owner, n
 
 def test_signal_during_an_evaluation_of_a_plain_config(tmp_path, monkeypatch):
     """With a rate that falls after each epoch, the last one's evaluation too."""
-    opts = ("SOLVER.STEPS", "[1]", "TEST.IMS_PER_BATCH", "8", *RARE)
+    opts = ("SOLVER.STEPS [1]", "TEST.IMS_PER_BATCH 8", *RARE)
     run(tiny_baseline(tmp_path / "whole", *opts))
     for call in (2, 7):
         cfg = tiny_baseline(tmp_path / f"call{call}", *opts)
@@ -173,7 +165,7 @@ def test_signal_during_an_evaluation_of_a_plain_config(tmp_path, monkeypatch):
 
 def test_signal_during_a_selection_and_an_evaluation_after_it(adaptation, tmp_path, monkeypatch):
     """What has been selected already is not selected again."""
-    opts = ("SSKD.SELECT_BY", "silhouette", "TEST.IMS_PER_BATCH", "24")
+    opts = ("SSKD.SELECT_BY silhouette", "TEST.IMS_PER_BATCH 24")
     run(adaptation(*opts, output=tmp_path / "whole"))
     ended, after_epoch = [], Trainer.after_epoch
     monkeypatch.setattr(Trainer, "after_epoch", lambda self: ended.append(1) or after_epoch(self))
@@ -251,7 +243,7 @@ def stopped_in_a_group(cfg, tmp_path, *place, number=signal.SIGTERM):
     return load_checkpoint(last_checkpoint(cfg.OUTPUT_DIR))
 
 
-WORKERS = ("DATALOADER.NUM_WORKERS", "2", "TEST.IMS_PER_BATCH", "8")
+WORKERS = ("DATALOADER.NUM_WORKERS 2", "TEST.IMS_PER_BATCH 8")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_from_nothing_to_a_graph(name, width, pool, network, tmp_path):
     shipped = load_config(str(CONFIGS / network))
     optimizer = ["SOLVER.OPT", shipped.SOLVER.OPT, "SOLVER.WEIGHT_DECAY", str(shipped.SOLVER.WEIGHT_DECAY)]
     cfg = tiny_adaptation(
-        tmp_path / "run", "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.BACKBONE.DEPTH", name,
+        tmp_path / "run", "MODEL.BACKBONE.NAME build_timm_backbone", "MODEL.BACKBONE.DEPTH", name,
         "MODEL.BACKBONE.FEAT_DIM", str(width), "MODEL.HEADS.POOL_LAYER", pool, *optimizer,
     )  # fmt: skip
     run(cfg)

@@ -88,55 +88,33 @@ def test_weights_are_loaded_without_the_state_of_their_training(cfg, tmp_path):
     assert torch.equal(made.model.backbone[0].weight, saved["backbone.0.weight"])
 
 
-def test_missing_weights(cfg):
-    with pytest.raises(FileNotFoundError, match="none.pth"):
-        run(changed(cfg, WEIGHTS="none.pth"))
-
-
 def test_epoch_has_at_least_one_iteration(tmp_path):
     """The host divides by the number of iterations: 48 images, batches of 64."""
     made = Trainer(
-        tiny_baseline(tmp_path, "SOLVER.IMS_PER_BATCH", "64", "DATALOADER.SAMPLER_TRAIN", "TrainingSampler")
+        tiny_baseline(tmp_path, "SOLVER.IMS_PER_BATCH 64", "DATALOADER.SAMPLER_TRAIN TrainingSampler")
     )
     assert made.iters_per_epoch == 1 and made.max_iter == 2
-
-
-def test_iterations_of_an_epoch(cfg):
-    assert Trainer(cfg).iters_per_epoch == 48 // 8
+    assert Trainer(tiny_baseline(tmp_path)).iters_per_epoch == 48 // 8
 
 
 def test_evaluation_can_be_off(tmp_path):
-    cfg = tiny_baseline(tmp_path, "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_EPOCH", "1", "DATASETS.TESTS", "()")
+    cfg = tiny_baseline(tmp_path, "TEST.EVAL_PERIOD 0", "SOLVER.MAX_EPOCH 1", "DATASETS.TESTS ()")
     assert run(cfg) == {}
     assert not (tmp_path / "model_best.pth").exists() and (tmp_path / "model_final.pth").exists()
 
 
 def test_several_test_sets(tmp_path):
-    cfg = tiny_baseline(tmp_path, "DATASETS.TESTS", "('DukeMTMC', 'Market1501')", "SOLVER.MAX_EPOCH", "1")
+    cfg = tiny_baseline(tmp_path, "DATASETS.TESTS ('DukeMTMC', 'Market1501')", "SOLVER.MAX_EPOCH 1")
     results = run(cfg)
     assert set(results) == {"DukeMTMC", "Market1501"}
     best = load_checkpoint(tmp_path / "model_best.pth")["checkpoints"]["best_metric"]
     assert best == pytest.approx(results["DukeMTMC"]["metric"])  # the first one's
 
 
-def test_output_folder_is_made(tmp_path):
-    folder = tmp_path / "a" / "b"
-    Trainer(tiny_baseline(folder))
-    assert (folder / "config.yaml").is_file()
-
-
 def test_rate_in_steps(tmp_path):
     """x 0.1 after the first of three epochs."""
     cfg = tiny_baseline(
-        tmp_path,
-        "SOLVER.MAX_EPOCH",
-        "3",
-        "SOLVER.STEPS",
-        "[1]",
-        "TEST.EVAL_PERIOD",
-        "0",
-        "SOLVER.BASE_LR",
-        "0.01",
+        tmp_path, "SOLVER.MAX_EPOCH 3", "SOLVER.STEPS [1]", "TEST.EVAL_PERIOD 0", "SOLVER.BASE_LR 0.01"
     )
     made, rates = Trainer(cfg), []
     step = made.run_step
@@ -164,7 +142,7 @@ def test_settings_that_cannot_work(tmp_path, opts, message):
 
 
 def test_cosine_rate(tmp_path):
-    made = Trainer(tiny_baseline(tmp_path, "SOLVER.SCHED", "CosineAnnealingLR", "TEST.EVAL_PERIOD", "0"))
+    made = Trainer(tiny_baseline(tmp_path, "SOLVER.SCHED CosineAnnealingLR", "TEST.EVAL_PERIOD 0"))
     made.train()
     assert made.optimizer.param_groups[0]["lr"] == pytest.approx(made.cfg.SOLVER.ETA_MIN_LR)
 
@@ -184,7 +162,7 @@ def test_batches_that_the_processes_cannot_share(tmp_path, monkeypatch, make, pr
 def test_share_that_batch_norm_cannot_chunk(tmp_path, monkeypatch):
     """8 images in two processes: chunks of 3 and 1."""
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    cfg = tiny_adaptation(tmp_path, "SSKD.BN_CHUNK", "3")
+    cfg = tiny_adaptation(tmp_path, "SSKD.BN_CHUNK 3")
     with pytest.raises(ValueError, match="4 images in chunks of SSKD.BN_CHUNK = 3 ends with a chunk of one"):
         trainer_class(cfg)(cfg)
 
@@ -197,28 +175,13 @@ def test_error_of_a_step_is_shown_as_it_is(cfg):
         made.train()
 
 
-def test_corrupt_image_is_named(tmp_path, world, monkeypatch):
-    import shutil
-
-    shutil.copytree(world, tmp_path / "datasets")
-    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "datasets"))
-    for path in (tmp_path / "datasets" / MARKET / "bounding_box_train").iterdir():
-        path.write_bytes(b"")
-    with pytest.raises(OSError, match=r"000\d_c\ds1_00000\d_00.jpg"):
-        run(tiny_baseline(tmp_path / "out"))
-
-
 def test_mixed_precision_on_the_cpu(tmp_path):
     cfg = tiny_baseline(
         tmp_path,
-        "SOLVER.AMP.ENABLED",
-        "True",
-        "SSKD.AMP_DTYPE",
-        "bfloat16",
-        "SOLVER.MAX_EPOCH",
-        "1",
-        "TEST.EVAL_PERIOD",
-        "0",
+        "SOLVER.AMP.ENABLED True",
+        "SSKD.AMP_DTYPE bfloat16",
+        "SOLVER.MAX_EPOCH 1",
+        "TEST.EVAL_PERIOD 0",
     )
     made = Trainer(cfg)
     before = made.model.backbone[0].weight.detach().clone()
@@ -232,8 +195,8 @@ def test_mixed_precision_on_the_cpu(tmp_path):
 
 def test_precise_bn(tmp_path):
     cfg = tiny_baseline(
-        tmp_path, "TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2", "SOLVER.MAX_EPOCH", "1",
-        "TEST.EVAL_PERIOD", "0",
+        tmp_path, "TEST.PRECISE_BN.ENABLED True", "TEST.PRECISE_BN.NUM_ITER 2", "SOLVER.MAX_EPOCH 1",
+        "TEST.EVAL_PERIOD 0",
     )  # fmt: skip
     made = Trainer(cfg)
     names = [type(hook).__name__ for hook in made._hooks]
@@ -243,16 +206,3 @@ def test_precise_bn(tmp_path):
     made.run_step = lambda: (step(), at_last_step.append(made.model.backbone[1].running_mean.clone()))
     made.train()
     assert not torch.equal(made.model.backbone[1].running_mean, at_last_step[-1])
-
-
-def test_frozen_layers(tmp_path):
-    cfg = tiny_baseline(
-        tmp_path, "MODEL.FREEZE_LAYERS", "['backbone']", "SOLVER.FREEZE_ITERS", "6", "TEST.EVAL_PERIOD", "0",
-        "SOLVER.MAX_EPOCH", "1",
-    )  # fmt: skip
-    made = Trainer(cfg)
-    before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
-    made.train()
-    after = dict(made.model.named_parameters())
-    assert torch.equal(after["backbone.0.weight"], before["backbone.0.weight"])
-    assert not torch.equal(after["heads.weight"], before["heads.weight"])

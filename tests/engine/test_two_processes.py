@@ -22,7 +22,7 @@ from fastreid_sskd.engine.files import FolderInUseError, output_folder
 from fastreid_sskd.processes import DisagreementError
 from fastreid_sskd.processes.stop import EXIT_STOPPED
 
-HALVES = ("SSKD.BN_CHUNK", "4")  # of batches of 8
+HALVES = ("SSKD.BN_CHUNK 4",)  # of batches of 8
 
 
 def close(one, other, tolerance):
@@ -108,16 +108,11 @@ def test_labels_that_are_not_the_releases(finished, adaptation, tmp_path, statis
         f"['{tmp_path / 'backbone.pth'}']",
         "SSKD.SOFT_LABELS.BN",
         statistics,
-        "SSKD.SOFT_LABELS.TEMPERATURE",
-        "0.0",
-        "SSKD.CLUSTER.CAMERA_STATISTICS",
-        "True",
-        "SSKD.CLUSTER.EPS_RULE",
-        "plateau",
-        "SSKD.CLUSTER.EPS_LARGEST_SHARE",
-        "0.3",
-        "TEST.EVAL_PERIOD",
-        "0",
+        "SSKD.SOFT_LABELS.TEMPERATURE 0.0",
+        "SSKD.CLUSTER.CAMERA_STATISTICS True",
+        "SSKD.CLUSTER.EPS_RULE plateau",
+        "SSKD.CLUSTER.EPS_LARGEST_SHARE 0.3",
+        "TEST.EVAL_PERIOD 0",
     )
     one, two = (
         adaptation(*opts, *more, output=tmp_path / name) for name, more in (("one", HALVES), ("two", ()))
@@ -134,20 +129,15 @@ def test_labels_that_are_not_the_releases(finished, adaptation, tmp_path, statis
     close(a["model"], b["model"], 1e-3)
 
 
-def test_other_halves_would_differ(pair, adaptation, tmp_path):
+def test_other_halves_would_differ(pair, finished):
     """The comparison is a sharp one: batch norm over the whole batch is another run."""
-    whole = adaptation(output=tmp_path / "whole")
-    run(whole)
     with pytest.raises(AssertionError):
-        close(final(whole)["model"], final(pair[1])["model"], 1e-2)
+        close(finished.final["model"], final(pair[1])["model"], 1e-2)
 
 
 def test_per_process_losses(pair, adaptation, tmp_path):
-    """Without gathering, each process's multi-similarity and nuclear norm are of its share.
-
-    Another training, which runs.
-    """
-    cfg = adaptation("SSKD.GATHER_LOSSES", "False", "SOLVER.MAX_EPOCH", "1", output=tmp_path / "own")
+    """Without gathering, multi-similarity and nuclear norm are of each process's share."""
+    cfg = adaptation("SSKD.GATHER_LOSSES False", "SOLVER.MAX_EPOCH 1", output=tmp_path / "own")
     assert together(run, cfg) == [0, 0]
     mine, gathered = metrics(cfg.OUTPUT_DIR), metrics(pair[1].OUTPUT_DIR)
     first = [next(line for line in lines if "loss_ms_peer0" in line) for lines in (mine, gathered)]
@@ -166,7 +156,7 @@ def test_same_seed_same_result(pair, adaptation, tmp_path):
 
 def test_plain_config(tmp_path):
     """The host's sampler deals the batches out; the losses are each process's own."""
-    cfg = tiny_baseline(tmp_path, "DATALOADER.SAMPLER_TRAIN", "TrainingSampler")
+    cfg = tiny_baseline(tmp_path, "DATALOADER.SAMPLER_TRAIN TrainingSampler")
     assert together(run, cfg) == [0, 0]
     lines = [line for line in metrics(tmp_path) if "total_loss" in line]
     assert len(lines) == 12 and lines[-1]["total_loss"] < lines[0]["total_loss"]
@@ -175,7 +165,7 @@ def test_plain_config(tmp_path):
 
 def test_label_free_selection(adaptation, tmp_path):
     """The main process looks, all are told which teacher is best."""
-    opts = ("SSKD.SELECT_BY", "silhouette", "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
+    opts = ("SSKD.SELECT_BY silhouette", "SOLVER.MAX_EPOCH 1", "TEST.EVAL_PERIOD 0")
     one, two = (
         adaptation(*opts, *more, output=tmp_path / name) for name, more in (("one", HALVES), ("two", ()))
     )
@@ -201,7 +191,7 @@ def resumed(cfg):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_process_that_is_killed_ends_the_other(pair, adaptation, tmp_path, rank):
     """With an error, at once; resumed inside the epoch, both go on and end bit for bit as they would have."""
-    cfg = adaptation("SSKD.CHECKPOINT_ITERS", "1", output=tmp_path / "killed")
+    cfg = adaptation("SSKD.CHECKPOINT_ITERS 1", output=tmp_path / "killed")
     statuses = together(killed_at, cfg, 4, rank)
     assert statuses[rank] == -signal.SIGKILL and statuses[1 - rank] not in (0, -signal.SIGKILL)
     assert os.path.basename(last_checkpoint(cfg.OUTPUT_DIR)) == "step_0000004.pth"
@@ -240,7 +230,7 @@ def disagrees(cfg):
 
 
 def test_processes_that_disagree(adaptation, tmp_path):
-    cfg = adaptation("TEST.EVAL_PERIOD", "0", output=tmp_path / "apart")
+    cfg = adaptation("TEST.EVAL_PERIOD 0", output=tmp_path / "apart")
     assert together(disagrees, cfg) == [7, 7]
 
 
@@ -253,7 +243,7 @@ def unusable(cfg):
 
 def test_unusable_clusters_stop_both(adaptation, tmp_path):
     """The main process finds out, all raise the same."""
-    cfg = adaptation("SSKD.CLUSTER.EPS", "1e-9", output=tmp_path / "none")
+    cfg = adaptation("SSKD.CLUSTER.EPS 1e-9", output=tmp_path / "none")
     assert together(unusable, cfg) == [3, 3]
 
 
@@ -272,16 +262,13 @@ def test_folder_in_use_is_told_to_all(adaptation, tmp_path):
 
 @pytest.mark.parametrize("at, inside", [(1, True), (2, False)])
 def test_other_number_of_processes_goes_on(pair, adaptation, tmp_path, caplog, at, inside):
-    """A checkpoint of two processes in one, inside an epoch and between two.
-
-    Warned, since batch norm sees other images.
-    """
-    cfg = adaptation("TEST.EVAL_PERIOD", "0", output=tmp_path / "fewer")
+    """A checkpoint of two processes in one, inside an epoch and between two, with a warning."""
+    cfg = adaptation("TEST.EVAL_PERIOD 0", output=tmp_path / "fewer")
     if inside:
         assert together(signalled_at, cfg, at, 0) == [EXIT_STOPPED] * 2
     else:
         assert together(
-            run, adaptation("TEST.EVAL_PERIOD", "0", "SOLVER.MAX_EPOCH", "1", output=tmp_path / "fewer")
+            run, adaptation("TEST.EVAL_PERIOD 0", "SOLVER.MAX_EPOCH 1", output=tmp_path / "fewer")
         ) == [0, 0]
     assert ("step" in load_checkpoint(last_checkpoint(cfg.OUTPUT_DIR))) == inside
     run(cfg, resume=True)
@@ -291,10 +278,7 @@ def test_other_number_of_processes_goes_on(pair, adaptation, tmp_path, caplog, a
 
 
 def test_table_counts_the_processes(pair):
-    """Images that share batch-norm statistics.
-
-    Half a batch of 8 in each of two processes, as in chunks of 4.
-    """
+    """Images that share batch-norm statistics: half a batch of 8 in each process, as in chunks of 4."""
     for cfg in pair:
         rows = [row for row in collect(cfg.OUTPUT_DIR) if row.epochs]
         assert rows and {row.images_per_bn for row in rows} == {4}
@@ -318,11 +302,8 @@ def signalled_in(cfg, call, rank):
 # a refresh
 @pytest.mark.parametrize("call, rank, at", [(1, 1, None), (4, 0, None), (6, 1, (-1, 3)), (9, 0, (0, None))])
 def test_signal_to_one_process_outside_of_steps(pair, adaptation, tmp_path, call, rank, at):
-    """In direct transfer, a refresh, an evaluation and the second refresh.
-
-    Both stop at the end of their shares.
-    """
-    cfg = adaptation("TEST.IMS_PER_BATCH", "8", output=tmp_path / "stopped")
+    """In direct transfer, a refresh, an evaluation, the second refresh: both end with their shares."""
+    cfg = adaptation("TEST.IMS_PER_BATCH 8", output=tmp_path / "stopped")
     assert together(signalled_in, cfg, call, rank) == [EXIT_STOPPED] * 2
     path = last_checkpoint(cfg.OUTPUT_DIR)
     saved = path and load_checkpoint(path)
@@ -347,7 +328,7 @@ def fails_in_an_evaluation(cfg):
 
 
 def test_error_of_one_process_in_an_evaluation_is_raised_in_all(tmp_path):
-    cfg = tiny_baseline(tmp_path, "SOLVER.MAX_EPOCH", "1", "TEST.EVAL_PERIOD", "0")
+    cfg = tiny_baseline(tmp_path, "SOLVER.MAX_EPOCH 1", "TEST.EVAL_PERIOD 0")
     run(cfg)
     cfg = tiny_baseline(tmp_path, "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"))
     assert together(fails_in_an_evaluation, cfg) == [7, 7]
@@ -358,11 +339,8 @@ def test_error_of_one_process_in_an_evaluation_is_raised_in_all(tmp_path):
 
 @pytest.mark.slow
 def test_four_processes(adaptation, tmp_path):
-    """Batches of 16 in four shares, beside one process with chunks of 4.
-
-    Fewer batches to evaluate than processes.
-    """
-    opts = ("SOLVER.IMS_PER_BATCH", "16", "TEST.IMS_PER_BATCH", "20")
+    """Batches of 16 in four shares, fewer to evaluate than processes; chunks of 4 in one process."""
+    opts = ("SOLVER.IMS_PER_BATCH 16", "TEST.IMS_PER_BATCH 20")
     one, four = (
         adaptation(*opts, *more, output=tmp_path / name) for name, more in (("one", HALVES), ("four", ()))
     )

@@ -3,6 +3,7 @@
 import json
 import logging
 
+import pytest
 from fastreid.utils.events import EventStorage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -13,55 +14,26 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_scalars_put_after_a_write_at_the_same_iteration_are_written(tmp_path):
-    """As an evaluation is, at the end of an epoch whose last losses were just written."""
-    writer = MetricsFile(str(tmp_path / "metrics.json"))
-    with EventStorage(0) as storage:
-        storage.put_scalar("loss", 1.0)
-        writer.write()
-        storage.put_scalar("mAP", 50.0)
-        writer.write()
-        storage.iter = 1
-        storage.put_scalar("loss", 2.0)
-        writer.write()
-    writer.close()
-    assert lines(tmp_path / "metrics.json") == [
-        {"iteration": 0, "loss": 1.0}, {"iteration": 0, "mAP": 50.0}, {"iteration": 1, "loss": 1.5},
-    ]  # fmt: skip
-
-
-def test_scalars_are_written_once_under_their_own_iteration(tmp_path):
-    writer = MetricsFile(str(tmp_path / "metrics.json"))
-    with EventStorage(3) as storage:
-        storage.put_scalar("early", 1.0)
-        storage.iter = 5
-        storage.put_scalar("late", 2.0)
-        writer.write()
-        writer.write()
-    writer.close()
-    assert lines(tmp_path / "metrics.json") == [{"iteration": 3, "early": 1.0}, {"iteration": 5, "late": 2.0}]
-
-
-def test_losses_are_smoothed_and_evaluations_are_not(tmp_path):
-    writer = MetricsFile(str(tmp_path / "metrics.json"))
-    with EventStorage(0) as storage:
-        for iteration, value in enumerate((1.0, 2.0, 9.0)):
-            storage.iter = iteration
-            storage.put_scalar("loss", value)
-            storage.put_scalar("mAP", value, smoothing_hint=False)
-        writer.write()
-    writer.close()
-    assert lines(tmp_path / "metrics.json") == [{"iteration": 2, "loss": 2.0, "mAP": 9.0}]
-
-
-def test_file_is_appended_to(tmp_path):
+@pytest.mark.parametrize("writes, expected", [
+    # as an evaluation is, at the end of an epoch whose last losses were just written
+    ([[(0, "loss", 1.0)], [(0, "mAP", 50.0)], [(1, "loss", 2.0)]],
+     [(0, {"loss": 1.0}), (0, {"mAP": 50.0}), (1, {"loss": 1.5})]),
+    ([[(3, "early", 1.0), (5, "late", 2.0)], []], [(3, {"early": 1.0}), (5, {"late": 2.0})]),
+    # losses are smoothed and evaluations are not
+    ([[(k, name, value) for k, value in enumerate((1.0, 2.0, 9.0)) for name in ("loss", "mAP")]],
+     [(2, {"loss": 2.0, "mAP": 9.0})]),
+])  # fmt: skip
+def test_scalars_are_written_once_under_their_own_iteration(tmp_path, writes, expected):
+    """And behind what is there."""
     for _ in range(2):
         writer = MetricsFile(str(tmp_path / "metrics.json"))
         with EventStorage(0) as storage:
-            storage.put_scalar("loss", 1.0)
-            writer.write()
+            for scalars in writes:
+                for storage.iter, name, value in scalars:
+                    storage.put_scalar(name, value, smoothing_hint=name != "mAP")
+                writer.write()
         writer.close()
-    assert len(lines(tmp_path / "metrics.json")) == 2
+    assert lines(tmp_path / "metrics.json") == [{"iteration": at, **row} for at, row in expected] * 2
 
 
 def test_tensorboard_has_them_too(tmp_path):
