@@ -203,6 +203,11 @@ def test_nothing_to_choose_from_is_said(rows, instead, caplog):
     assert "EPS_LARGEST_SHARE=0.03" in caplog.text and f"{instead:g} is used" in caplog.text
 
 
+def test_unknown_rule():
+    with pytest.raises(ValueError, match="EPS_RULE is one of pairs, plateau"):
+        pseudo_labels(crowd(seed=1), eps_rule="best")
+
+
 def test_the_first_that_is_given_sets_the_radius():
     features = crowd(seed=1, num_ids=20)
     assert pseudo_labels(features, eps=0.5, pairs_per_image=3, rho=0.1, **sweep()).eps == 0.5

@@ -209,13 +209,16 @@ def test_shapes_that_cannot_be_clustered(features, message):
         jaccard_distance(features)
 
 
-def test_unknown_names():
-    for options, message in (
-        ({"variant": "mmt"}, "VARIANT .*sskd, faiss"),
-        ({"knn": "annoy"}, "KNN .*auto, torch"),
-    ):
-        with pytest.raises(ValueError, match=f"SSKD.CLUSTER.{message}"):
-            jaccard_distance(crowd(seed=16), **options)
+def test_names_and_numbers_out_of_range():
+    features = crowd(seed=16)
+    with pytest.raises(ValueError, match="SSKD.CLUSTER.VARIANT is one of sskd, faiss"):
+        jaccard_distance(features, variant="mmt")
+    with pytest.raises(ValueError, match="SSKD.CLUSTER.KNN is one of auto, torch"):
+        jaccard_distance(features, knn="annoy")
+    with pytest.raises(ValueError, match="K1 must be a number of images >= 1; got 0"):
+        jaccard_distance(features, 0)
+    with pytest.raises(ValueError, match="K2 must be a number of images >= 1; got 0"):
+        jaccard_distance(features, 20, 0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -7,6 +7,7 @@ import torch
 from tiny_reid import load_checkpoint, tiny_source
 
 from fastreid_sskd.engine import SourceTrainer, evaluate, run, seed_everything
+from fastreid_sskd.engine.pipeline import check_run
 
 
 def test_training(tmp_path):
@@ -48,8 +49,10 @@ def test_target_images_move_the_statistics_only(tmp_path):
     opts = ("SOLVER.MAX_EPOCH 1", "SSKD.ITERS_PER_EPOCH 1", "TEST.EVAL_PERIOD 0")
     models = []
     for name, more in (("with", ()), ("without", ("SSKD.SOURCE.BN_DATASETS ()",))):
+        cfg = tiny_source(tmp_path / name, *opts, *more)
+        check_run(cfg)
         seed_everything(1)
-        made = SourceTrainer(tiny_source(tmp_path / name, *opts, *more))
+        made = SourceTrainer(cfg)
         made.train()
         models.append(made.model.state_dict())
     one, other = models
