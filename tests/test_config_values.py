@@ -7,6 +7,7 @@ from fastreid.config import get_cfg
 from tiny_reid import CONFIGS
 
 from fastreid_sskd import add_sskd_config
+from fastreid_sskd.benchmark import load_grid
 from fastreid_sskd.engine import load_config
 from fastreid_sskd.refusals import UnknownNameError
 
@@ -279,3 +280,26 @@ def test_shipped_files_say_what_the_hosts_reader_takes_them_to_say(name):
             "NUM_PEERS"
         ] = None
     assert ours == theirs
+
+
+# ---- configs by name -----------------------------------------------------------------------------
+
+
+def test_names_of_shipped_configs(tmp_path, monkeypatch):
+    """From any folder, as a _BASE_ and in a key too; a file goes before a name."""
+    monkeypatch.chdir(tmp_path)
+    assert load_config("peers/r50.yml") == load_config(str(CONFIGS / "peers" / "r50.yml"))
+    (tmp_path / "own.yml").write_text("_BASE_: sskd_d2m.yml\nSSKD: {SOURCE: {CONFIG: source_m2d.yml}}\n")
+    source = str(CONFIGS / "source_m2d.yml")
+    assert load_config("own.yml").SSKD.SOURCE.CONFIG == source
+    assert load_config("sskd_d2m.yml", ["SSKD.SOURCE.CONFIG", "source_m2d.yml"]).SSKD.SOURCE.CONFIG == source
+    assert load_grid("comparison/grid.yml").config == str(CONFIGS / "comparison" / ".." / "demo.yml")
+    (tmp_path / "sskd_d2m.yml").write_text("SEED: 77\n")
+    assert load_config("sskd_d2m.yml").SEED == load_config("own.yml").SEED == 77
+
+
+@pytest.mark.parametrize("given", ["configs/sskd_m2d.yml", "sskd_m2e.yml"])
+def test_the_name_that_may_be_meant(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="not found; the nearest that there is: sskd_m2"):
+        load_config(given)

@@ -53,6 +53,10 @@ def test_scripts_configs_and_make_targets(page):
         r"\b(?:tools|benchmarks|constraints|tests)/[\w/]+\.\w+|\bconfigs/[\w/]+\.yml", text
     ):
         assert (ROOT / name).exists(), f"{page.name} names {name}, which is not there"
+    for command in re.findall(r"\bfastreid-sskd ([a-z-]+)", text):
+        assert (ROOT / "tools" / f"{command}.py").exists() or command in ("train", "make-subset")
+    for name in re.findall(r"fastreid-sskd [^`\n]*--config-file (\S+\.yml)", text):
+        assert (ROOT / "configs" / name).exists(), f"{page.name} names the config {name}, which is not there"
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     code = "\n".join([*blocks(page, "sh"), *re.findall(r"`([^`\n]+)`", text)])
     for name in re.findall(r"^make ([a-z-]+)", code, re.MULTILINE):
@@ -74,7 +78,9 @@ def test_options(page, options):
     lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
     lines += re.findall(r"`([^`\n]*\.py [^`\n]*)`", page.read_text(encoding="utf-8"))
     for line in lines:
-        command = re.search(r"(?:\b(?:tools|benchmarks|docs)/\w+\.py|-m fastreid_sskd[\w.]*)(.*)", line)
+        command = re.search(
+            r"(?:\b(?:tools|benchmarks|docs)/\w+\.py|-m fastreid_sskd[\w.]*|\bfastreid-sskd)(.*)", line
+        )
         for option in re.findall(r"\s(--[\w-]+)", command.group(1)) if command else ():
             assert option in options, f"{page.name}: no script takes {option}: {line}"
 

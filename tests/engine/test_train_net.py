@@ -13,7 +13,7 @@ import pytest
 from tiny_reid import CONFIGS, TINY_SOURCE, TINY_TARGET
 
 from fastreid_sskd.engine import AdaptationTrainer, evaluate
-from fastreid_sskd.tools.train_net import main
+from fastreid_sskd.tools.train_net import main, torchrun
 
 TOOL = CONFIGS.parent / "tools" / "train_net.py"
 
@@ -156,6 +156,13 @@ def test_several_machines_are_told_the_command_of_torchrun(tmp_path, capsys, url
         machine_0 in word for word in found[3:5]
     )
     assert found[found.index("--config-file") + 1 :] == [args.config_file, "--resume", *args.opts]
+
+
+def test_torchrun_gets_the_program_and_its_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/an/environment/fastreid-sskd train"])
+    found = shlex.split(torchrun(arguments(tmp_path, num_machines=2, dist_url="tcp://127.0.0.1:50152")))
+    at = found.index("--config-file")
+    assert found[at - 2 : at] == ["/an/environment/fastreid-sskd", "train"]
 
 
 def test_evaluation_of_nothing(finished):

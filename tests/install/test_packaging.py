@@ -204,11 +204,11 @@ def test_every_file_of_the_package_is_packed(metadata):
         file
         for package, patterns in metadata["package_data"].items()
         for pattern in patterns
-        for file in (ROOT / package.replace(".", "/")).glob(pattern)
+        for file in (ROOT / metadata["package_dir"].get(package, package.replace(".", "/"))).glob(pattern)
     }
     others = {
         file
-        for file in PACKAGE.rglob("*")
+        for file in [*PACKAGE.rglob("*"), *(ROOT / "configs").rglob("*")]
         if file.is_file() and file.suffix != ".py" and "__pycache__" not in file.parts
     }
     assert PACKAGE / "report" / "template.html" in others and not others - packed
