@@ -23,7 +23,7 @@ from ..clustering import CLUSTERING_METHODS, ClusterOptions, check_options
 from ..clustering.options import parts_read
 from ..config import HOST, HOST_LOSSES, KEYS, Key, OneOf, check_value, value_of
 from ..modeling import peer_config
-from .defaults import without_pretraining
+from .defaults import as_started, without_pretraining
 from .hooks import FreezeLayers
 from .train_step import build_optimizer
 
@@ -152,10 +152,13 @@ def check_network(cfg: CfgNode, num_classes: int) -> None:
         num_classes: of the training data, 0 where they are not known yet.
 
     Raises:
+        FileNotFoundError, WeightsError: of a ``PRETRAIN_PATH`` that would be read.
         ValueError: if it cannot be built or fails, its feature has another size than ``FEAT_DIM``, or layers
             cannot be frozen.
     """
-    small = without_pretraining(cfg)
+    small = as_started(cfg) if cfg.MODEL.BACKBONE.PRETRAIN_PATH else without_pretraining(cfg)
+    small = small.clone()
+    small.defrost()
     small.MODEL.DEVICE = "cpu"
     small.MODEL.HEADS.NUM_CLASSES = small.MODEL.HEADS.NUM_CLASSES or num_classes
     model = build_network(small).eval()

@@ -102,6 +102,12 @@ def without_pretraining(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
+def as_started(cfg: CfgNode) -> CfgNode:
+    """The config of a run's networks as they are built: without ImageNet weights where others are loaded."""
+    bare = starts_from_backbone(cfg) if cfg.MODEL.META_ARCHITECTURE == "SSKD" else not cfg.MODEL.WEIGHTS
+    return cfg if bare else without_pretraining(cfg)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators of this process, on every device."""
     seed_all_rng(seed)

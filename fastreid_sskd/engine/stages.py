@@ -22,7 +22,7 @@ from ..modeling.bn_chunk import say_without_batch_norm
 from ..modeling.weights import is_sskd_state, load_exactly, load_network, read_state_dict
 from ..processes import Stopped, broadcast_buffers, on_main
 from .check_config import check_clustering
-from .defaults import starts_from_backbone, without_pretraining
+from .defaults import starts_from_backbone
 from .events import Record
 from .hooks import LabelFreeSelection, PeerEMA, PseudoLabelRefresh
 from .refresh import estimate_necks
@@ -73,7 +73,7 @@ class AdaptationTrainer(Trainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the peers, without ImageNet weights if source models or a checkpoint replace them."""
-        model = super().build_model(cfg if starts_from_backbone(cfg) else without_pretraining(cfg))
+        model = super().build_model(cfg)
         say_without_batch_norm(model.students)
         return model
 

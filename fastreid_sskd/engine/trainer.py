@@ -48,7 +48,7 @@ from .checkpoint import (
     random_state,
     restore_random_state,
 )
-from .defaults import keep_config, seed_everything, start_run, use_device, without_pretraining
+from .defaults import as_started, keep_config, seed_everything, start_run, use_device
 from .events import build_writers
 from .hooks import Checkpoints, FreezeLayers, PeriodicEvaluation, ScalarWriters
 from .train_step import TrainingStep, build_optimizer, compile_backbones, reset_peak_memory
@@ -151,7 +151,7 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """As the host, without ImageNet weights where ``MODEL.WEIGHTS`` takes their place."""
         use_device(cfg.MODEL.DEVICE)
-        model = build_network(without_pretraining(cfg) if cfg.MODEL.WEIGHTS else cfg)
+        model = build_network(as_started(cfg))
         logger.info("Model:\n%s", model)
         return model
 

@@ -4,28 +4,25 @@ import argparse
 import codecs
 import contextlib
 import logging
-import math
 import os
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fastreid.modeling.heads import ClasHead
 from torch import nn
 
+from ..refusals import said_of
+from . import layouts
+from .layouts import Match, State
 from .peer import Peer
 from .sskd import SSKD
 
 logger = logging.getLogger("fastreid.sskd.weights")
-
-State = Mapping[str, torch.Tensor]
 
 
 class WeightsError(ValueError):
@@ -150,10 +147,6 @@ def _named_tensors(content: Any, path: str) -> dict[str, torch.Tensor]:
 
 # ---- loading -------------------------------------------------------------------------------------
 
-# Layers that no public file has: the host's non-local blocks, which begin as identity, and its MobileNetV3's
-# last layer.
-_NEVER_PUBLIC = {"ResNet": "NL_", "ResNeXt": "NL_", "MobileNetV3": "conv."}
-
 
 def load_backbone(backbone: nn.Module, path: str) -> None:
     """Load ``MODEL.BACKBONE.PRETRAIN_PATH``: a backbone, alone or in any model, under any prefix.
@@ -162,16 +155,9 @@ def load_backbone(backbone: nn.Module, path: str) -> None:
         FileNotFoundError: if there is no such file.
         WeightsError: if it cannot be read, or does not have the whole backbone, which is then unchanged.
     """
-    state = _of_peer(read_state_dict(path), None, path)
-    match = _match_backbone(backbone, state, path)
-    never_public = _NEVER_PUBLIC.get(type(backbone).__name__)
-    new = [name for name in match.missing if never_public and name.startswith(never_public)]
-    if match.misshapen or match.extra or len(match.missing) > len(new) or not match.found:
-        _refuse(path, backbone, match, state)
-    _fill(backbone, match.found, path, match)
-    if new:
-        said = "%s has no weights for %d tensors (first: %s): they keep their initial values"
-        logger.warning(said, path, len(new), new[0])
+    with said_of("MODEL.BACKBONE.PRETRAIN_PATH"):
+        match = _find_backbone(backbone, _of_peer(read_state_dict(path), None, path), path)
+        _fill(backbone, match.found, path, match)
 
 
 def load_network(
@@ -192,8 +178,8 @@ def load_network(
         network: to be filled; unchanged if the file is refused.
         state: see :func:`read_state_dict`; of an SSKD model teacher ``k`` is taken, None for its best.
         path: where the state is from, for messages.
-        evaluation: whether the network is used as it is. Then a random layer outside of the backbone is
-            refused too, and layers of the head that the network does not have.
+        evaluation: whether the network is used as it is. Then a random layer is refused too, and layers of
+            the head that the network does not have.
         classifier: whether the classifier is loaded where it fits (into a :class:`.peer.Peer` with any number
             of rows).
 
@@ -204,17 +190,15 @@ def load_network(
         WeightsError: if the file is of another network, or not finite.
     """
     state = _of_peer(state, k, path)
-    match = _match_backbone(network.backbone, state, path)
-    if not match.whole:
-        _refuse(path, network.backbone, match, state)
+    match = _find_backbone(network.backbone, state, path, evaluation=evaluation)
     loaded = {f"backbone.{name}": value for name, value in match.found.items()}
 
-    # The rest lies beside the backbone, if the file calls that by its name here.
-    beside = re.fullmatch(r"(.*\.|)backbone\.", match.prefix)
-    outer = _below(state, beside[1]) if beside else {}
     own = network.state_dict()
+    outer = layouts.beside(state, match.prefix, own)
     heads = {f"{name}.weight": part for name, part in network.named_modules() if hasattr(part, "cls_layer")}
-    rest = _match(outer, {name: value for name, value in own.items() if not name.startswith("backbone.")}, "")
+    rest = layouts.match(
+        outer, {name: value for name, value in own.items() if not name.startswith("backbone.")}, ""
+    )
     parameters = {name for name, _ in network.named_parameters() if name not in heads}
     missing = [name for name in rest.missing if name not in heads]
     random = [name for name in missing if name in parameters and own[name].ndim > 1]
@@ -223,7 +207,7 @@ def load_network(
     unused = [name for name in rest.extra if not name.startswith("heads.classifier.")]
     # MGN's branches are most of its network: a bare backbone is no start for them.
     if odd or len(random) > 0.1 * len(own) or evaluation and (random or unused):
-        rest = _Match(match.prefix, rest.found, random, odd, unused, rest.total)
+        rest = Match(match.prefix, rest.found, random, odd, unused, rest.total)
         _refuse(path, network, rest, outer, "other")
     loaded.update({name: value for name, value in rest.found.items() if name not in heads})
     for name, head in heads.items() if classifier else ():
@@ -256,13 +240,13 @@ def load_exactly(model: nn.Module, state: State, path: str) -> None:
         WeightsError: if the file is of another model, or not finite; the model is then unchanged.
     """
     own = model.state_dict()
-    prefix = _prefix(state, own)
+    prefix = layouts.prefix_of(state, own)
     for name, part in model.named_modules():
         key = f"{name}.heads.weight" if name else "heads.weight"
         rows = state.get(prefix + key)
         if isinstance(part, Peer) and rows is not None and rows.shape[1:] == own[key].shape[1:]:
             own[key] = rows
-    match = _match(state, own, prefix, whole=True)
+    match = layouts.match(state, own, prefix, whole=True)
     if not match.whole:
         _refuse(path, model, match, state, "model")
     _fill(model, match.found, path, match, "model")
@@ -326,7 +310,20 @@ def load_source_weights(model: SSKD, paths: Sequence[str]) -> list[list[str]]:
     return absent
 
 
-def _fill(network: nn.Module, found: State, path: str, match: "_Match", what: str = "backbone") -> None:
+def _find_backbone(backbone: nn.Module, state: State, path: str, *, evaluation: bool = False) -> Match:
+    """Find the whole backbone in a file, or refuse it; in evaluation also without layers that no file has."""
+    match = layouts.find_backbone(backbone, state)
+    if not (match.whole and match.found) or evaluation and match.new:
+        _refuse(path, backbone, match, state)
+    if match.rule:
+        logger.warning("%s has other names than the backbone: it is loaded %s", path, match.rule)
+    if match.new:
+        said = "%s has no weights for %d tensors (first: %s): they keep their initial values"
+        logger.warning(said, path, len(match.new), match.new[0])
+    return match
+
+
+def _fill(network: nn.Module, found: State, path: str, match: Match, what: str = "backbone") -> None:
     """Load tensors that all are finite, and log how much of the network they are."""
     for name, value in found.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
@@ -339,13 +336,9 @@ def _fill(network: nn.Module, found: State, path: str, match: "_Match", what: st
     logger.info("loaded %d of %d %s tensors from %s (%s)", match.num_found, match.total, what, path, names)
 
 
-# ---- finding a network in a file -----------------------------------------------------------------
+# ---- models of peers ------------------------------------------------------------------------------
 
 _TEACHER = re.compile(r"(?:^|\.)teachers\.(\d+)\.", re.MULTILINE)
-# Of two networks in a file that fit alike, those with these words come second.
-_SECOND = re.compile(r"(^|[._])(student|encoder_k|momentum)")
-# What backbones from elsewhere have beside the backbone's own parts, of other classes.
-_CLASSIFIER = re.compile(r"(head\.)?(fc|classifier)\.|head\.(weight|bias)$")
 
 
 def is_sskd_state(state: State) -> bool:
@@ -370,187 +363,12 @@ def _of_peer(state: State, k: int | None, path: str) -> State:
     return own
 
 
-@dataclass(frozen=True)
-class _Match:
-    """What of a network a file has.
-
-    Attributes:
-        prefix: of the network's names in the file.
-        found: own name -> tensor of the right shape.
-        missing, misshapen: own names; counters of batches are not missed.
-        extra: names in the file below the prefix that would belong to this network, if it were the file's.
-        total: tensors of the network, without counters of batches.
-    """
-
-    prefix: str
-    found: dict[str, torch.Tensor]
-    missing: list[str]
-    misshapen: list[str]
-    extra: list[str]
-    total: int
-
-    @property
-    def num_found(self) -> int:
-        return sum(not _counts_batches(name) for name in self.found)
-
-    @property
-    def whole(self) -> bool:
-        return not (self.missing or self.misshapen or self.extra)
-
-
-def _match(state: State, own: State, prefix: str, *, whole: bool = False) -> _Match:
-    """Compare a network's tensors with those of a file below a prefix.
-
-    Args:
-        state: tensors of the file.
-        own: tensors of the network.
-        prefix: of the network's names in the file.
-        whole: whether all the file has there must be the network's; else only what is beside the network's
-            own parts (``layer3.6`` beside ``layer3.5``, but no ``fc``).
-    """
-    below = _below(state, prefix)
-    found: dict[str, torch.Tensor] = {}
-    missing, misshapen = [], []
-    for name, tensor in own.items():
-        value = _in_shape(below[name], tensor) if name in below else None
-        if value is not None:
-            found[name] = value
-        elif not _counts_batches(name):
-            (misshapen if name in below else missing).append(name)
-
-    def stem(name: str) -> str:
-        return name.split(".")[0].rstrip("0123456789")
-
-    stems = {stem(name) for name in own} | {"NL_"}
-    extra = [
-        name
-        for name in below
-        if not (name in own or _counts_batches(name) or _CLASSIFIER.match(name))
-        # statistics may be of another norm
-        and (whole or stem(name) in stems and not name.endswith(("running_mean", "running_var")))
-    ]
-    return _Match(prefix, found, missing, misshapen, extra, sum(not _counts_batches(name) for name in own))
-
-
-def _match_backbone(backbone: nn.Module, state: State, path: str) -> _Match:
-    own, given = backbone.state_dict(), state
-    prefix = _prefix(state, own)
-    positions = state.get(f"{prefix}pos_embed", torch.empty(0))
-    known = "pos_embed" in own and positions.ndim == 3 and positions.shape[1] > 2
-    if known and positions.shape != own["pos_embed"].shape:
-        distilled = f"{prefix}dist_token" in state and "dist_token" not in own
-        state = {**state, f"{prefix}pos_embed": _resized_positions(backbone, positions, distilled)}
-    of_fastreid = prefix.endswith("backbone.") and any(
-        key.startswith(f"{prefix.removesuffix('backbone.')}heads.") for key in state
-    )
-    match = _match(state, own, prefix, whole=of_fastreid)
-    if not match.whole and hasattr(backbone, "from_other_layout"):
-        with contextlib.suppress(Exception):  # of another network: timm's rules fail in their own ways
-            other = _match(backbone.from_other_layout(_below(given, prefix)), own, "", whole=of_fastreid)
-            if other.whole:
-                logger.warning(
-                    "%s has another layout or size than the backbone: timm's rules convert it", path
-                )
-                return replace(other, prefix=prefix)
-    if match.missing and (renamed := _in_order(state, own)):
-        logger.warning("%s has other names than the backbone, but its shapes: it is loaded by order", path)
-        return _Match("", renamed, [], [], [], match.total)
-    return match
-
-
-def _prefix(state: State, own: State) -> str:
-    """Return what most of the network's names have before them in the file."""
-    fitting: Counter[str] = Counter()
-    named: Counter[str] = Counter()
-    for key, value in state.items():
-        for at in (0, *(dot.end() for dot in re.finditer(r"\.", key))):
-            name = key[at:]
-            if name in own and not _counts_batches(name):
-                named[key[:at]] += 1
-                fitting[key[:at]] += _in_shape(value, own[name]) is not None
-    return max(named, key=lambda start: (fitting[start], named[start], not _SECOND.search(start)), default="")
-
-
-def _below(state: State, prefix: str) -> dict[str, torch.Tensor]:
-    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-
-
-def _counts_batches(name: str) -> bool:
-    return name.endswith("num_batches_tracked")  # momentum is fixed: nothing depends on it
-
-
-def _in_shape(value: torch.Tensor, own: torch.Tensor) -> torch.Tensor | None:
-    """Return the value in the shape of the network's own tensor; None if it is another tensor.
-
-    A counter may be a vector of one, and a convolution's weight (O, I, H, W) may be stored as (O, I * H * W).
-    """
-    if value.is_floating_point() != own.is_floating_point():
-        return None
-    if value.shape == own.shape:
-        return value
-    flat = value.numel() == own.numel() and (
-        own.numel() == 1 or value.shape[0] == own.shape[0] and min(value.ndim, own.ndim) == 2
-    )
-    return value.reshape(own.shape) if flat else None
-
-
-def _resized_positions(backbone: nn.Module, positions: torch.Tensor, distilled: bool) -> torch.Tensor:
-    """Resize the positions (1, t + n, d) of a ViT to its own grid; drop a distilled one's second token.
-
-    t is the number of its tokens that have positions, 1 in the host's.
-
-    A grid is a square, else of about the own shape; positions of neither, or without a class token, are
-    unchanged.
-    """
-    embed = backbone.patch_embed
-    rows, columns = embed.grid_size if hasattr(embed, "grid_size") else (embed.num_y, embed.num_x)
-    tokens = backbone.pos_embed.shape[1] - rows * columns
-    token, grid = positions[:, :tokens], positions[:, tokens + distilled :]
-    patches = grid.shape[1]
-    if patches == rows * columns:
-        return torch.cat([token, grid], dim=1)
-
-    def stretched(side: int) -> float:
-        return abs(math.log(side * side / patches * columns / rows))
-
-    side = math.isqrt(patches)
-    if side * side != patches:
-        side = min((n for n in range(1, patches + 1) if patches % n == 0), key=stretched)
-    without_token = any(
-        patches + n in (rows * columns, math.isqrt(patches + n) ** 2) for n in range(1, tokens + 1)
-    )
-    if without_token and stretched(side) > 1e-9 or side * side != patches and stretched(side) > math.log(1.5):
-        return positions
-    sizes = (side, patches // side, rows, columns)
-    logger.warning("the positions of a grid of %d x %d patches are resized to %d x %d", *sizes)
-    grid = grid.reshape(1, side, patches // side, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid.float(), size=(rows, columns), mode="bilinear").permute(0, 2, 3, 1)
-    return torch.cat([token, grid.reshape(1, rows * columns, -1).to(token.dtype)], dim=1)
-
-
-def _in_order(state: State, own: State) -> dict[str, torch.Tensor] | None:
-    """Name the file's first tensors as the network's, if their kinds and shapes are in its order; else None.
-
-    Other toolboxes name one network's layers otherwise: torchvision's MobileNetV2, a ResNet kept as
-    nn.Sequential.
-    """
-    if any(re.search(r"(^|\.)backbone\.", key) for key in state):  # fast-reid's own names
-        return None
-    names = [name for name in own if not _counts_batches(name)]
-    theirs = [(key, value) for key, value in state.items() if not _counts_batches(key)][: len(names)]
-    same = len(theirs) == len(names) and all(
-        key.split(".")[-1] == name.split(".")[-1] and value.shape == own[name].shape
-        for name, (key, value) in zip(names, theirs)
-    )
-    return {name: value for name, (_, value) in zip(names, theirs)} if same else None
-
-
 # ---- refusing ------------------------------------------------------------------------------------
 
 
-def _refuse(path: str, network: nn.Module, match: _Match, state: State, what: str = "backbone") -> None:
+def _refuse(path: str, network: nn.Module, match: Match, state: State, what: str = "backbone") -> None:
     """Raise what does not fit, and the probable cause, in a few lines."""
-    below = _below(state, match.prefix)
+    below = layouts.below(state, match.prefix)
     known = {*match.found, *match.misshapen}
     others = match.extra or [name for name in below if name not in known]
     share = f"{match.num_found} of {match.total} {what} tensors of this {type(network).__name__} fit"
@@ -558,7 +376,7 @@ def _refuse(path: str, network: nn.Module, match: _Match, state: State, what: st
     text += f" ({match.num_found / match.total:.0%})"
     small = [name for name in match.misshapen if name in below and _is_quantised(below[name])]
     kinds = {
-        "missing": match.missing,
+        "missing": [*match.missing, *match.new],
         "of another shape": [name for name in match.misshapen if name not in small],
         "quantised to 8 bits or fewer": small,
         "only in the file": others,
@@ -579,7 +397,7 @@ def _is_quantised(value: torch.Tensor) -> bool:
     return value.is_quantized or value.dtype in (torch.int8, torch.uint8)
 
 
-def _cause(match: _Match, there: list[str]) -> str:
+def _cause(match: Match, there: list[str]) -> str:
     here = [*match.found, *match.missing, *match.misshapen]
     theirs, ours = (len(set(_TEACHER.findall("\n".join(names)))) for names in (there, here))
     if theirs != ours and ours:

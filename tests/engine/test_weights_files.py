@@ -109,6 +109,29 @@ def test_no_file_of_weights_is_found_before_anything_is_written(make, key, data_
     assert raised.value.exit_status == 2 and not (tmp_path / "out").exists()
 
 
+RESNET = (
+    *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x"),
+    *("MODEL.BACKBONE.FEAT_DIM", "512", "MODEL.BACKBONE.PRETRAIN", "True", "MODEL.BACKBONE.PRETRAIN_PATH"),
+)
+BARE = ("SSKD.SOURCE.SKIP", "True", "SSKD.SOURCE.CONFIG", "")
+
+
+@pytest.mark.parametrize("make, opts", [(tiny_baseline, ()), (tiny_source, ()), (tiny_adaptation, BARE)])
+@pytest.mark.parametrize("kind", ["text", "other names"])
+def test_a_bad_backbone_is_found_before_anything_is_written(make, opts, kind, data_sets, tmp_path):
+    path = tmp_path / "w.pth"
+    path.write_text("hello\n") if kind == "text" else torch.save({"a": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match=f"MODEL.BACKBONE.PRETRAIN_PATH: .*{FILES[kind][1]}") as raised:
+        check_run(make(tmp_path / "out", *opts, *RESNET, str(path)))
+    assert raised.value.exit_status == 2 and not (tmp_path / "out").exists()
+
+
+def test_a_backbone_is_not_looked_for_where_other_weights_are_loaded(data_sets, tmp_path):
+    path = str(tmp_path / "w.pth")
+    torch.save({"a": torch.zeros(2)}, path)
+    check_run(tiny_baseline(tmp_path / "out", *RESNET, "gone.pth", "MODEL.WEIGHTS", path))
+
+
 def test_weights_of_any_age_can_be_checked(data_sets, tmp_path):
     """A file of the format before torch 1.6 cannot be left on the disk."""
     cfg = tiny_baseline(tmp_path / "out", "MODEL.WEIGHTS", str(tmp_path / "w.pth"))
