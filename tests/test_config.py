@@ -201,7 +201,7 @@ def test_defaults_are_the_methods():
         "SOFT_LABELS.CONFIDENCE": 0.8,
         **{
             f"FOLDERS.CropFolder.{key}": ""
-            for key in ("TRAIN", "QUERY", "GALLERY", "CAMERA", "IDENTITY", "JUNK")
+            for key in ("TRAIN", "QUERY", "GALLERY", "CAMERA", "IDENTITY", "JUNK", "TRACK")
         },
         "LOSSES.LabelSmoothCE.WEIGHT": 0.5,
         "LOSSES.LabelSmoothCE.EPSILON": 0.1,

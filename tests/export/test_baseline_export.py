@@ -16,11 +16,11 @@ from fastreid.utils.checkpoint import Checkpointer
 from tiny_reid import CONFIGS, TINY_TARGET, draw
 
 import fastreid_sskd
+from fastreid_sskd.answers import search
 from fastreid_sskd.engine import load_config, predict, run
 from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.export import deployed, export_baseline, export_graph
 from fastreid_sskd.export.deployed import check_parity, random_images
-from fastreid_sskd.export.feature_files import nearest
 
 # fast-reid as it is, but for the names that torch and Python have dropped since: without those it cannot be
 # imported here. Of this package only `compat` is there, and of that only what holds while fast-reid is
@@ -294,8 +294,8 @@ def adapted(tmp_path, monkeypatch, make_trained):
 def test_adapts_exports_and_finds(adapted, tmp_path):
     paths, features = predict(adapted, str(tmp_path / "crops"))
     assert len(paths) == 48 and "day 1" in "".join(paths)
-    order, similarities = nearest(features, features[0], 4)
-    assert order[0] == 0 and similarities[0] == pytest.approx(1, abs=1e-5)
+    ((best, *_),) = search(paths[:1], features[:1], paths, features, 4)
+    assert best.image != paths[0] and best.similarity == pytest.approx((features[1:] @ features[0]).max())
 
     model = load_trained(adapted)
     assert int(model.best_peer) >= 0  # chosen without labels
