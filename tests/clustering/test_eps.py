@@ -204,7 +204,7 @@ def test_nothing_to_choose_from_is_said(rows, instead, caplog):
 
 
 def test_unknown_rule():
-    with pytest.raises(ValueError, match="EPS_RULE is one of pairs, plateau"):
+    with pytest.raises(ValueError, match="EPS_RULE must be one of pairs, silhouette, plateau"):
         pseudo_labels(crowd(seed=1), eps_rule="best")
 
 

@@ -52,8 +52,8 @@ def test_features_of_a_refresh_are_of_float_images(adaptation, monkeypatch):
     seen, extract = [], features.extract_features
     monkeypatch.setattr(
         "fastreid_sskd.engine.hooks.extract_features",
-        lambda model, loader: (
-            seen.extend(batch["images"].dtype for batch in loader) or extract(model, loader)
+        lambda model, loader, *rest: (
+            seen.extend(batch["images"].dtype for batch in loader) or extract(model, loader, *rest)
         ),
     )
     run(adaptation("SSKD.CACHE_IMAGES 8", "TEST.EVAL_PERIOD 0", "SOLVER.MAX_EPOCH 1"))

@@ -246,7 +246,7 @@ def test_clusters_without_cameras_and_classifiers_with(trainer):
         rows = torch.as_tensor(cluster_centroids(features, expected.labels))
         for peer in (*made.model.students, *made.model.teachers):
             torch.testing.assert_close(peer.heads.weight, rows, rtol=0, atol=1e-5)
-        again = made.refresh.cluster(features, None)  # what the label-free selection looks at
+        again = made.refresh.cluster(features)  # what the label-free selection looks at
         assert np.array_equal(again.labels, expected.labels)
         plain = pseudo_labels(features, **options)
         checked.append(np.array_equal(plain.labels, expected.labels))
