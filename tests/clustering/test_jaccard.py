@@ -213,7 +213,7 @@ def test_names_and_numbers_out_of_range():
     features = crowd(seed=16)
     with pytest.raises(ValueError, match="SSKD.CLUSTER.VARIANT must be one of sskd, faiss"):
         jaccard_distance(features, variant="mmt")
-    with pytest.raises(ValueError, match="SSKD.CLUSTER.KNN must be one of auto, torch"):
+    with pytest.raises(ValueError, match="SSKD.CLUSTER.KNN is one of auto, torch"):
         jaccard_distance(features, knn="annoy")
     with pytest.raises(ValueError, match="K1 must be a number of images >= 1; got 0"):
         jaccard_distance(features, 0)

@@ -17,7 +17,6 @@ from fastreid_sskd.clustering import ClusterReport, jaccard_distance, pseudo_lab
 from fastreid_sskd.data import extraction_loader
 from fastreid_sskd.engine import AdaptationTrainer, run
 from fastreid_sskd.engine import hooks as refresh_module
-from fastreid_sskd.engine import stages as adaptation_module
 from fastreid_sskd.engine.events import LABEL_FREE, Record
 from fastreid_sskd.evaluation.features import extract_features
 
@@ -309,11 +308,11 @@ def test_without_a_source_from_a_pretrained_backbone(tmp_path, monkeypatch):
     """The backbone's weights are asked for; given source models go before."""
     seen = []
 
-    def build_model(cls, cfg):
+    def build_network(cfg):
         seen.append(cfg.MODEL.BACKBONE.PRETRAIN)
         return SimpleNamespace(students=())
 
-    monkeypatch.setattr(adaptation_module.Trainer, "build_model", classmethod(build_model))
+    monkeypatch.setattr("fastreid_sskd.engine.trainer.build_network", build_network)
     pretrained = ("MODEL.BACKBONE.PRETRAIN True", "SSKD.SOURCE.SKIP True")
     AdaptationTrainer.build_model(tiny_adaptation(tmp_path, *pretrained))
     AdaptationTrainer.build_model(tiny_adaptation(tmp_path, *pretrained, "SSKD.SOURCE.WEIGHTS ['a.pth']"))
