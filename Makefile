@@ -48,7 +48,7 @@ ifneq ($(PRESENT) $(WANTED),$(VERSION) $(shell cat "$(STAMP)" 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup demo test test-quick clients lint reference lock newest oldest matrix clean distclean
+.PHONY: help python setup demo test test-quick clients gpu lint reference lock newest oldest matrix clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -117,6 +117,10 @@ clients: setup  ## exported models in BoxMOT, ultralytics and OpenVINO; ARGS=FOL
 	rm -rf "$(FOR_CLIENTS)"
 	"$(RUN)" tests/clients/make_files.py "$(FOR_CLIENTS)" $(ARGS)
 	CLIENT_FILES="$(FOR_CLIENTS)" "$(CLIENTS)/bin/python" -m pytest -p no:cacheprovider tests/clients/check_clients.py
+
+# No setup: the environment at hand has the right build of torch, .venv where there is one.
+gpu:  ## tests and benchmarks of a GPU, and their record; without a GPU it says what it would do
+	"$$(test -x "$(RUN)" && echo "$(RUN)" || echo "$(or $(PYTHON),python3)")" benchmarks/gpu.py $(ARGS)
 
 lint: setup  ## ruff
 	"$(RUN)" -m ruff check .

@@ -57,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--variant", nargs="+", choices=list(VARIANTS), default=["sskd"])
     parser.add_argument("--knn", nargs="+", choices=list(KNN_BACKENDS), default=["torch"])
     parser.add_argument("--runs", type=int, default=3, help="runs of refresh and product in turn")
+    parser.add_argument("--device", default="cpu", help="of the search and the product")
     parser.add_argument("--seed", type=int, default=0, help="of the features")
     parser.add_argument(
         "--pairs-per-image", type=float, default=10.35, help="sets eps; 10.35 is rho 1.6e-3 at 12,936"
@@ -95,16 +96,18 @@ def timed(function) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def plain_product(features: np.ndarray):
+def plain_product(features: np.ndarray, device: str):
     """A function that makes X @ X.T in float32, into memory that is there already."""
-    x = torch.from_numpy(features)
+    x = torch.from_numpy(features).to(device)
     rows = len(x) if len(x) <= PRODUCT_ROWS else PRODUCT_ROWS // 4
-    out = torch.zeros(rows, len(x))
+    out = torch.zeros(rows, len(x), device=device)
 
     def product() -> None:
         for start in range(0, len(x), rows):
             block = x[start : start + rows]
             torch.mm(block, x.T, out=out[: len(block)])
+        if x.is_cuda:
+            torch.cuda.synchronize()
 
     return product
 
@@ -123,26 +126,26 @@ def agreement(labels: np.ndarray, identities: np.ndarray) -> dict[str, float]:
 def measure(case: dict) -> dict:
     """One case, in this process."""
     options = {key: case[key] for key in ("k1", "k2", "variant", "min_samples", "knn")}
-    count, runs = case["images"], case["runs"]
+    count, runs, device = case["images"], case["runs"], case["device"]
     small, _ = camera_features(600, 32)
-    pseudo_labels(small, pairs_per_image=3.0, **options)  # imports and compilation
-    torch.mm(torch.ones(64, 64), torch.ones(64, 64))
+    pseudo_labels(small, device=device, pairs_per_image=3.0, **options)  # imports and compilation
+    plain_product(small, device)()
     features, identities = camera_features(count, case["dim"], case["seed"])
 
     with_product = count <= case["product_up_to"]
     memory, peak, product = ResidentMemory(), 0, None
     refreshes, products = [], []
     for run in range(runs):
-        result = pseudo_labels(features, pairs_per_image=case["pairs_per_image"], **options)
+        result = pseudo_labels(features, device=device, pairs_per_image=case["pairs_per_image"], **options)
         if run == 0:
             peak = memory.peak()
-            product = plain_product(features) if with_product else None
+            product = plain_product(features, device) if with_product else None
         refreshes.append(result)
         if with_product:
             products.append(timed(product))
     del product
 
-    found = {key: case[key] for key in ("images", "dim", "variant", "knn", "runs")}
+    found = {key: case[key] for key in ("images", "dim", "variant", "knn", "runs", "device")}
     for kind in ("seconds", "cpu_seconds"):
         stages = {stage: _median(getattr(r, kind)[stage] for r in refreshes) for stage in result.seconds}
         total = _median(sum(getattr(r, kind).values()) for r in refreshes)
@@ -266,13 +269,16 @@ def main() -> None:
     if options.case:
         print(json.dumps(measure(json.loads(options.case))))
         return
-    results = {"machine": {**machine(), "device": "cpu"}, "cases": []}
+    on_gpu = torch.device(options.device).type == "cuda"
+    device = torch.cuda.get_device_name(options.device) if on_gpu else options.device
+    results = {"machine": {**machine(), "device": device}, "cases": []}
     common = {
         key: getattr(options, key)
         for key in (
             "dim",
             "runs",
             "seed",
+            "device",
             "pairs_per_image",
             "k1",
             "k2",

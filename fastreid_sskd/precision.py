@@ -9,7 +9,7 @@ import torch
 from fastreid.config import CfgNode
 from torch import nn
 
-__all__ = ["Precision", "has_bfloat16"]
+__all__ = ["Precision", "has_bfloat16", "precisions_of"]
 
 logger = logging.getLogger("fastreid.sskd.precision")
 
@@ -33,7 +33,7 @@ class Precision:
 
     def __init__(self, cfg: CfgNode):
         self.device_type = torch.device(cfg.MODEL.DEVICE).type
-        types = _types_of(self.device_type)
+        types = precisions_of(self.device_type)
         name = cfg.SSKD.PRECISION
         if name == "float32" and cfg.SOLVER.AMP.ENABLED:
             name = "float16" if types == ("float32", "float16") else "auto"
@@ -76,8 +76,8 @@ class Precision:
             )
 
 
-def _types_of(device_type: str) -> tuple[str, ...]:
-    """What can be named for a device: float16 needs CUDA's gradient scaler, bfloat16 units on CUDA."""
+def precisions_of(device_type: str) -> tuple[str, ...]:
+    """What ``SSKD.PRECISION`` may name for a device: float16 needs CUDA's gradient scaler, bfloat16 units."""
     if device_type != "cuda":
         return "float32", "bfloat16"  # a CPU without units computes bfloat16 in software
     return ("float32", "float16", "bfloat16") if has_bfloat16("cuda") else ("float32", "float16")
