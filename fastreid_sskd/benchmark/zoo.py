@@ -13,7 +13,7 @@ def render_zoo(template: str, records: str, runs: str = "") -> str:
     """Render a template in which ``{{ table("run_a") }}`` stands for the results of ``runs/run_a``.
 
     ``table`` also takes ``source`` and ``target``, to call a data set by a better name than its class,
-    ``best`` (also the rows chosen on the test set) and any format of :func:`write_table` as ``fmt``.
+    ``best`` (also the rows chosen on the test set), and ``against`` and ``fmt`` of :func:`write_table`.
 
     Args:
         template: a file of Markdown.
@@ -26,14 +26,15 @@ def render_zoo(template: str, records: str, runs: str = "") -> str:
     """
 
     def table(
-        name: str, *, source: str = "", target: str = "", best: bool = False, fmt: str = "markdown"
-    ) -> str:
+        name: str, *, source: str = "", target: str = "", best: bool = False, against: str = "",
+        fmt: str = "markdown",
+    ) -> str:  # fmt: skip
         shown = [
             replace(result, source=source or result.source, target=target or result.target)
             for result in _recorded(name, records, runs)
             if best or not result.selection.startswith("best")
         ]
-        return write_table(shown, fmt)
+        return write_table(shown, fmt, against=against)
 
     if not os.path.isfile(template):
         raise FileNotFoundError(f"no file of notes {template!r}: give the Markdown that the tables go into")
