@@ -24,8 +24,8 @@ def test_its_cells_run(tmp_path, monkeypatch, host_logging):
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), names)  # noqa: S102 - the project's own page
     assert list(names["mAP"]) == [0, 3] and names["mAP"][0] < names["mAP"][3] < 100
-    features, order = names["features"], names["order"]
+    features, found = names["features"], names["found"]
     assert features.shape == (len(names["gallery"]), 512)
     assert np.linalg.norm(features, axis=1) == pytest.approx(1, abs=1e-5)
-    picture = names["neighbors_picture"](names["query"][0], [names["gallery"][order[0]]], [1.0])
-    assert isinstance(picture, Image.Image) and len(order) == 8
+    assert len(found) == 8 and found == sorted(found, key=lambda match: -match.similarity)
+    assert isinstance(names["neighbors_picture"](names["query"][0], [found[0].image], [1.0]), Image.Image)
