@@ -139,7 +139,7 @@ def begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Start a run's log, write its config to ``OUTPUT_DIR/config.yaml``, seed all generators.
 
     The config of an earlier run in the folder stays until this one starts to train (see
-    :func:`.output_dir.start_run`), which it never does with ``--eval-only``.
+    :func:`start_run`), which it never does with ``--eval-only``.
     """
     if not cfg.OUTPUT_DIR:
         raise ValueError("OUTPUT_DIR is empty: name a folder, the log and config.yaml are written there")

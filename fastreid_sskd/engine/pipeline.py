@@ -176,7 +176,7 @@ def run(cfg: CfgNode, resume: bool = False) -> dict:
     Returns the last evaluation's results.
 
     A run from scratch moves the files of an earlier one in ``OUTPUT_DIR`` aside, see
-    :func:`.output_dir.start_run`.
+    :func:`.defaults.start_run`.
 
     Raises:
         FolderInUseError: if another run writes into ``OUTPUT_DIR``.

@@ -277,7 +277,7 @@ class Trainer(DefaultTrainer):
         """Resume from a checkpoint of this run.
 
         Raises:
-            OtherConfigError: if it is of another config or other images, see :mod:`.same_run`.
+            OtherConfigError: if it is of another config or other images, see :func:`.check_same_run`.
         """
         what = f"cannot resume from {path}"
 
