@@ -1,6 +1,7 @@
 """tools/predict.py: galleries, folders of queries, thresholds and clusters, with a tiny network."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -84,6 +85,24 @@ def test_clusters_as_folders_beside_features(predict, made, tmp_path):
     files = list((tmp_path / "clusters").glob("*/*"))
     assert len(files) == 128 and not any(file.is_symlink() for file in files)
     assert np.load("f.npz")["features"].shape[0] == 128
+
+
+def test_an_export_carries_the_threshold(run_tool, predict, made, tmp_path):
+    """In the graph's metadata, and the one that predict finds for the same images and teacher."""
+    onnx = pytest.importorskip("onnx", reason='needs the extra onnx: pip install "fastreid-sskd[onnx]"')
+    images = (
+        "DATASETS.NAMES", "('CropFolder',)", "DATASETS.TESTS", "()",
+        "SSKD.FOLDERS.CropFolder.TRAIN", made / "crops", "SSKD.FOLDERS.CropFolder.CAMERA", CAMERA[1],
+    )  # fmt: skip
+    given = ("--config-file", made / "config.yaml", "--format", "onnx", "--output", "m.onnx")
+    opts = ("MODEL.WEIGHTS", made / "0.pth", *OPTS, *images)
+    code, out, err = run_tool("export", *map(str, (*given, "--false-match-rate", "0.01", *opts)))
+    assert code == 0, err
+    said = {entry.key: entry.value for entry in onnx.load(str(tmp_path / "m.onnx")).metadata_props}
+    found = json.loads(said["same_person"])
+    assert found["false_match_rate"] == 0.01 and found["across_cameras"] and found["images"] == 128
+    assert f"same person from cosine {found['similarity']:.4f}" in out
+    assert f"cosine {found['similarity']:.4f}" in predict(*CAMERA, "--false-match-rate", "0.01")[1]
 
 
 @pytest.mark.parametrize(
