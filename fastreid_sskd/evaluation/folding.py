@@ -40,21 +40,27 @@ def folded(network: nn.Module, given: Any, dtype: torch.dtype = torch.float32) -
         return network
     copied = copy.deepcopy(network)
     outputs: list[tuple[torch.Tensor, nn.Conv2d]] = []  # alive, so that no two have one identity
-    pairs: list[tuple[nn.Conv2d, str]] = []
+    pairs: dict[tuple[nn.Conv2d, str], None] = {}  # each once, however often a network calls it
     hooks = []
 
     def match(name: str, given: torch.Tensor) -> None:
-        pairs.extend((conv, name) for output, conv in outputs if output is given)
+        pairs.update({(conv, name): None for output, conv in outputs if output is given})
 
     for name, module in copied.named_modules():
         if isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward:
             hooks.append(module.register_forward_hook(lambda conv, _, out: outputs.append((out, conv))))
-        elif isinstance(module, nn.BatchNorm2d) and type(module).forward in _PLAIN_NORMS:
+        elif (
+            isinstance(module, nn.BatchNorm2d)
+            and type(module).forward in _PLAIN_NORMS
+            and module.running_mean is not None  # else the batch's statistics, in evaluation mode too
+        ):
             hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: match(name, args[0])))
     expected = copied(given)
     for hook in hooks:
         hook.remove()
     outputs.clear()
+    if len({name for _, name in pairs}) < len(pairs):  # one batch norm of several convolutions
+        return network
     for conv, name in pairs:
         parent, _, child = name.rpartition(".")
         fused = fuse_conv_bn_eval(conv, copied.get_submodule(name))

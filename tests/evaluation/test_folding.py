@@ -21,7 +21,7 @@ def norms(network):
 def random_statistics(network):
     torch.manual_seed(0)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             for values in (module.running_mean, module.bias.data):
                 values.normal_()
             for values in (module.running_var, module.weight.data):
@@ -58,6 +58,28 @@ class Shared(Twice):
         return (self.norm(self.conv(x)) + self.other(self.conv(x))).flatten(1)
 
 
+class Several(Twice):
+    """One batch norm, of two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return (self.norm(self.conv(x)) + self.norm(self.other(x))).flatten(1)
+
+
+class Repeated(nn.Module):
+    """A convolution and its batch norm, called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(self.conv(self.norm(self.conv(x)))).flatten(1)
+
+
 class Activated(nn.BatchNorm2d):
     def forward(self, x):
         return super().forward(x).relu()
@@ -80,6 +102,9 @@ def chunked():
         (lambda: small(nn.InstanceNorm2d(4)), 0),
         (lambda: random_statistics(Twice()), 1),
         (lambda: random_statistics(Shared()), 2),
+        (lambda: random_statistics(Several()), 1),
+        (lambda: random_statistics(Repeated()), 0),
+        (lambda: small(nn.BatchNorm2d(4, track_running_stats=False)), 1),
     ],
 )
 def test_same_features(network, left):
