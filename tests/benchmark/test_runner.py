@@ -331,7 +331,9 @@ def test_rivals():
             load_config(base, cell.opts)
         # what is called released, or changes one thing, is that also on a config with the recommendation
         if cell.run != "batch_norm" and cell.name != "supervised bound":
-            one, other = (load_config(str(CONFIGS / f"demo{end}.yml"), cell.opts) for end in ("", "_released"))
+            one, other = (
+                load_config(str(CONFIGS / f"demo{end}.yml"), cell.opts) for end in ("", "_released")
+            )
             assert one.SSKD == other.SSKD, cell.name
 
 
