@@ -72,7 +72,10 @@ def last_checkpoint(folder: str) -> str:
     for path in (named, *(path for path in others if path != named)):
         fault = damage(path)
         if fault is None:
-            return path
+            stamp = read_stamp(path)
+            if stamp.get("epoch") != -1 or "step" in stamp:
+                return path
+            fault = "it is the start, of before the run's first hooks"
         logger.warning("checkpoint %s cannot be used (%s): trying the one before it", path, fault)
     logger.warning("no whole checkpoint in %s: the run starts from its beginning", folder)
     return ""
