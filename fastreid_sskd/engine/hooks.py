@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import scipy.sparse
 import torch
 from fastreid.config import CfgNode
@@ -85,7 +86,9 @@ class PseudoLabelRefresh(HookBase):
 
     def before_epoch(self):
         if self.model.label_statistics == "refresh":
-            on_main(lambda: reestimate_batch_norm(self.cfg, self.model, self.items))
+            # in random order: that of the paths may be by people, few of them in a batch
+            order = np.random.default_rng(max(self.cfg.SEED, 0)).permutation(len(self.items))
+            on_main(lambda: reestimate_batch_norm(self.cfg, self.model, [self.items[i] for i in order]))
             broadcast_buffers(self.model)
         result, kept, seconds = self._labels_together()
         self.eps = result.eps or self.eps  # kept labels come without one

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -251,12 +251,11 @@ def supervised_config(cfg: CfgNode) -> CfgNode:
 
 
 @torch.no_grad()
-def reestimate_batch_norm(cfg: CfgNode, model: SSKD, items: Sequence[Item]) -> None:
+def reestimate_batch_norm(cfg: CfgNode, model: SSKD, items: Iterable[Item]) -> None:
     """Replace every teacher's batch-norm statistics by those of the given images: the cheapest adaptation.
 
     Averages over full batches of ``TEST.IMS_PER_BATCH``, as PreciseBN does; weights and students stay as they
-    are. The images come in a random order, the same for the same ``SEED``: that of their paths may be by
-    people, few of them in a batch, whose variances would be too small.
+    are.
 
     Args:
         cfg: for the test transforms and the batch size.
@@ -264,8 +263,7 @@ def reestimate_batch_norm(cfg: CfgNode, model: SSKD, items: Sequence[Item]) -> N
         items: (path, identity, camera) of N images; identities are not used.
     """
     mode = model.training
-    order = np.random.default_rng(max(cfg.SEED, 0)).permutation(len(items))
-    loader = extraction_loader(cfg, [items[i] for i in order])
+    loader = extraction_loader(cfg, list(items))
     full = max(1, len(loader.dataset) // loader.batch_size)
     for teacher in model.teachers:
         batches = itertools.islice(loader, full)
