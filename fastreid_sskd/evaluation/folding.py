@@ -55,7 +55,7 @@ def folded(network: nn.Module, given: Any, dtype: torch.dtype = torch.float32) -
             and module.running_mean is not None  # else the batch's statistics, in evaluation mode too
         ):
             hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: match(name, args[0])))
-    expected = copied(given)
+    expected = copied(copy.deepcopy(given))  # which a network may normalise in place
     for hook in hooks:
         hook.remove()
     outputs.clear()
@@ -66,7 +66,7 @@ def folded(network: nn.Module, given: Any, dtype: torch.dtype = torch.float32) -
         fused = fuse_conv_bn_eval(conv, copied.get_submodule(name))
         conv.weight, conv.bias = fused.weight, fused.bias
         setattr(copied.get_submodule(parent), child, nn.Identity())
-    error = (copied(given) - expected).norm() / expected.norm()
+    error = (copied(copy.deepcopy(given)) - expected).norm() / expected.norm()
     if not error <= ROUNDING:
         logger.info("features: batch norm is not folded, as features would differ by %.1g", error)
         return network

@@ -120,6 +120,27 @@ def test_same_features(network, left):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in made.modules())
 
 
+class InPlace(nn.Module):
+    """Normalises the images that it is given, as fast-reid's own models do before they are patched."""
+
+    def __init__(self):
+        super().__init__()
+        self.rest = small(nn.BatchNorm2d(4))
+
+    def forward(self, batch):
+        return self.rest(batch["images"].sub_(0.5).div_(0.1))
+
+
+def test_trying_leaves_the_images_alone():
+    network, images = random_statistics(InPlace()), torch.rand(2, 3, 5, 5)
+    batch = {"images": images.clone()}
+    made = Encoder(network).folded(batch)
+    assert torch.equal(batch["images"], images)
+    assert norms(made) == 0  # and the second try is given what the first was
+    (found,) = made.each({"images": images.clone()})
+    torch.testing.assert_close(found, network({"images": images}), rtol=1e-5, atol=1e-5)
+
+
 def test_nan_stays_to_be_found():
     network = small(nn.BatchNorm2d(4))
     network[0].weight[0] = float("nan")
