@@ -174,7 +174,7 @@ KEYS: tuple[Key, ...] = (
         Rule(lambda value: 0 <= value < float("inf"), "a number > 0, or 0 to find it at every refresh")),
     Key("SSKD.SOFT_LABELS.CONFIDENCE", 0.8,
         "with TEMPERATURE 0: mean of the teachers' highest probability, on a sample of the labelled "
-        "images, that T is set to give",
+        "images in evaluation mode (even where BN is batch), that T is set to give",
         Rule(lambda value: 0 < value < 1, "a probability in (0, 1)")),
     # ---- losses: one section per registered loss, its WEIGHT (0: not computed) and its parameters.
     # A loss of another project is registered in SSKD_LOSS_REGISTRY, with a section of its name.

@@ -27,6 +27,10 @@ SELECTIONS = ("last", "best")
 #: a list of results: of a finished run of a grid, in its folder, and of all of them in the grid's
 RECORD = "record.json"
 _FILES = ("results.json", "metrics.json")
+#: row of the start of a run of its own, without a grid
+_START = "direct transfer"
+#: end of a method's name that :func:`row_suffix` gave it
+_ROW = re.compile(r"(, (teacher \d+|ensemble))?$")
 
 
 @dataclass(frozen=True)
@@ -139,9 +143,9 @@ def collect(folder: str, selections: Collection[str] = ("last",), name: str = ""
             "and below; --tests evaluates the model of a run that had no test set"
         )
     record, order = os.path.join(folder, RECORD), []
-    if name:  # with the row, ", teacher 1" or ", ensemble", that the method's own name ends with
-        rows = [re.search(r", (teacher \d+|ensemble)$|$", result.method)[0] for result in results]
-        results = [replace(result, method=name + row) for result, row in zip(results, rows)]
+    if name:  # with the row that the method's own name ends with, and the start told from what was trained
+        ends = [f", {_START}" if r.method == _START else _ROW.search(r.method)[0] for r in results]
+        results = [replace(result, method=name + end) for result, end in zip(results, ends)]
     elif os.path.isfile(record):
         order = list(dict.fromkeys(result.method for result in read_results(record)))
     results.sort(key=lambda result: order.index(result.method) if result.method in order else len(order))
@@ -207,8 +211,8 @@ def run_results(folder: str, selections: Collection[str], rows: Rows | None = No
         "run": folder,
         "labels": _label_quality(scalars),
     }
-    if rows and len(rows) == 1:
-        common["method"] = next(iter(rows))
+    if rows:
+        common["method"] = _ROW.sub("", next(iter(rows)))
     if not scalars:
         common |= _UNTRAINED
     record = read_record(os.path.join(folder, "results.json"))
@@ -252,7 +256,7 @@ def _last_rows(record: dict, config: Mapping, method: str) -> Iterator[dict[str,
         for test, rows in evaluation["results"].items():
             if evaluation["epoch"] == 0:  # the ensemble, or the only network
                 metrics = list(rows.values())[-1]
-                yield {**_UNTRAINED, "method": "direct transfer", "target": test, "metrics": metrics}
+                yield {**_UNTRAINED, "method": _START, "target": test, "metrics": metrics}
                 continue
             for row, metrics in rows.items():
                 yield {"method": method + row_suffix(row, len(rows)), "target": test, "metrics": metrics}

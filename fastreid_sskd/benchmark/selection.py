@@ -17,9 +17,10 @@ def selection_table(folders: Sequence[str]) -> str:
     """Compare what ``SSKD.SELECT_BY`` offers, and the last epoch, on all evaluated epochs of runs.
 
     A row a signal: the number of runs, the mean and the lowest rank correlation (Spearman) of the signal with
-    mAP over the epochs of a run, the mean and the largest mAP lost against the run's best epoch, and in how
-    many runs the epoch was below the start. mAP is that of the ensemble, or of the only teacher, on the first
-    test set, in percent.
+    mAP over the epochs of a run (of how many runs, where it or mAP does not change in the others), the mean
+    and the largest mAP lost against the run's best epoch, and in how many runs the epoch was below the start.
+    An epoch whose clusters have collapsed is never chosen by a signal. mAP is that of the ensemble, or of the
+    only teacher, on the first test set, in percent.
 
     Args:
         folders: run folders, or folders of runs. Runs without ``selection/`` in their metrics.json, or with
@@ -31,11 +32,13 @@ def selection_table(folders: Sequence[str]) -> str:
     runs, skipped = [], []
     for run in dict.fromkeys(run for folder in folders for run in find_runs(folder)):
         epochs = _epochs(run)
-        (runs if len(epochs) > 1 else skipped).append((run, epochs))
+        (runs if sum(scores is not None for _, scores in epochs.values()) > 1 else skipped).append(
+            (run, epochs)
+        )
     if not runs:
         raise ValueError(
             f"no run in {', '.join(folders)} was evaluated and logged signals for two epochs: train with "
-            "SSKD.SELECT_BY silhouette and SSKD.EVAL_PERIOD 1"
+            "SSKD.SELECT_BY silhouette and TEST.EVAL_PERIOD 1"
         )
     rows = [_row(name, [epochs for _, epochs in runs]) for name in (*LABEL_FREE, _LAST)]
     head = ("chosen by", "runs", "rank correlation", "lowest", "mAP lost", "largest", "below the start")
@@ -45,8 +48,8 @@ def selection_table(folders: Sequence[str]) -> str:
     return text
 
 
-def _epochs(run: str) -> dict[int, tuple[float, dict[str, float]]]:
-    """{epochs done: (mAP, {signal: score})} of the states of a run that have both."""
+def _epochs(run: str) -> dict[int, tuple[float, dict[str, float] | None]]:
+    """{epochs done: (mAP, {signal: score})} of the evaluated states of a run; None without a score."""
     record = read_record(os.path.join(run, "results.json"))
     scalars = read_scalars(run)
     at = {iteration: int(epoch) for iteration, epoch in scalars.get("selection/epoch", [])}
@@ -56,24 +59,24 @@ def _epochs(run: str) -> dict[int, tuple[float, dict[str, float]]]:
             signals[at[iteration]][name] = value
     found = {}
     for entry in record["evaluations"] if record else ():
+        of, own = entry["results"][record["tests"][0]], signals.get(entry["epoch"], {})
         # a state without a score has collapsed, and is never selected
-        if "score" in signals.get(entry["epoch"], ()):
-            of = entry["results"][record["tests"][0]]
-            scores = {name: score(signals[entry["epoch"]]) for name, score in LABEL_FREE.items()}
-            found[entry["epoch"]] = (of.get("ensemble", next(iter(of.values())))["mAP"], scores)
+        scores = {name: score(own) for name, score in LABEL_FREE.items()} if "score" in own else None
+        found[entry["epoch"]] = (of.get("ensemble", next(iter(of.values())))["mAP"], scores)
     return found
 
 
-def _row(name: str, runs: Sequence[dict[int, tuple[float, dict[str, float]]]]) -> tuple:
+def _row(name: str, runs: Sequence[dict[int, tuple[float, dict[str, float] | None]]]) -> tuple:
     """One row of the table: what is chosen by a signal, or the last epoch."""
     correlations, lost, below = [], [], 0
     for epochs in runs:
-        # the labels of the start have changed from none, so their stability says nothing
-        candidates = [epoch for epoch in sorted(epochs) if epoch or name != "stability"]
         best = max(mAP for mAP, _ in epochs.values())
         if name == _LAST:
-            chosen = candidates[-1]
+            chosen = max(epochs)
         else:
+            # the labels of the start have changed from none, so their stability says nothing
+            scored = [epoch for epoch in sorted(epochs) if epochs[epoch][1] is not None]
+            candidates = [epoch for epoch in scored if epoch or name != "stability"]
             chosen = max(candidates, key=lambda epoch: epochs[epoch][1][name])
             scores = [epochs[epoch][1][name] for epoch in candidates]
             values = [epochs[epoch][0] for epoch in candidates]
@@ -81,6 +84,8 @@ def _row(name: str, runs: Sequence[dict[int, tuple[float, dict[str, float]]]]) -
                 correlations.append(float(spearmanr(scores, values).statistic))
         lost.append(best - epochs[chosen][0])
         below += 0 in epochs and epochs[chosen][0] < epochs[0][0]
-    known = [statistics.mean(correlations), min(correlations)] if correlations else []
-    figures = [f"{value:.2f}" for value in (*known, statistics.mean(lost), max(lost))]
-    return (name, len(runs), *(figures if known else ("-", "-", *figures)), below)
+    mean, lowest = "-", "-"
+    if correlations:
+        of = f" ({len(correlations)})" if len(correlations) < len(runs) else ""
+        mean, lowest = f"{statistics.mean(correlations):.2f}{of}", f"{min(correlations):.2f}"
+    return (name, len(runs), mean, lowest, f"{statistics.mean(lost):.2f}", f"{max(lost):.2f}", below)

@@ -154,9 +154,9 @@ def _columns(rows: Sequence[Summary], against: str) -> dict[str, list[str]]:
     for metric in METRICS:
         columns[metric] = [_cell(row.mean(metric), row.deviation(metric)) for row in rows]
     if against:
-        others = [row for row in rows if row.method == against]
+        others = [_compared_with(row, rows, against) for row in rows]
         columns[_gain_column(against)] = [
-            _gain([gain for other in others for gain in row.gains(other)]) for row in rows
+            _gain(row.gains(other) if other else []) for row, other in zip(rows, others, strict=True)
         ]
     columns |= {
         "labels: precision, recall, noise": [
@@ -170,6 +170,14 @@ def _columns(rows: Sequence[Summary], against: str) -> dict[str, list[str]]:
         "device": [row.devices or "-" for row in rows],
     }
     return columns
+
+
+def _compared_with(row: Summary, rows: Sequence[Summary], against: str) -> Summary | None:
+    """The row of a method on the same test set, of several that of the same network and source."""
+    others = [other for other in rows if (other.method, other.target) == (against, row.target)]
+    if len(others) > 1:
+        others = [other for other in others if (other.backbone, other.source) == (row.backbone, row.source)]
+    return others[0] if len(others) == 1 else None
 
 
 def _gain_column(against: str) -> str:

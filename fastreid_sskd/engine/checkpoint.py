@@ -72,7 +72,10 @@ def last_checkpoint(folder: str) -> str:
     for path in (named, *(path for path in others if path != named)):
         fault = damage(path)
         if fault is None:
-            return path
+            stamp = read_stamp(path)
+            if stamp.get("epoch") != -1 or "step" in stamp:
+                return path
+            fault = "it is the start, of before the run's first hooks"
         logger.warning("checkpoint %s cannot be used (%s): trying the one before it", path, fault)
     logger.warning("no whole checkpoint in %s: the run starts from its beginning", folder)
     return ""
@@ -235,10 +238,10 @@ def check_same_run(
     at_start = [] if from_scratch else [key for key in differing if is_below(key, names_with("start"))]
     others = [key for key in differing if key not in at_start]
     epochs, done = "SOLVER.MAX_EPOCH", checkpoint.get("epoch", -1) + 1
-    if (given["SOLVER.SCHED"] == "CosineAnnealingLR" or given["SSKD.EMA.WINDOW"]) and saved.get(
-        epochs
-    ) != given[epochs]:
-        others.append(epochs)  # the rate anneals over all epochs, the window is a share of them
+    # the rate anneals over all epochs, the window is a share of them
+    of_all = given["SOLVER.SCHED"] == "CosineAnnealingLR" or given["SSKD.EMA.WINDOW"]
+    if of_all and saved.get(epochs) != given[epochs] and not is_below(epochs, given["SSKD.MAY_DIFFER"]):
+        others.append(epochs)
     elif given[epochs] < done:
         raise OtherConfigError(f"{what}: it has {done} epochs, which is more than {epochs} = {given[epochs]}")
 

@@ -312,8 +312,7 @@ class LabelFreeSelection(HookBase):
                 self.trainer.keep_start(signals["score"])
 
     def after_epoch(self):
-        storage = self.trainer.storage
-        if storage.latest().get("selection/clusters", (0, None))[1] == storage.iter:
+        if self.trainer.storage.latest().get("selection/epoch", (0,))[0] == self.trainer.epoch + 1:
             return  # done before a signal ended the evaluation after it, from which the run resumes
         start = time.perf_counter()
         signals = self._offer(self.trainer.epoch + 1)

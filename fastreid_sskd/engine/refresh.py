@@ -254,8 +254,8 @@ def supervised_config(cfg: CfgNode) -> CfgNode:
 def reestimate_batch_norm(cfg: CfgNode, model: SSKD, items: Iterable[Item]) -> None:
     """Replace every teacher's batch-norm statistics by those of the given images: the cheapest adaptation.
 
-    Averages over full batches of ``TEST.IMS_PER_BATCH``, as PreciseBN does; weights and students stay as they
-    are.
+    Averages over full batches of ``TEST.IMS_PER_BATCH``, as PreciseBN does, or with ``SSKD.BN_CHUNK`` over
+    their full chunks; weights and students stay as they are.
 
     Args:
         cfg: for the test transforms and the batch size.
@@ -266,7 +266,10 @@ def reestimate_batch_norm(cfg: CfgNode, model: SSKD, items: Iterable[Item]) -> N
     loader = extraction_loader(cfg, list(items))
     full = max(1, len(loader.dataset) // loader.batch_size)
     for teacher in model.teachers:
-        batches = itertools.islice(loader, full)
+        images = (model.pixels(batch["images"]) for batch in itertools.islice(loader, full))
+        if chunk := cfg.SSKD.BN_CHUNK:  # of which a batch norm would count the first of a batch only
+            parts = ((part, min(chunk, len(batch))) for batch in images for part in batch.split(chunk))
+            images = (part for part, whole in parts if len(part) == whole)
         with Precision(cfg).autocast():
-            update_bn((model.pixels(batch["images"]) for batch in batches), teacher)
+            update_bn(images, teacher)
     model.train(mode)

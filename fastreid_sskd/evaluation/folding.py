@@ -40,27 +40,33 @@ def folded(network: nn.Module, given: Any, dtype: torch.dtype = torch.float32) -
         return network
     copied = copy.deepcopy(network)
     outputs: list[tuple[torch.Tensor, nn.Conv2d]] = []  # alive, so that no two have one identity
-    pairs: list[tuple[nn.Conv2d, str]] = []
+    pairs: dict[tuple[nn.Conv2d, str], None] = {}  # each once, however often a network calls it
     hooks = []
 
     def match(name: str, given: torch.Tensor) -> None:
-        pairs.extend((conv, name) for output, conv in outputs if output is given)
+        pairs.update({(conv, name): None for output, conv in outputs if output is given})
 
     for name, module in copied.named_modules():
         if isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward:
             hooks.append(module.register_forward_hook(lambda conv, _, out: outputs.append((out, conv))))
-        elif isinstance(module, nn.BatchNorm2d) and type(module).forward in _PLAIN_NORMS:
+        elif (
+            isinstance(module, nn.BatchNorm2d)
+            and type(module).forward in _PLAIN_NORMS
+            and module.running_mean is not None  # else the batch's statistics, in evaluation mode too
+        ):
             hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: match(name, args[0])))
-    expected = copied(given)
+    expected = copied(copy.deepcopy(given))  # which a network may normalise in place
     for hook in hooks:
         hook.remove()
     outputs.clear()
+    if len({name for _, name in pairs}) < len(pairs):  # one batch norm of several convolutions
+        return network
     for conv, name in pairs:
         parent, _, child = name.rpartition(".")
         fused = fuse_conv_bn_eval(conv, copied.get_submodule(name))
         conv.weight, conv.bias = fused.weight, fused.bias
         setattr(copied.get_submodule(parent), child, nn.Identity())
-    error = (copied(given) - expected).norm() / expected.norm()
+    error = (copied(copy.deepcopy(given)) - expected).norm() / expected.norm()
     if not error <= ROUNDING:
         logger.info("features: batch norm is not folded, as features would differ by %.1g", error)
         return network

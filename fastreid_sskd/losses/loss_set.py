@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import torch
 from fastreid.config import CfgNode
+from fastreid.utils import comm
 from fastreid.utils.registry import Registry
 from torch import Tensor
 
@@ -190,7 +191,7 @@ def build_losses(cfg: CfgNode) -> LossSet:
 
     Raises:
         ValueError: a node has no ``WEIGHT``, a loss needs another ``MODEL.HEADS.NECK_FEAT``, one loss trains
-            the classifier that another moves, or see :func:`build_loss_set`.
+            the classifier that another moves, ranks would move it apart, or see :func:`build_loss_set`.
     """
     specs = []
     for name, node in cfg.SSKD.LOSSES.items():
@@ -214,6 +215,11 @@ def build_losses(cfg: CfgNode) -> LossSet:
         raise ValueError(
             f"{', '.join(moving)} moves the classifier, which {', '.join(training)} would train: set the "
             "WEIGHT of one side in SSKD.LOSSES to 0"
+        )
+    if moving and not losses.gather and comm.get_world_size() > 1:
+        raise ValueError(
+            f"{', '.join(moving)} moves each rank's classifier by the images that it sees, so that without "
+            "SSKD.GATHER_LOSSES the ranks' models part: set it to True, or run one process"
         )
     return losses
 

@@ -15,6 +15,7 @@ from fastreid_sskd.benchmark.results import (
     device_of,
     read_config,
     read_scalars,
+    run_results,
     source_name,
     training_hours,
 )
@@ -111,6 +112,13 @@ def test_best_row_says_what_it_was_chosen_on(finished):
     assert best.method == "SSKD, best teacher" and best.selection == f"best on {record['best']['chosen_on']}"
 
 
+@pytest.mark.parametrize("rows", [("mine",), ("mine, ensemble",), ("mine, teacher 0", "mine, ensemble")])
+def test_the_best_row_of_a_cell_has_its_name(finished, rows):
+    """Else those of two cells would be two runs of one row."""
+    (best,) = run_results(str(finished), ["best"], {row: {"mAP": 1.0} for row in rows})
+    assert best.method == "mine, best teacher"
+
+
 def test_source_models_inside_a_run_are_no_results_but_can_be_asked_for(finished):
     assert not any("source only" in r.method or "supervised" in r.method for r in collect(str(finished)))
     (last,) = collect(str(finished / "source" / "peer0"))
@@ -137,7 +145,7 @@ def test_rows_of_untrained_models_stand_first(copy, tmp_path):
 
 def test_another_name(finished):
     assert [r.method for r in collect(str(finished), name="mine")] == [
-        "mine",
+        "mine, direct transfer",
         "mine, teacher 0",
         "mine, teacher 1",
         "mine, ensemble",

@@ -329,6 +329,12 @@ def test_rivals():
     for cell in cells.cells:  # every key is one of the config, for each pair
         for base in (cells.config, str(CONFIGS / "sskd_cuhk2m_mobilenet.yml")):
             load_config(base, cell.opts)
+        # what is called released, or changes one thing, is that also on a config with the recommendation
+        if cell.run != "batch_norm" and cell.name != "supervised bound":
+            one, other = (
+                load_config(str(CONFIGS / f"demo{end}.yml"), cell.opts) for end in ("", "_released")
+            )
+            assert one.SSKD == other.SSKD, cell.name
 
 
 @pytest.mark.parametrize(

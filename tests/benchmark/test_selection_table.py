@@ -73,7 +73,19 @@ def test_a_collapsed_state_is_no_candidate_and_a_run_without_signals_is_named(ma
     folder = make_run("a", [(50, 0.1, 0.1, None), (90, None, 0.0, 0.0), (60, 0.1, 0.1, 0.5)])
     empty = make_run("b", [(50, 0.1, 0.1, None)])
     text = selection_table([folder, empty])
-    assert rows(text)["silhouette"] == ["1", "-", "-", "10.00", "10.00", "0"]  # the earliest of equals
+    assert rows(text)["silhouette"] == ["1", "-", "-", "40.00", "40.00", "0"]  # the earliest of equals
     assert empty in text.splitlines()[-1]
-    with pytest.raises(ValueError, match="SELECT_BY silhouette"):
+    with pytest.raises(ValueError, match=r"SELECT_BY silhouette and TEST\.EVAL_PERIOD 1"):
         selection_table([empty])
+
+
+def test_the_last_epoch_is_the_last_one_even_if_its_clusters_have_collapsed(make_run, tmp_path):
+    make_run("a", [(50, 0.1, 0.1, None), (70, 0.2, 0.1, 0.5), (40, None, 0.0, 0.0)])
+    make_run("b", [(50, None, 0.0, 0.0), (40, 0.2, 0.1, 0.5), (30, 0.3, 0.1, 0.4)])
+    found = rows(selection_table([str(tmp_path)]))
+    assert found["the last epoch"] == ["2", "-", "-", "25.00", "30.00", "2"]
+    assert found["silhouette"] == ["2", "0.00", "-1.00", "10.00", "20.00", "1"]
+    assert found["noise"] == ["2", "-", "-", "15.00", "20.00", "1"]
+    # where a signal never changes there is no correlation
+    make_run("c", [(50, 0.1, 0.3, None), (60, 0.2, 0.1, 0.5)])
+    assert rows(selection_table([str(tmp_path)]))["noise"][:3] == ["3", "1.00 (1)", "1.00"]

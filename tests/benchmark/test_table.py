@@ -160,6 +160,28 @@ def test_gains_over_a_row_are_paired_by_seed(make_result):
         write_table([*ours, *theirs], against="nobody")
 
 
+def test_gains_are_over_one_row_only(make_result):
+    """Of the same source and network, where there are several; over none where that leaves no single one."""
+    rows = [
+        make_result(mAP, method=method, source=source, run=f"{method} {source}")
+        for mAP, method, source in (
+            (50.0, "start", "R"),
+            (20.0, "start", "S"),
+            (55.0, "a", "R"),
+            (33.0, "b", "S"),
+        )
+    ]
+    cells = {
+        tuple(cell.strip() for cell in line.split("|")[1:3]): line
+        for line in write_table(rows, "markdown", against="start").splitlines()
+        if line.startswith("| ")
+    }
+    assert "+5.0 (1)" in cells["a", "R -> T"] and "+13.0 (1)" in cells["b", "S -> T"]
+    assert not any("(1)" in cells["start", f"{source} -> T"] for source in "RS")
+    unclear = [*rows[:2], make_result(60.0, method="c", source="Q", run="c")]
+    assert "(1)" not in write_table(unclear, "markdown", against="start")
+
+
 @pytest.mark.parametrize(
     "second, said",
     [

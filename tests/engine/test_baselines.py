@@ -10,7 +10,7 @@ from tiny_reid import tiny_adaptation
 from fastreid_sskd.data import extraction_loader, training_items
 from fastreid_sskd.engine import AdaptationTrainer, SourceTrainer
 from fastreid_sskd.engine.refresh import one_network_config, reestimate_batch_norm, supervised_config
-from fastreid_sskd.modeling import load_source_weights
+from fastreid_sskd.modeling import chunk_batch_norm, load_source_weights
 
 
 @pytest.fixture
@@ -127,14 +127,26 @@ def batch_statistics(teacher, batches):
     }
 
 
-@pytest.mark.parametrize("size, batches", [(20, 2), (48, 1), (100, 1)])
-def test_statistics_are_the_mean_over_full_batches(cfg, model, size, batches):
-    """48 images: of batches of 20 the last 8 are left out; fewer images than a batch are one batch."""
+@pytest.mark.parametrize(
+    "size, batches, chunk", [(20, 2, 0), (48, 1, 0), (100, 1, 0), (20, 2, 8), (48, 1, 16), (20, 2, 64)]
+)
+def test_statistics_are_the_mean_over_full_batches(cfg, model, size, batches, chunk):
+    """48 images: of batches of 20 the last 8 are left out; fewer images than a batch are one batch.
+
+    With SSKD.BN_CHUNK over all full chunks of these batches, not over the first of each.
+    """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.TEST.IMS_PER_BATCH = size
+    cfg.TEST.IMS_PER_BATCH, cfg.SSKD.BN_CHUNK = size, chunk
+    chunk_batch_norm(model, chunk)
     items = training_items(cfg.DATASETS.NAMES)
     images = [model.pixels(batch["images"]) for batch in extraction_loader(cfg, items)][:batches]
+    images = [
+        part
+        for batch in images
+        for part in batch.split(chunk or size)
+        if not chunk or len(part) == min(chunk, len(batch))
+    ]
     expected = [batch_statistics(teacher, images) for teacher in model.teachers]
     reestimate_batch_norm(cfg, model, items)
     for teacher, of_teacher in zip(model.teachers, expected):

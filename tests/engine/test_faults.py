@@ -164,6 +164,18 @@ def test_metrics_that_cannot_be_written(finished, adaptation, monkeypatch):
     assert_same_files(cfg.OUTPUT_DIR, finished.output)
 
 
+def test_the_kept_start_is_no_place_to_go_on_from(finished, adaptation, tmp_path, caplog):
+    """It is of before the run's first hooks: without another checkpoint the run begins again."""
+    cfg = adaptation(*EVERY_STEP)
+    cut(cfg, 1)
+    assert load_checkpoint(tmp_path / "out" / "model_best.pth")["epoch"] == -1
+    for path in (tmp_path / "out").glob("step_*.pth"):
+        path.write_bytes(b"")
+    run(cfg, resume=True)
+    assert "the run starts from its beginning" in caplog.text
+    assert_same_files(cfg.OUTPUT_DIR, finished.output)
+
+
 @pytest.mark.parametrize("damage", ["torn", "zeros", "gone"])
 def test_damaged_last_checkpoint(finished, adaptation, caplog, damage):
     """The one before it is gone on from, warned; the run ends the same."""

@@ -95,6 +95,7 @@ def test_epochs_that_the_rate_depends_on():
     for key in (cosine, window):
         with pytest.raises(OtherConfigError, match="SOLVER.MAX_EPOCH"):
             check(config(*key), config(*key, "SOLVER.MAX_EPOCH 200"))
+        check(config(*key), config(*key, "SOLVER.MAX_EPOCH 200", "SSKD.MAY_DIFFER ['SOLVER.MAX_EPOCH']"))
     check(config(*cosine), config(*cosine))
 
 

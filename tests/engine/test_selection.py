@@ -109,6 +109,12 @@ def test_model_best_is_the_highest_score(adaptation, tmp_path, caplog, offers, s
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+def test_epochs_of_one_step_are_offered_too(trainer, offers):
+    """The first one's state has the iteration of the start's."""
+    trainer(*UNLABELLED, "SSKD.ITERS_PER_EPOCH 1").train()
+    assert [epoch for epoch, _, _ in offers] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     "opts", [("DATASETS.TESTS ()", "SSKD.SELECT_BY silhouette"), ("SSKD.SELECT_BY mAP",)]
 )

@@ -21,7 +21,7 @@ def norms(network):
 def random_statistics(network):
     torch.manual_seed(0)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             for values in (module.running_mean, module.bias.data):
                 values.normal_()
             for values in (module.running_var, module.weight.data):
@@ -58,6 +58,28 @@ class Shared(Twice):
         return (self.norm(self.conv(x)) + self.other(self.conv(x))).flatten(1)
 
 
+class Several(Twice):
+    """One batch norm, of two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return (self.norm(self.conv(x)) + self.norm(self.other(x))).flatten(1)
+
+
+class Repeated(nn.Module):
+    """A convolution and its batch norm, called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(self.conv(self.norm(self.conv(x)))).flatten(1)
+
+
 class Activated(nn.BatchNorm2d):
     def forward(self, x):
         return super().forward(x).relu()
@@ -80,6 +102,9 @@ def chunked():
         (lambda: small(nn.InstanceNorm2d(4)), 0),
         (lambda: random_statistics(Twice()), 1),
         (lambda: random_statistics(Shared()), 2),
+        (lambda: random_statistics(Several()), 1),
+        (lambda: random_statistics(Repeated()), 0),
+        (lambda: small(nn.BatchNorm2d(4, track_running_stats=False)), 1),
     ],
 )
 def test_same_features(network, left):
@@ -93,6 +118,27 @@ def test_same_features(network, left):
     assert torch.equal(network(images), expected)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in made.modules())
+
+
+class InPlace(nn.Module):
+    """Normalises the images that it is given, as fast-reid's own models do before they are patched."""
+
+    def __init__(self):
+        super().__init__()
+        self.rest = small(nn.BatchNorm2d(4))
+
+    def forward(self, batch):
+        return self.rest(batch["images"].sub_(0.5).div_(0.1))
+
+
+def test_trying_leaves_the_images_alone():
+    network, images = random_statistics(InPlace()), torch.rand(2, 3, 5, 5)
+    batch = {"images": images.clone()}
+    made = Encoder(network).folded(batch)
+    assert torch.equal(batch["images"], images)
+    assert norms(made) == 0  # and the second try is given what the first was
+    (found,) = made.each({"images": images.clone()})
+    torch.testing.assert_close(found, network({"images": images}), rtol=1e-5, atol=1e-5)
 
 
 def test_nan_stays_to_be_found():

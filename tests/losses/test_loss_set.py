@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fastreid.config import CfgNode, get_cfg
+from fastreid.utils import comm
 
 from fastreid_sskd import add_sskd_config
 from fastreid_sskd.losses import (
@@ -228,7 +229,7 @@ def test_losses_that_a_config_names_wrongly(node, message):
         build_losses(cfg)
 
 
-def test_cluster_contrast_needs_the_neck_and_the_classifier_for_itself():
+def test_cluster_contrast_needs_the_neck_and_the_classifier_for_itself(monkeypatch):
     cfg = get_cfg()
     add_sskd_config(cfg)
     cfg.SSKD.LOSSES.ClusterContrast.WEIGHT = 1.0
@@ -237,3 +238,12 @@ def test_cluster_contrast_needs_the_neck_and_the_classifier_for_itself():
     cfg.MODEL.HEADS.NECK_FEAT = "after"
     with pytest.raises(ValueError, match="ClusterContrast moves the classifier, which LabelSmoothCE, SoftCE"):
         build_losses(cfg)
+    for name in ("LabelSmoothCE", "SoftCE", "NuclearNorm"):
+        cfg.SSKD.LOSSES[name].WEIGHT = 0.0
+    cfg.SSKD.GATHER_LOSSES = False
+    assert build_losses(cfg).requires == {"memory"}
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)  # each of which would move it in its own way
+    with pytest.raises(ValueError, match="ClusterContrast .*GATHER_LOSSES.*: set it to True"):
+        build_losses(cfg)
+    cfg.SSKD.GATHER_LOSSES = True
+    build_losses(cfg)
