@@ -91,13 +91,14 @@ def load_trained(cfg: CfgNode) -> nn.Module:
 
 @checking()
 def check_trained(cfg: CfgNode) -> None:
-    """Check that there is a file of a trained model, and a device with its precision.
+    """Check that there is a file of a trained model, a device with its precision, and how images are read.
 
     Raises:
         FileNotFoundError: if there is no file.
-        ValueError: as :class:`..precision.Precision`.
+        ValueError: as :class:`..precision.Precision`, or if a setting is out of its range.
     """
     Precision(cfg)
+    check_settings(cfg, ("INPUT.", "DATALOADER.NUM_WORKERS", "TEST."))
     if not os.path.isfile(cfg.MODEL.WEIGHTS):
         raise FileNotFoundError(
             f"a trained model is needed: MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, which is no file"

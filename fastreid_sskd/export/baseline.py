@@ -14,7 +14,7 @@ from torch import nn
 from ..engine.files import check_output, written_together
 from ..modeling import SSKD, Peer
 from ..modeling.peer import peer_config
-from .deployed import check_parity, deployed, random_images
+from .deployed import check_parity, deployed, image_size, random_images
 
 __all__ = ["baseline_config", "check_baseline_files", "export_baseline"]
 
@@ -134,7 +134,7 @@ def export_baseline(cfg: CfgNode, model: nn.Module, path: str, peer: str = "best
         plain.MODEL.DEVICE = cfg.MODEL.DEVICE
         again = build_model(plain).eval()
         Checkpointer(again).load(weights)
-        images = [random_images(cfg.INPUT.SIZE_TEST)]
+        images = [random_images(image_size(cfg))]
         error = check_parity(
             network.expected, lambda batch: again({"images": batch}), images, TOLERANCE, what=path
         )

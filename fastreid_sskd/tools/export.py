@@ -27,7 +27,7 @@ from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.export import CONSUMERS, deployed, export_baseline, export_graph
 from fastreid_sskd.export.baseline import check_baseline_files
 from fastreid_sskd.export.consumers import ANYONE, Consumer
-from fastreid_sskd.export.deployed import PIXELS
+from fastreid_sskd.export.deployed import PIXELS, image_size
 from fastreid_sskd.export.graphs import FORMATS, check_graph_files
 from fastreid_sskd.refusals import checking, exit_status
 
@@ -99,7 +99,7 @@ def main() -> int:
     with checking(RuntimeError, TypeError):
         cfg = resolve(load_config(args.config_file, args.opts))
         cfg.freeze()
-        size, reads = list(cfg.INPUT.SIZE_TEST), [args.config_file, cfg.MODEL.WEIGHTS, *cfg.SSKD.PEERS]
+        size, reads = image_size(cfg), [args.config_file, cfg.MODEL.WEIGHTS, *cfg.SSKD.PEERS]
         if args.format == "fastreid":
             check_baseline_files(args.output, reads)
         else:
@@ -111,10 +111,12 @@ def main() -> int:
                 "export with --format and do so before the graph"
             )
         model = load_trained(cfg)
-        same_person = {}
+        more = {}
+        if cfg.INPUT.CROP.ENABLED:
+            more["resize"] = f"bicubic to {list(cfg.INPUT.SIZE_TEST)}, and the middle cut out"
         if args.false_match_rate is not None:
             threshold = exported_threshold(cfg, model, args.peer, args.false_match_rate)
-            same_person = {"same_person": dataclasses.asdict(threshold)}
+            more["same_person"] = dataclasses.asdict(threshold)
             print(threshold)
         if args.format == "fastreid":
             yml, error = export_baseline(cfg, model, args.output, args.peer)
@@ -129,7 +131,7 @@ def main() -> int:
             )
             error = export_graph(
                 network, args.output, size, consumer=consumer, half=args.half,
-                metadata={"peer": args.peer, "weights": os.path.basename(cfg.MODEL.WEIGHTS), **same_person},
+                metadata={"peer": args.peer, "weights": os.path.basename(cfg.MODEL.WEIGHTS), **more},
             )  # fmt: skip
             print(f"{args.output}: the graph gives the same features to {error:.1e}")
             for file in consumer.side_files(args.output)[:1]:
