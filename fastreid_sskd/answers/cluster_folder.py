@@ -50,8 +50,8 @@ def write_clusters(
     gone = [path for path in paths if not os.path.isfile(path)]
     if gone:
         raise FileNotFoundError(
-            f"{len(gone)} of {len(paths)} images are not there any more (first: {gone[0]!r}), so they cannot be "
-            "put into folders: bring them back, or build the gallery again without them"
+            f"{len(gone)} of {len(paths)} images are not there any more (first: {gone[0]!r}), so they cannot "
+            "be put into folders: bring them back, or build the gallery again without them"
         )
     centroids = cluster_centroids(features, labels)
     draft = f"{os.path.abspath(folder)}.{os.getpid()}.tmp"

@@ -82,9 +82,7 @@ class Consumer:
         """What goes into the files of :meth:`side_files`."""
         texts = [self.snippet] if self.snippet else []
         for key, value in {
-            "FILE": json.dumps(
-                os.path.abspath(path), ensure_ascii=False
-            ),  # also a text of shells, YAML, Python
+            "FILE": json.dumps(os.path.abspath(path), ensure_ascii=False),  # quoted for a shell, YAML, Python
             "HEIGHT": size[0],
             "WIDTH": size[1],
             "DIM": dim,
