@@ -54,7 +54,8 @@ def write_clusters(
             "be put into folders: bring them back, or build the gallery again without them"
         )
     centroids = cluster_centroids(features, labels)
-    draft = f"{os.path.abspath(folder)}.{os.getpid()}.tmp"
+    folder = os.path.realpath(folder)  # an empty folder, or a link to one, may be in its place
+    draft = f"{folder}.{os.getpid()}.tmp"
     try:
         os.makedirs(draft)
         with open(
@@ -74,6 +75,6 @@ def write_clusters(
                     table.writerow(
                         [path, *((label, f"{near[at]:.4f}") if label >= 0 else ("", "")), below]
                     )  # fmt: skip
-        os.replace(draft, os.path.abspath(folder))  # an empty folder may be in its place
+        os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -47,9 +47,11 @@ def test_a_folder_a_cluster(paths, tmp_path, copy):
     assert float(rows[paths[0]]["similarity"]) == 1 and rows[paths[5]]["similarity"] == ""
 
 
-def test_all_noise(paths, tmp_path):
+def test_all_noise_into_a_link_to_an_empty_folder(paths, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
     write_clusters(str(tmp_path / "out"), paths, FEATURES, np.full(6, -1))
-    assert len(list((tmp_path / "out" / "noise").iterdir())) == 6
+    assert len(list((tmp_path / "disk" / "noise").iterdir())) == 6 and (tmp_path / "out").is_symlink()
 
 
 def test_what_is_there_stays(paths, tmp_path):
