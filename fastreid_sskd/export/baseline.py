@@ -11,10 +11,11 @@ from fastreid.modeling.meta_arch import Baseline, MoCo
 from fastreid.utils.checkpoint import Checkpointer
 from torch import nn
 
+from ..data.loaders import image_size
 from ..engine.files import check_output, written_together
 from ..modeling import SSKD, Peer
 from ..modeling.peer import peer_config
-from .deployed import check_parity, deployed, image_size, random_images
+from .deployed import check_parity, deployed, random_images
 
 __all__ = ["baseline_config", "check_baseline_files", "export_baseline"]
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from fastreid.config import CfgNode
 from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 from torch import nn
 
@@ -13,7 +12,7 @@ from ..evaluation.features import Encoder, evaluation_mode
 from ..modeling import SSKD
 from ..modeling.peer import PixelNormalisation
 
-__all__ = ["PIXELS", "Deployed", "check_parity", "deployed", "image_size", "random_images"]
+__all__ = ["PIXELS", "Deployed", "check_parity", "deployed", "random_images"]
 
 #: the (mean, std), in units of 0..255, that values of pixels come normalised with; None: the model's own
 PIXELS = {
@@ -145,12 +144,6 @@ def deployed(
             f"a model of fast-reid's registry of meta-architectures can be exported, got a {name}"
         ) from None
     return Deployed(model, peer, pixels, colours, unit_length).eval()
-
-
-def image_size(cfg: CfgNode) -> list[int]:
-    """(height, width) of the images that the model is evaluated on: of ``INPUT.CROP`` if it cuts them."""
-    crop = cfg.INPUT.CROP
-    return (list(crop.SIZE) * 2)[:2] if crop.ENABLED else list(cfg.INPUT.SIZE_TEST)
 
 
 def random_images(size: Sequence[int], batch: int = 4, seed: int = 0) -> torch.Tensor:

@@ -21,13 +21,14 @@ import dataclasses
 import os
 
 from fastreid_sskd.answers import exported_threshold
+from fastreid_sskd.data.loaders import image_size
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.files import check_output
 from fastreid_sskd.engine.pipeline import load_trained
 from fastreid_sskd.export import CONSUMERS, deployed, export_baseline, export_graph
 from fastreid_sskd.export.baseline import check_baseline_files
 from fastreid_sskd.export.consumers import ANYONE, Consumer
-from fastreid_sskd.export.deployed import PIXELS, image_size
+from fastreid_sskd.export.deployed import PIXELS
 from fastreid_sskd.export.graphs import FORMATS, check_graph_files
 from fastreid_sskd.refusals import checking, exit_status
 
