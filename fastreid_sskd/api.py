@@ -1,7 +1,7 @@
 """From unlabelled images to an adapted model, and from images to its features."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -148,7 +148,7 @@ class FeatureExtractor:
             ValueError: if an array is not as above.
             FloatingPointError: if a feature is not finite.
         """
-        if isinstance(images, (str, os.PathLike)) or getattr(images, "ndim", 0) == 3:
+        if isinstance(images, str) or not isinstance(images, Iterable) or getattr(images, "ndim", 0) == 3:
             images = [images]
         found = [_image(image) for image in images]
         if not found:  # the size of a feature is the network's answer

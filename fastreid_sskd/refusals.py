@@ -82,6 +82,8 @@ def exit_status(main: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def status(*args: Any, **kwargs: Any) -> int:
+        if hasattr(sys.stdout, "reconfigure"):  # a file's name need not be text
+            sys.stdout.reconfigure(errors="surrogateescape")
         try:
             return main(*args, **kwargs)
         except Exception as error:

@@ -85,6 +85,7 @@ def test_no_image(run):
         ([np.zeros((8, 4), np.uint8)], r"\(8, 4\) of uint8"),
         (np.zeros((3, 8, 4), np.uint8), r"\(3, 8, 4\) of uint8"),
         (np.zeros((2, 0, 4, 3), np.uint8), r"\(0, 4, 3\) of uint8"),
+        (None, r"shape \(\) of object"),
         ("missing.jpg", "missing.jpg"),
         (__file__, "as an image"),
     ],

@@ -1,5 +1,8 @@
 """A refusal is told in one message with its status, a failure with its traceback."""
 
+import io
+import sys
+
 import pytest
 
 from fastreid_sskd.clustering import PseudoLabelError
@@ -47,6 +50,12 @@ def test_what_is_no_input_is_a_failure_while_checking_too(kind):
 @pytest.mark.parametrize("checked", [True, False])
 def test_errors_with_a_status_of_their_own(error, status, checked):
     assert status_of(error, checked=checked) == status
+
+
+def test_a_files_name_that_is_no_text_is_printed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    exit_status(lambda: print(b"\xff.png".decode(errors="surrogateescape"), flush=True))()
+    assert sys.stdout.buffer.getvalue() == b"\xff.png\n"
 
 
 def test_a_stopped_run_ends_with_4():

@@ -43,11 +43,19 @@ def write_clusters(
 
     Raises:
         ValueError: see :func:`check_cluster_folder`.
+        FileNotFoundError: if images are not there.
         OSError: if links or copies cannot be made.
     """
     check_cluster_folder(folder)
+    gone = [path for path in paths if not os.path.isfile(path)]
+    if gone:
+        raise FileNotFoundError(
+            f"{len(gone)} of {len(paths)} images are not there any more (first: {gone[0]!r}), so they cannot "
+            "be put into folders: bring them back, or build the gallery again without them"
+        )
     centroids = cluster_centroids(features, labels)
-    draft = f"{os.path.abspath(folder)}.{os.getpid()}.tmp"
+    folder = os.path.realpath(folder)  # an empty folder, or a link to one, may be in its place
+    draft = f"{folder}.{os.getpid()}.tmp"
     try:
         os.makedirs(draft)
         with open(
@@ -67,6 +75,6 @@ def write_clusters(
                     table.writerow(
                         [path, *((label, f"{near[at]:.4f}") if label >= 0 else ("", "")), below]
                     )  # fmt: skip
-        os.replace(draft, os.path.abspath(folder))  # an empty folder may be in its place
+        os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -75,7 +75,7 @@ def list_sizes(num_images: int, options: ClusterOptions) -> ListSizes:
     if num_images <= k1:
         warnings.warn(
             f"{num_images} images are not more than k1={k1}: neighbour lists are cut at {num_images}; "
-            "lower SSKD.CLUSTER.K1",
+            "lower SSKD.CLUSTER.K1, or TEST.RERANK.K1 where queries are re-ranked",
             stacklevel=3,
         )
     full = min(num_images, k1 + 1 if with_self else k1)

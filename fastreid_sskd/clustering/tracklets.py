@@ -67,10 +67,11 @@ class Apart:
         self.split = 0
         for members in self._with_overlap(labels):
             rows = problem.rows.take(members).cpu().numpy()
-            for part in self._parts(rows @ rows.T, self.tracklets.overlap(members[:, None], members))[1:]:
+            parts = self._parts(rows @ rows.T, self.tracklets.overlap(members[:, None], members))
+            for part in parts:
                 enough = problem.sizes[members[part]].sum() >= problem.options.min_samples
                 labels[members[part]] = labels.max() + 1 if enough else NOISE
-                self.split += len(part)
+            self.split += len(members) - len(parts[0])
         return numbered(labels)
 
     def _with_overlap(self, labels: np.ndarray) -> Iterator[np.ndarray]:

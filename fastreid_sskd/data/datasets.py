@@ -144,6 +144,14 @@ class CropFolder(ImageDataset):
             for name, clip, frame in zip(names, clips, frames)
         ]
         sizes = Counter((camera, *track[:2]) for camera, track in zip(cameras, tracks))
+        again = Counter(zip(cameras, tracks) if any(frames) else ())
+        twice = [path for path, *key in zip(paths, cameras, tracks) if again[tuple(key)] > 1]
+        if twice:
+            logger.warning(
+                "%s: %d images show their tracklet more than once in a frame (first: %r): where cameras or "
+                "recordings number their tracks anew, different people are joined; set CAMERA or TRACK's "
+                "group (?P<clip>)", self.dataset_name, len(twice), twice[0],
+            )  # fmt: skip
         logger.info(
             "%s: %d tracklets, %d of them of one image%s",
             self.dataset_name,

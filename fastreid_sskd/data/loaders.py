@@ -19,7 +19,8 @@ from .tracklets import Tracklets
 from .views import CropCache, MultiViewDataset, build_view_transforms, open_cache
 
 __all__ = [
-    "HostEpochs", "SourceLoader", "TargetLoader", "adaptation_loader", "extraction_loader", "test_loader",
+    "HostEpochs", "SourceLoader", "TargetLoader", "adaptation_loader", "extraction_loader", "image_size",
+    "test_loader",
 ]  # fmt: skip
 
 
@@ -245,6 +246,12 @@ def test_loader(cfg: CfgNode, name: str) -> tuple[Iterable[dict], int]:
     """
     query, gallery = test_items(name, cfg.SSKD.FOLDERS)
     return _in_order(cfg, query + gallery, shared=True), len(query)
+
+
+def image_size(cfg: CfgNode) -> list[int]:
+    """(height, width) of the images of these loaders: of ``INPUT.CROP`` if it cuts them."""
+    crop = cfg.INPUT.CROP
+    return (list(crop.SIZE) * 2)[:2] if crop.ENABLED else list(cfg.INPUT.SIZE_TEST)
 
 
 def _in_order(

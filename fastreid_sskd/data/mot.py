@@ -9,9 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .datasets import image_paths
+from .views import read_image
 
 __all__ = ["Box", "cut_crops", "read_boxes"]
 
@@ -40,7 +41,7 @@ def read_boxes(path: str) -> list[Box]:
     """
     boxes: list[Box] = []
     seen: dict[tuple[int, int], int] = {}
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         for row, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -65,7 +66,7 @@ def read_boxes(path: str) -> list[Box]:
 def _box(row: int, line: str) -> Box | None:
     """The box of a row, None if it is none."""
     try:
-        frame, track, *sides = map(float, re.split(r"[,\s]+", line.strip())[:6])
+        frame, track, *sides = map(float, re.split(r"\s*,\s*|\s+", line.strip())[:6])
     except ValueError:
         return None
     whole = frame >= 0 and frame.is_integer() and track >= 0 and track.is_integer()
@@ -88,13 +89,14 @@ def cut_crops(boxes: Sequence[Box], frames: str, camera: str, output: str, every
         every: a track's next crop is of this many frames later, or more [frames, >= 1].
 
     Returns:
-        {"crops", "tracklets", "outside": boxes that are outside their frame}.
+        {"crops", "tracklets", "outside": boxes without a pixel inside their frame}.
 
     Raises:
         FileExistsError: if ``output`` is there already.
         FileNotFoundError: if there are no frames, or none of a box's number.
         ImportError: if a video needs OpenCV, which is not installed.
-        ValueError: for another camera or ``every``, frames that cannot be read, or no crop to keep.
+        OSError: if a frame cannot be read.
+        ValueError: for another camera or ``every``, a video that cannot be read, or no crop to keep.
     """
     if not re.fullmatch(r"[A-Za-z0-9-]+", camera):
         raise ValueError(f"a camera's name is of letters, digits and '-', got {camera!r}: give another")
@@ -109,9 +111,9 @@ def cut_crops(boxes: Sequence[Box], frames: str, camera: str, output: str, every
         os.makedirs(draft)
         for frame, image in (_in_folder if os.path.isdir(frames) else _in_video)(frames, wanted):
             for box in wanted[frame]:
-                left, top = max(0, round(box.left)), max(0, round(box.top))
-                right = min(image.width, round(box.left + box.width))
-                bottom = min(image.height, round(box.top + box.height))
+                left, top = round(max(0, box.left)), round(max(0, box.top))
+                right = round(min(image.width, box.left + box.width))
+                bottom = round(min(image.height, box.top + box.height))
                 if left >= right or top >= bottom:
                     outside += 1
                     continue
@@ -160,11 +162,7 @@ def _in_folder(folder: str, wanted: Mapping[int, Sequence[Box]]) -> Iterator[tup
             there = f"{min(numbered)} to {max(numbered)}" if numbered else "none with a number"
             raise _missing(folder, boxes, there)
     for frame in wanted:
-        try:
-            with Image.open(numbered[frame]) as image:
-                yield frame, image.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(f"{numbered[frame]!r} cannot be read: {error}; copy it again") from error
+        yield frame, read_image(numbered[frame])
 
 
 def _in_video(path: str, wanted: Mapping[int, Sequence[Box]]) -> Iterator[tuple[int, Image.Image]]:

@@ -8,7 +8,7 @@ is not checked.
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 from fastreid.config import CfgNode
@@ -22,6 +22,7 @@ from torch import nn
 from ..clustering import CLUSTERING_METHODS, ClusterOptions, check_options
 from ..clustering.options import parts_read
 from ..config import HOST, HOST_LOSSES, KEYS, Key, OneOf, check_value, value_of
+from ..data.loaders import image_size
 from ..modeling import peer_config
 from .defaults import as_started, without_pretraining
 from .hooks import FreezeLayers
@@ -171,24 +172,36 @@ def check_network(cfg: CfgNode, num_classes: int) -> None:
                 "FREEZE_LAYERS empty"
             )
         FreezeLayers(students or [model], cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS)
-    for network, its in zip(students or [model], _networks(small)):
-        for size in {tuple(cfg.INPUT.SIZE_TRAIN), tuple(cfg.INPUT.SIZE_TEST)}:
-            images = torch.zeros(1, 3, *size)
-            _check_forward(
-                network, its, images if students else {"images": images, "targets": torch.zeros(1).long()}
-            )
+    check_images(model, small, {tuple(cfg.INPUT.SIZE_TRAIN), tuple(image_size(cfg))})
+
+
+def check_images(model: nn.Module, cfg: CfgNode, sizes: Iterable[Sequence[int]]) -> None:
+    """Give each network of a model in evaluation mode one image of each size, (height, width) in pixels.
+
+    Raises:
+        ValueError: see :func:`check_network`.
+    """
+    networks, zero = list(getattr(model, "teachers", [])), torch.zeros(1).long()
+    for network, its in zip(networks or [model], _networks(cfg)):
+        for size in sizes:
+            images = torch.zeros(1, 3, *size, device=cfg.MODEL.DEVICE)
+            batch = {"images": images, "targets": zero, "camids": zero, "img_paths": [""]}
+            _check_forward(network, its, images if networks else batch)
 
 
 def _check_forward(network: nn.Module, cfg: CfgNode, batch: torch.Tensor | dict) -> None:
     backbone, head, maps = getattr(network, "backbone", None), getattr(network, "heads", None), []
-    if backbone is not None:
-        backbone.register_forward_hook(lambda module, given, found: maps.append(found))
+    hooks = (
+        [] if backbone is None else [backbone.register_forward_hook(lambda *given: maps.append(given[-1]))]
+    )
     failure = None
     try:
         with torch.no_grad():
             network(batch)
     except Exception as error:  # noqa: BLE001 - whatever a network of anybody's raises
         failure = error
+    for hook in hooks:
+        hook.remove()
     if (
         isinstance(head, EmbeddingHead)
         and maps
@@ -205,7 +218,7 @@ def _check_forward(network: nn.Module, cfg: CfgNode, batch: torch.Tensor | dict)
         height, width = (batch if torch.is_tensor(batch) else batch["images"]).shape[2:]
         raise ValueError(
             f"the network that MODEL describes fails on an image of {height} x {width} pixels, "
-            f"{type(failure).__name__}: {failure}"
+            f"{type(failure).__name__}: {failure}; compare INPUT.SIZE_TRAIN and SIZE_TEST"
         ) from failure
 
 

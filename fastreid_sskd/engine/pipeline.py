@@ -20,7 +20,7 @@ from ..config import KEYS, value_of
 from ..config_values import merge_overrides
 from ..data.datasets import image_paths
 from ..data.items import test_items, training_items
-from ..data.loaders import extraction_loader
+from ..data.loaders import extraction_loader, image_size
 from ..data.samplers import derive_seed
 from ..evaluation.evaluator import evaluate_peers, results_table
 from ..evaluation.features import Encoder, encode_images
@@ -29,7 +29,7 @@ from ..modeling.weights import load_model, load_network, read_state_dict
 from ..precision import Precision
 from ..processes import listen, on_main
 from ..refusals import checking, said_of
-from .check_config import check_network, check_optimizer, check_settings
+from .check_config import check_images, check_network, check_optimizer, check_settings
 from .checkpoint import check_same_images, check_same_run, damage, last_checkpoint, plain_config
 from .defaults import (
     load_config,
@@ -80,24 +80,27 @@ def load_trained(cfg: CfgNode) -> nn.Module:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, or is of another model.
+        ValueError: if it cannot be read, or is of another model, or the model cannot take images of the
+            config's size.
     """
     check_trained(cfg)
     model = trainer_class(cfg).build_model(without_pretraining(cfg))
     load_model(model, cfg.MODEL.WEIGHTS, evaluation=True)
     Precision(cfg).lay_out(model)
-    return model.eval()
+    check_images(model.eval(), cfg, [image_size(cfg)])
+    return model
 
 
 @checking()
 def check_trained(cfg: CfgNode) -> None:
-    """Check that there is a file of a trained model, and a device with its precision.
+    """Check that there is a file of a trained model, a device with its precision, and how images are read.
 
     Raises:
         FileNotFoundError: if there is no file.
-        ValueError: as :class:`..precision.Precision`.
+        ValueError: as :class:`..precision.Precision`, or if a setting is out of its range.
     """
     Precision(cfg)
+    check_settings(cfg, ("INPUT.", "DATALOADER.NUM_WORKERS", "TEST."))
     if not os.path.isfile(cfg.MODEL.WEIGHTS):
         raise FileNotFoundError(
             f"a trained model is needed: MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, which is no file"

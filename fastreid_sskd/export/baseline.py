@@ -11,6 +11,7 @@ from fastreid.modeling.meta_arch import Baseline, MoCo
 from fastreid.utils.checkpoint import Checkpointer
 from torch import nn
 
+from ..data.loaders import image_size
 from ..engine.files import check_output, written_together
 from ..modeling import SSKD, Peer
 from ..modeling.peer import peer_config
@@ -134,7 +135,7 @@ def export_baseline(cfg: CfgNode, model: nn.Module, path: str, peer: str = "best
         plain.MODEL.DEVICE = cfg.MODEL.DEVICE
         again = build_model(plain).eval()
         Checkpointer(again).load(weights)
-        images = [random_images(cfg.INPUT.SIZE_TEST)]
+        images = [random_images(image_size(cfg))]
         error = check_parity(
             network.expected, lambda batch: again({"images": batch}), images, TOLERANCE, what=path
         )

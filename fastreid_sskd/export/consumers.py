@@ -46,7 +46,7 @@ class Consumer:
         scale: maps that to the values of the graph's input (H, W, 3), in its order of colours.
         side_car: maps (H, W) to what the consumer reads as JSON in ``FILE.metadata.json``.
         snippet: its configuration, where ``@FILE``, ``@HEIGHT``, ``@WIDTH`` and ``@DIM`` stand for the
-            export's path, size, and values of a feature.
+            export's path in quotes, size, and values of a feature.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Consumer:
         """What goes into the files of :meth:`side_files`."""
         texts = [self.snippet] if self.snippet else []
         for key, value in {
-            "FILE": os.path.abspath(path),
+            "FILE": json.dumps(os.path.abspath(path), ensure_ascii=False),  # quoted for a shell, YAML, Python
             "HEIGHT": size[0],
             "WIDTH": size[1],
             "DIM": dim,
@@ -165,7 +165,7 @@ ReID:
 import cv2
 import openvino
 
-model = openvino.Core().compile_model("@FILE", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+model = openvino.Core().compile_model(@FILE, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 crop = cv2.resize(cv2.imread("crop.jpg"), (@WIDTH, @HEIGHT))
 feature = model(crop.transpose(2, 0, 1)[None].astype("float32"))[0]
 """,

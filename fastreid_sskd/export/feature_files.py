@@ -109,7 +109,7 @@ def neighbors_picture(
     """Draw the query in a frame, and its neighbors with rank and similarity, in rows.
 
     Args:
-        query, neighbours: image files.
+        query, neighbours: image files; one that is not there is drawn grey.
         similarities: one a neighbour.
         size: (height, width) that every image is shrunk or grown into, its shape kept [pixels].
         columns: neighbours a row, >= 1.
@@ -127,7 +127,10 @@ def neighbors_picture(
     pen = ImageDraw.Draw(picture)
 
     def put(path: str, row: int, column: int, text: str) -> None:
-        image = read_image(path)
+        try:
+            image = read_image(path)
+        except FileNotFoundError:  # a gallery file may outlive its images
+            image, text = Image.new("RGB", (width, height), "lightgrey"), f"{text}, no file"
         scale = min(width / image.width, height / image.height)
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
         left, top = _GAP + column * cell_width, _GAP + row * cell_height

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ..engine.files import check_output, written_together
-from .consumers import ANYONE, Consumer
+from .consumers import ANYONE, CONSUMERS, Consumer
 from .deployed import Deployed, check_parity, random_images
 
 __all__ = ["FORMATS", "check_graph_files", "export_graph"]
@@ -93,7 +93,7 @@ def export_graph(
         network: what is exported, on any device; it stays there.
         path: of the file, whose ending is that of one of ``FORMATS``; its folder is made.
         size: (H, W) of the images.
-        consumer: who loads it; its configuration is written beside the file.
+        consumer: who loads it; its configuration is written beside the file, that of others is removed.
         half: whether weights, and in ONNX all that is computed, are float16; input and output stay float32.
         metadata: written into the file, values as text or JSON, beside what the network takes.
 
@@ -157,6 +157,9 @@ def export_graph(
         for draft, text in zip(drafts[len(drafts) - len(texts) :], texts):
             with open(draft, "w", encoding="utf-8") as file:
                 file.write(text)
+    for stale in {file for other in CONSUMERS.values() for file in other.side_files(path)} - set(files):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(stale)
     return worst
 
 

@@ -17,7 +17,8 @@ logger = logging.getLogger("fastreid.sskd.weights")
 
 State = Mapping[str, torch.Tensor]
 
-# Of two networks in a file that fit alike, those with these words come second.
+# Of networks in a file that fit alike, those with these words come first, and those second.
+_FIRST = re.compile(r"(^|[._])(ema|teacher)[._]")
 _SECOND = re.compile(r"(^|[._])(student|encoder_k|momentum)")
 # What backbones from elsewhere have beside the backbone's own parts, of other classes.
 _CLASSIFIER = re.compile(r"(head\.)?(fc|classifier)\.|head\.(weight|bias)$")
@@ -176,7 +177,11 @@ def prefix_of(state: State, own: State) -> str:
             if name in own and not _counts_batches(name):
                 named[key[:at]] += 1
                 fitting[key[:at]] += _in_shape(value, own[name]) is not None
-    return max(named, key=lambda start: (fitting[start], named[start], not _SECOND.search(start)), default="")
+
+    def preferred(start: str) -> tuple:
+        return fitting[start], named[start], bool(_FIRST.search(start)), not _SECOND.search(start)
+
+    return max(named, key=preferred, default="")
 
 
 def below(state: State, prefix: str) -> dict[str, torch.Tensor]:

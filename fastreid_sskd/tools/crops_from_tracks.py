@@ -31,6 +31,6 @@ def main() -> int:
     )
     args = parser.parse_args()
     done = cut_crops(read_boxes(args.mot), args.frames, args.camera, args.output, args.every)
-    outside = f"; {done['outside']} boxes outside their frames are left out" if done["outside"] else ""
+    outside = f"; {done['outside']} boxes without a pixel in their frame left out" if done["outside"] else ""
     print(f"{done['crops']} crops of {done['tracklets']} tracklets in {args.output}{outside}")
     return 0

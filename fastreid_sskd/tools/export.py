@@ -21,6 +21,7 @@ import dataclasses
 import os
 
 from fastreid_sskd.answers import exported_threshold
+from fastreid_sskd.data.loaders import image_size
 from fastreid_sskd.engine import load_config, resolve
 from fastreid_sskd.engine.files import check_output
 from fastreid_sskd.engine.pipeline import load_trained
@@ -99,7 +100,7 @@ def main() -> int:
     with checking(RuntimeError, TypeError):
         cfg = resolve(load_config(args.config_file, args.opts))
         cfg.freeze()
-        size, reads = list(cfg.INPUT.SIZE_TEST), [args.config_file, cfg.MODEL.WEIGHTS, *cfg.SSKD.PEERS]
+        size, reads = image_size(cfg), [args.config_file, cfg.MODEL.WEIGHTS, *cfg.SSKD.PEERS]
         if args.format == "fastreid":
             check_baseline_files(args.output, reads)
         else:
@@ -111,10 +112,12 @@ def main() -> int:
                 "export with --format and do so before the graph"
             )
         model = load_trained(cfg)
-        same_person = {}
+        more = {}
+        if cfg.INPUT.CROP.ENABLED:
+            more["resize"] = f"bicubic to {list(cfg.INPUT.SIZE_TEST)}, and the middle cut out"
         if args.false_match_rate is not None:
             threshold = exported_threshold(cfg, model, args.peer, args.false_match_rate)
-            same_person = {"same_person": dataclasses.asdict(threshold)}
+            more["same_person"] = dataclasses.asdict(threshold)
             print(threshold)
         if args.format == "fastreid":
             yml, error = export_baseline(cfg, model, args.output, args.peer)
@@ -129,7 +132,7 @@ def main() -> int:
             )
             error = export_graph(
                 network, args.output, size, consumer=consumer, half=args.half,
-                metadata={"peer": args.peer, "weights": os.path.basename(cfg.MODEL.WEIGHTS), **same_person},
+                metadata={"peer": args.peer, "weights": os.path.basename(cfg.MODEL.WEIGHTS), **more},
             )  # fmt: skip
             print(f"{args.output}: the graph gives the same features to {error:.1e}")
             for file in consumer.side_files(args.output)[:1]:

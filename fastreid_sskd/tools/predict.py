@@ -127,14 +127,14 @@ def check_files(args, cfg, items, queries) -> None:
         check_output(args.matches, (".csv",), reads)
     if args.picture:
         check_output(args.picture, IMAGE_ENDINGS, reads)
-        inside = os.path.join(os.path.realpath(args.images), "") if args.images else None
-        if inside and os.path.realpath(args.picture).startswith(inside):
-            raise ValueError(
-                f"--picture {args.picture!r} would be one of the images of {args.images!r}: write it "
-                "elsewhere"
-            )
     if args.clusters:
         check_cluster_folder(args.clusters)
+    for option in ("picture", "clusters") if args.images else ():
+        path, inside = getattr(args, option), os.path.join(os.path.realpath(args.images), "")
+        if path and os.path.realpath(path).startswith(inside):
+            raise ValueError(
+                f"--{option} {path!r} would be among the images of {args.images!r}: write it elsewhere"
+            )
     outputs = [os.path.realpath(path) for path in (args.output, args.gallery, args.matches) if path]
     if len(set(outputs)) < len(outputs):
         raise ValueError(f"{' and '.join(outputs)} are one file: give each output its own")
@@ -194,14 +194,13 @@ def answer_queries(args, cfg, queries, features, gallery, threshold) -> None:
         csv.writer(text).writerows([("query", "rank", "similarity", "person", "image"), *rows])
         data = text.getvalue().encode("utf-8", "surrogateescape")
         write_atomically(args.matches, lambda file: file.write(data))
-    if args.picture:
-        picture = neighbors_picture(queries[0], *zip(*((m.image, m.similarity) for m in found[0])))
-        form = Image.registered_extensions()[os.path.splitext(args.picture)[1].lower()]
-        write_atomically(args.picture, lambda file: picture.save(file, form))
     for row in rows:
         shown = row if len(queries) > 1 else row[1:]
         print(*(str(value) for value in shown if value != ""), sep="\t")
     if args.picture:
+        picture = neighbors_picture(queries[0], *zip(*((m.image, m.similarity) for m in found[0])))
+        form = Image.registered_extensions()[os.path.splitext(args.picture)[1].lower()]
+        write_atomically(args.picture, lambda file: picture.save(file, form))
         print(f"{len(rows)} neighbours of {args.query} in {args.picture}")
 
 
@@ -223,8 +222,12 @@ def main() -> int:
             return image_features(cfg, model, paths)
 
         gallery, new = open_gallery(args, items, encode)
-        if new:  # first: its features are the work
+        if new:  # first, as --output: features are the work
             gallery.write(args.gallery)
+        if args.output:
+            files = write_features(args.output, gallery.paths, gallery.features)
+            dim = gallery.features.shape[1]
+            print(f"{len(gallery.paths)} features of {dim} values in {' and '.join(files)}")
         threshold = find_threshold(args, cfg, items, gallery)
         if queries:
             answer_queries(args, cfg, queries, encode(queries), gallery, threshold)
@@ -233,8 +236,4 @@ def main() -> int:
             found = pseudo_labels(gallery.features, ClusterOptions.from_cfg(cfg), cameras=cameras)
             write_clusters(args.clusters, gallery.paths, gallery.features, found.labels, copy=args.copy)
             print(f"{args.clusters}: {found.report}")
-        if args.output:
-            files = write_features(args.output, gallery.paths, gallery.features)
-            dim = gallery.features.shape[1]
-            print(f"{len(gallery.paths)} features of {dim} values in {' and '.join(files)}")
     return 0

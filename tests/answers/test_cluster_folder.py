@@ -47,9 +47,11 @@ def test_a_folder_a_cluster(paths, tmp_path, copy):
     assert float(rows[paths[0]]["similarity"]) == 1 and rows[paths[5]]["similarity"] == ""
 
 
-def test_all_noise(paths, tmp_path):
+def test_all_noise_into_a_link_to_an_empty_folder(paths, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
     write_clusters(str(tmp_path / "out"), paths, FEATURES, np.full(6, -1))
-    assert len(list((tmp_path / "out" / "noise").iterdir())) == 6
+    assert len(list((tmp_path / "disk" / "noise").iterdir())) == 6 and (tmp_path / "out").is_symlink()
 
 
 def test_what_is_there_stays(paths, tmp_path):
@@ -62,10 +64,10 @@ def test_what_is_there_stays(paths, tmp_path):
         write_clusters(str(tmp_path / "out" / "annotated.txt" / "below"), paths, FEATURES, LABELS)
 
 
-def test_nothing_is_left_half_written(paths, tmp_path):
+@pytest.mark.parametrize("copy", [False, True])
+def test_images_that_are_gone_leave_nothing_half_written(paths, tmp_path, copy):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError):
-        write_clusters(
-            str(tmp_path / "empty"), [*paths[:5], str(tmp_path / "gone.png")], FEATURES, LABELS, copy=True
-        )
+    gone = [*paths[:5], str(tmp_path / "gone.png")]
+    with pytest.raises(FileNotFoundError, match=r"1 of 6 images are not there any more \(first: .*gone.png"):
+        write_clusters(str(tmp_path / "empty"), gone, FEATURES, LABELS, copy=copy)
     assert not list((tmp_path / "empty").iterdir()) and not list(tmp_path.glob("*.tmp"))

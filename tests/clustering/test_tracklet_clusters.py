@@ -154,6 +154,8 @@ def test_three_at_a_time_and_a_cluster_without_overlap(one_cluster):
 def test_parts_of_too_few_images_are_noise(one_cluster):
     labels, report = split(one_cluster, [0, 5, 80], [1, 2, 1], min_samples=3)
     assert labels == [0, 0, NOISE] and report.split == 1
+    labels, report = split(one_cluster, [0, 40, 80], [1, 1, 1], min_samples=3)
+    assert labels == [NOISE] * 3 and report.split == 2
 
 
 def test_shards_of_a_search_give_the_same_labels():

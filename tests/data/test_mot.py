@@ -12,7 +12,7 @@ from fastreid_sskd.data.mot import Box, cut_crops, read_boxes
 
 def results(tmp_path, *rows):
     path = tmp_path / "results.txt"
-    path.write_text("\n".join(rows) + "\n")
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return str(path)
 
 
@@ -32,14 +32,16 @@ def cut(tmp_path, frames, *rows, camera="c1", every=1):
 
 
 def test_rows_of_any_length_and_blank_ones(tmp_path):
-    boxes = read_boxes(results(tmp_path, "1,2,3.5,4,5,6,1,-1,-1,-1", "", "2, 2, -3, 4, 5, 6", "3 7 1 1 2 2"))
+    boxes = read_boxes(
+        results(tmp_path, "\ufeff1,2,3.5,4,5,6,1,-1,-1,-1", "", "2, 2, -3, 4, 5, 6", "3\t7 1 1 2 2")
+    )
     assert boxes == [Box(1, 1, 2, 3.5, 4, 5, 6), Box(3, 2, 2, -3, 4, 5, 6), Box(4, 3, 7, 1, 1, 2, 2)]
 
 
 @pytest.mark.parametrize(
     "row",
     ["frame,id,x,y,w,h", "1,1,0,0,5", "1,1,0,0,0,5", "1,1,0,0,5,-5", "1.5,1,0,0,5,5", "-1,1,0,0,5,5",
-     "1,-1,0,0,5,5", "1,1,nan,0,5,5", "1,1,0,0,inf,5", "nan,1,0,0,5,5", "inf,1,0,0,5,5"],
+     "1,-1,0,0,5,5", "1,,7,0,0,5,5", "1,1,nan,0,5,5", "1,1,0,0,inf,5", "nan,1,0,0,5,5", "inf,1,0,0,5,5"],
 )  # fmt: skip
 def test_a_bad_row_is_named_by_its_number(tmp_path, row):
     with pytest.raises(ValueError, match=r"results.txt', row 2: '.*is not frame,id,left"):
@@ -54,7 +56,9 @@ def test_two_boxes_of_a_track_in_a_frame_and_no_row(tmp_path):
 
 
 def test_crops_are_named_and_cut_at_the_edges(tmp_path, frames):
-    done = cut(tmp_path, frames, "1,7,2,1,4,8", "3,7,-2,-3,6,8", "3,8,15,5,50,50", "2,9,30,0,5,5")
+    done = cut(
+        tmp_path, frames, "1,7,2,1,4,8", "3,7,-2,-3,6,8", "3,8,15,5,1e308,1e308", "2,9,1e308,0,1e308,5"
+    )
     assert done == {"crops": 3, "tracklets": 2, "outside": 1}
     crops = {name: Image.open(tmp_path / "out" / "c1" / name) for name in os.listdir(tmp_path / "out" / "c1")}
     assert {name: crop.size for name, crop in crops.items()} == {
@@ -88,9 +92,20 @@ def test_what_is_refused_leaves_nothing(tmp_path, frames, rows, options, error, 
 
 def test_a_frame_that_cannot_be_read_leaves_nothing(tmp_path, frames):
     (frames / "shot-002.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="shot-002.png' cannot be read"):
+    with pytest.raises(OSError, match="cannot read .*shot-002.png'"):
         cut(tmp_path, frames, "1,1,0,0,5,5", "2,1,0,0,5,5")
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_frame_is_read_as_any_image(tmp_path, frames):
+    """Upright, as trackers see it, and of 16 bits."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned
+    Image.new("RGB", (10, 20), (90,) * 3).save(frames / "shot-001.png", exif=exif)
+    Image.fromarray(np.full((10, 20), 50 * 257, np.uint16)).save(frames / "shot-002.png")
+    assert cut(tmp_path, frames, "1,1,15,0,5,5", "2,1,15,0,5,5")["crops"] == 2
+    crops = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "out" / "c1").iterdir())]
+    assert [crop.mean() for crop in crops] == pytest.approx([90, 50], abs=1)
 
 
 def test_two_frames_of_one_number_and_an_output_that_is_there(tmp_path, frames):

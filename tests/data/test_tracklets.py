@@ -61,6 +61,24 @@ def test_tracks_of_one_image_and_unknown_times_are_said_once(tmp_path, caplog):
     assert "which of them overlap in time" in said[1] and len(said) == 2
 
 
+@pytest.mark.parametrize(
+    "camera, rule, said",
+    [("", RULE, 3), (r"([^/]+)_t", r"_t(\d+)_f(?P<frame>\d+)", 2), (r"([^/]+)_t", RULE, 0)],
+)
+def test_a_track_twice_in_a_frame_is_warned_of(tmp_path, caplog, camera, rule, said):
+    caplog.set_level("WARNING", "fastreid.sskd.data")
+    names = [
+        "mon/gate_t1_f1.jpg",
+        "mon/gate_t1_f2.jpg",
+        "mon/door_t1_f1.jpg",
+        "tue/gate_t1_f1.jpg",
+        "mon/hall_t1_f1.jpg",
+    ]
+    train(tmp_path, names, TRACK=rule, CAMERA=camera)
+    assert len(caplog.records) == bool(said)
+    assert not said or f"{said} images show their tracklet more than once in a frame" in caplog.text
+
+
 def test_tracks_are_within_a_clip_of_a_camera(tmp_path):
     names = ["a/c_t1_f1.jpg", "a/c_t1_f9.jpg", "a/c_t2_f3.jpg", "a/d_t1_f3.jpg", "b/c_t1_f3.jpg"]
     tracklets = Tracklets.from_items(train(tmp_path, names, TRACK=RULE, CAMERA="([^/]+)_t"))

@@ -12,7 +12,7 @@ from fastreid_sskd.data import extraction_loader
 from fastreid_sskd.data.datasets import image_paths
 from fastreid_sskd.engine import predict
 from fastreid_sskd.engine.pipeline import image_features, load_trained
-from fastreid_sskd.modeling import ensemble_feature
+from fastreid_sskd.modeling import Peer, ensemble_feature
 
 
 @pytest.fixture
@@ -72,6 +72,18 @@ def test_features_are_the_evaluations(finished, folder):
     with torch.no_grad():
         both = model(batch) + model({**batch, "images": batch["images"].flip(3)})
     assert np.allclose(image_features(cfg, model, paths), F.normalize(both, dim=1).numpy(), atol=1e-6)
+
+
+def test_a_size_that_the_network_cannot_take_is_refused(finished, monkeypatch):
+    """As of a ViT whose patches do not fit; nothing stays in the network that was asked."""
+    assert not load_trained(trained(finished, "0")).teachers[0].backbone._forward_hooks
+
+    def forward(self, images):
+        raise AssertionError("not of 14")
+
+    monkeypatch.setattr(Peer, "forward", forward)
+    with pytest.raises(ValueError, match="fails on an image of 32 x 16 pixels, AssertionError: not of 14"):
+        load_trained(trained(finished, "0"))
 
 
 def test_prediction_needs_weights(finished, folder):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -114,7 +115,16 @@ def test_the_files_beside_it(tiny, tmp_path):
     export(tiny, "boxmot", tmp_path / "m.onnx")
     said = json.loads((tmp_path / "m.onnx.metadata.json").read_text())
     assert said["model_kwargs"] == {"img_size": SIZE} and said["schema_version"] == 1
-    assert f"--reid {tmp_path}/m.onnx\n" in (tmp_path / "m.onnx.boxmot.txt").read_text()
+    spaced = tmp_path / "my models" / "m'é.onnx"
+    export(tiny, "boxmot", spaced)
+    assert shlex.split((spaced.parent / f"{spaced.name}.boxmot.txt").read_text(), comments=True)[-1] == str(
+        spaced
+    )
+    export(tiny, "ultralytics", spaced)  # of the graph that was there nothing stays
+    assert sorted(file.name for file in spaced.parent.iterdir()) == [
+        spaced.name,
+        f"{spaced.name}.ultralytics.txt",
+    ]
     export(tiny, "deepstream", tmp_path / "d.onnx")
     import yaml
 
@@ -155,12 +165,18 @@ def test_command(command, tmp_path):
     code, out, _ = command("--for", "ultralytics", "--output", str(tmp_path / "m.onnx"))
     snippet = (tmp_path / "m.onnx.ultralytics.txt").read_text()
     assert code == 0 and "the graph gives the same features" in out and out.endswith(snippet)
-    assert f"model: {tmp_path}/m.onnx" in snippet and "with_reid: True" in snippet
+    assert f'model: "{tmp_path}/m.onnx"' in snippet and "with_reid: True" in snippet
     code, _, err = command(
         "--for", "boxmot", "--output", str(tmp_path / "m.torchscript"), "--format", "torchscript"
     )
     assert code == 0, err
     assert (tmp_path / "m.torchscript.metadata.json").is_file()
+    crop = ("INPUT.SIZE_TEST", "[40, 24]", "INPUT.CROP.ENABLED", "True", "INPUT.CROP.SIZE", "[32, 16]")
+    code, _, err = command("--format", "torchscript", "--output", str(tmp_path / "crop.torchscript"), *crop)
+    said = {"fastreid_sskd.json": ""}
+    torch.jit.load(str(tmp_path / "crop.torchscript"), _extra_files=said)
+    said = json.loads(said["fastreid_sskd.json"])
+    assert said["size"] == "[32, 16]" and said["resize"] == "bicubic to [40, 24], and the middle cut out", err
     code, out, _ = command("--for", "fastreid", "--output", str(tmp_path / "m.pth"))
     assert code == 0 and (tmp_path / "m.yml").is_file()
 

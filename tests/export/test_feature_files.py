@@ -89,6 +89,11 @@ def test_every_image_is_there_in_its_place(images):
     assert places(picture, (255, 0, 0))[0] < grey[0]  # the frame
 
 
+def test_an_image_that_is_gone_is_grey(images):
+    picture = neighbors_picture(images["red"], [images["green"], "gone.png"], [0.9, 0.5], size=(64, 32))
+    assert places(picture, COLOURS["green"])[2] < places(picture, (211,) * 3)[0]
+
+
 def test_rows(images):
     one_row = neighbors_picture(images["grey"], [images["red"]] * 4, [0.1] * 4, size=(64, 32), columns=4)
     two_rows = neighbors_picture(images["grey"], [images["red"]] * 3, [0.1] * 3, size=(64, 32), columns=2)

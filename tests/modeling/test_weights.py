@@ -432,6 +432,8 @@ def test_a_file_of_two_networks_gives_the_one_that_is_used(make_peer):
     one, other = (make_peer(seed).backbone.state_dict() for seed in (1, 2))
     for chosen, left in (
         ("teacher.", "student."),
+        ("state_dict_ema.", "state_dict."),
+        ("ema.module.", "model."),
         ("encoder_q.", "encoder_k."),
         ("base_encoder.", "momentum_encoder."),
     ):

@@ -103,8 +103,8 @@ def test_an_export_over_an_older_one(run_tool, run_folder):
         (("--query", "q.png", "--picture", "q.png"), "is read by this command"),
         (("--query", "q.png", "--picture", "found.svg"), "end in one of"),
         (("--query", "q.png", "--picture", "folder.png"), "is a folder"),
-        (("--query", "q.png", "--picture", "crops/0.png"), "would be one of the images"),
-        (("--query", "q.png", "--picture", "crops/sub/new.png"), "would be one of the images"),
+        (("--query", "q.png", "--picture", "crops/0.png"), "would be among the images"),
+        (("--query", "q.png", "--picture", "crops/sub/new.png"), "would be among the images"),
         (("--query", "nobody.png", "--picture", "p.png"), "no file 'nobody.png'"),
     ],
 )

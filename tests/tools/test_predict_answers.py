@@ -79,6 +79,12 @@ def test_a_folder_of_queries_with_an_estimated_threshold(predict, made):
     assert f"/{3:04d}_" in rows[0]["image"] and f"/{5:04d}_" in rows[10]["image"]
 
 
+def test_features_outlive_what_is_refused_after_them(predict):
+    code, _, err = predict("--output", "f.npz", "--false-match-rate", "1e-7")
+    assert code == 2 and "pairs of different people" in err
+    assert np.load("f.npz")["features"].shape[0] == 128
+
+
 def test_clusters_as_folders_beside_features(predict, made, tmp_path):
     code, out, err = predict("--clusters", "clusters", "--copy", "--output", "f.npz")
     assert code == 0 and "clusters of 128 images" in out, err
@@ -114,6 +120,7 @@ def test_an_export_carries_the_threshold(run_tool, predict, made, tmp_path):
         (("--gallery", "f.npz", "--output", "f.npz"), "crops", "are one file"),
         (("--gallery", "text.npz"), "crops", "no whole gallery file"),
         (("--clusters", "full"), "crops", "not an empty folder"),
+        (("--clusters", "INSIDE"), "crops", "would be among the images of"),
         (("--query", "QUERIES", "--picture", "p.png"), "crops", "--picture is of one query"),
         (("--query", "QUERIES", "--matches", "m.txt"), "crops", "has to end in .csv"),
         (("--output", "f.npz", "--rerank"), "crops", "--rerank goes with --query"),
@@ -130,6 +137,7 @@ def test_what_is_refused(predict, made, tmp_path, args, images, message):
     (tmp_path / "full" / "file").touch()
     (tmp_path / "text.npz").write_text("text")
     before = sorted(tmp_path.rglob("*"))
-    code, _, err = predict(*(made / "queries" if arg == "QUERIES" else arg for arg in args), images=images)
+    folders = {"QUERIES": made / "queries", "INSIDE": made / "crops" / "clusters"}
+    code, _, err = predict(*(folders.get(arg, arg) for arg in args), images=images)
     assert code == 2 and message in err and "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
