@@ -15,8 +15,6 @@ from .engine.files import output_folder
 from .engine.pipeline import check_run, image_features, load_trained, train
 from .refusals import checking
 
-__all__ = ["Adaptation", "FeatureExtractor", "adapt", "load"]
-
 _Path = str | os.PathLike
 
 

@@ -10,8 +10,6 @@ from typing import ClassVar, NamedTuple
 
 from fastreid.data.datasets.bases import ImageDataset
 
-__all__ = ["IMAGE_ENDINGS", "CropFolder", "Item", "find_images", "folder_class", "image_paths"]
-
 logger = logging.getLogger("fastreid.sskd.data")
 
 IMAGE_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")

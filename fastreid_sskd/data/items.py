@@ -14,15 +14,6 @@ from ..compat import dataset_root
 from ..refusals import UnknownNameError, nearest
 from .datasets import Item, folder_class
 
-__all__ = [
-    "check_identities",
-    "matched_queries",
-    "source_items",
-    "test_items",
-    "training_items",
-    "unseen_items",
-]
-
 logger = logging.getLogger("fastreid.sskd.data")
 
 _SPLITS = "with bounding_box_train/, query/ and bounding_box_test/, images named like 0002_c1s1_000451_03.jpg"

@@ -13,8 +13,6 @@ from PIL import Image, UnidentifiedImageError
 
 from .datasets import image_paths
 
-__all__ = ["Box", "cut_crops", "read_boxes"]
-
 #: widest run of digits in a crop's name; longer numbers stay whole
 _DIGITS = 6
 

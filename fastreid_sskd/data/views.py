@@ -17,8 +17,6 @@ from torch.utils.data import Dataset
 
 from .samplers import Draw, seeded
 
-__all__ = ["CropCache", "MultiViewDataset", "build_view_transforms", "open_cache", "read_image"]
-
 logger = logging.getLogger("fastreid.sskd.data")
 
 # transforms that give the same pixels on an 8-bit tensor as on a PIL image, in half the time

@@ -45,25 +45,6 @@ from .refresh import reestimate_batch_norm
 from .stages import AdaptationTrainer, SourceTrainer
 from .trainer import Trainer
 
-__all__ = [
-    "check_evaluation",
-    "check_inputs",
-    "check_run",
-    "check_source",
-    "check_trained",
-    "evaluate",
-    "evaluate_start",
-    "image_features",
-    "load_trained",
-    "predict",
-    "pretrains",
-    "run",
-    "source_config",
-    "source_weights",
-    "train",
-    "trainer_class",
-]
-
 logger = logging.getLogger("fastreid.sskd.pipeline")
 
 _TRAINERS = {"SSKD": AdaptationTrainer, "SSKDSource": SourceTrainer}

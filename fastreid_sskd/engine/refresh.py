@@ -23,16 +23,6 @@ from ..modeling import SSKD, peer_config
 from ..precision import Precision
 from ..processes import gather_rows, in_all, on_every
 
-__all__ = [
-    "estimate_necks",
-    "find_temperature",
-    "one_network_config",
-    "reestimate_batch_norm",
-    "shared_candidates",
-    "soft_labels",
-    "supervised_config",
-]
-
 logger = logging.getLogger("fastreid.sskd.refresh")
 
 #: labelled images that the sharpness of soft labels is measured on, at most

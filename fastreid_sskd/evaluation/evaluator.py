@@ -20,16 +20,6 @@ from ..processes import alone, control_group, in_all, on_main
 from .features import Encoder, encode_batches
 from .ranking import METRICS_IN_BLOCKS, distance_blocks, evaluate_blocks
 
-__all__ = [
-    "METRICS",
-    "BlockwiseEvaluator",
-    "evaluate_encoder",
-    "evaluate_features",
-    "evaluate_peers",
-    "results_table",
-    "row_names",
-]
-
 
 class BlockwiseEvaluator(ReidEvaluator):
     """CMC, mAP and mINP as the host's ``ReidEvaluator`` gives them, without a matrix of all distances.

@@ -13,8 +13,6 @@ import torch.nn.functional as F
 
 from ..processes import stop_if_asked
 
-__all__ = ["METRICS_IN_BLOCKS", "distance_blocks", "evaluate_blocks", "evaluate_rank"]
-
 #: values of ``TEST.METRIC`` that need no more than a query and the gallery
 METRICS_IN_BLOCKS = ("cosine", "euclidean")
 

@@ -16,8 +16,6 @@ from ..modeling import SSKD, Peer
 from ..modeling.peer import peer_config
 from .deployed import check_parity, deployed, random_images
 
-__all__ = ["baseline_config", "check_baseline_files", "export_baseline"]
-
 # of these sections, what differs from fast-reid's defaults goes into the yml
 _SECTIONS = ("MODEL", "INPUT", "TEST")
 #: largest difference of a feature between the model and the exported model, relative to the largest feature

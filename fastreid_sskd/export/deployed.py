@@ -12,8 +12,6 @@ from ..evaluation.features import Encoder, evaluation_mode
 from ..modeling import SSKD
 from ..modeling.peer import PixelNormalisation
 
-__all__ = ["PIXELS", "Deployed", "check_parity", "deployed", "random_images"]
-
 #: the (mean, std), in units of 0..255, that values of pixels come normalised with; None: the model's own
 PIXELS = {
     "0-255": (0.0, 1.0),

@@ -8,8 +8,6 @@ from PIL import Image, ImageDraw
 from ..data.views import read_image
 from ..engine.files import check_output, written_together
 
-__all__ = ["check_feature_file", "neighbors_picture", "write_features"]
-
 _ENDINGS = (".npy", ".npz", ".parquet")
 _GAP, _LINE = 6, 14  # pixels of a picture between images, and under each for its number
 

@@ -19,8 +19,6 @@ from ..engine.files import check_output, written_together
 from .consumers import ANYONE, Consumer
 from .deployed import Deployed, check_parity, random_images
 
-__all__ = ["FORMATS", "check_graph_files", "export_graph"]
-
 logger = logging.getLogger("fastreid.sskd.export")
 
 #: the ending of a format's file

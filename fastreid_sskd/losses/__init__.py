@@ -19,28 +19,3 @@ from .multi_similarity_loss import MultiSimilarity, multi_similarity
 from .nuclear_norm_loss import NuclearNorm, nuclear_norm
 from .soft_cross_entropy_loss import SoftCE, soft_cross_entropy
 from .soft_triplet_loss import PeerSoftTriplet, SoftTriplet, peer_soft_triplet, soft_triplet
-
-__all__ = [
-    "SSKD_LOSS_REGISTRY",
-    "ClusterContrast",
-    "LabelSmoothCE",
-    "LossSet",
-    "MultiSimilarity",
-    "NuclearNorm",
-    "PeerBatch",
-    "PeerLoss",
-    "PeerSoftTriplet",
-    "SoftCE",
-    "SoftTriplet",
-    "build_loss",
-    "build_loss_set",
-    "build_losses",
-    "cluster_contrast",
-    "known_losses",
-    "label_smooth_cross_entropy",
-    "multi_similarity",
-    "nuclear_norm",
-    "peer_soft_triplet",
-    "soft_cross_entropy",
-    "soft_triplet",
-]
