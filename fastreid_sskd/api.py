@@ -53,9 +53,6 @@ def adapt(
         opts: overrides of the config, KEY, value, ...
         resume: continue from the last checkpoint in the output folder, if there is one.
 
-    Raises:
-        ValueError: if the config is not of SSKD, or as :func:`.engine.run`, whose other errors come too.
-
     Example:
         >>> from fastreid_sskd import adapt, load
         >>> run = adapt("sskd_crops.yml", target="crops", weights="market.pth", output="runs/mine")
@@ -123,12 +120,7 @@ def load(run: _Path, teacher: str | int = "", device: str = "") -> "FeatureExtra
 
 
 class FeatureExtractor:
-    """Map images to features (N, d), float32 of unit length, exactly as the model's evaluation does.
-
-    Args:
-        cfg: of the model, frozen.
-        model: in evaluation mode, on the config's device.
-    """
+    """Map images to features (N, d), float32 of unit length, exactly as the model's evaluation does."""
 
     def __init__(self, cfg: CfgNode, model: torch.nn.Module):
         self.cfg = cfg

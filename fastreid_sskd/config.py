@@ -413,9 +413,6 @@ def add_sskd_config(cfg: CfgNode) -> None:
     A key of fast-reid keeps its meaning: ``DATASETS.NAMES`` is what this run trains on (the target in
     adaptation, the source in pre-training), ``SOLVER.MAX_EPOCH`` counts epochs of ``SSKD.ITERS_PER_EPOCH``
     iterations.
-
-    Args:
-        cfg: a config from ``fastreid.config.get_cfg()``, not frozen. Changed in place.
     """
     for key in KEYS:
         if key.default is HOST:

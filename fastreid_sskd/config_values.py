@@ -67,11 +67,6 @@ def merge_file(cfg: CfgNode, path: str, loaded_by: Sequence[str] = ()) -> None:
 
     ``path``: the file, see :func:`config_path`. ``SSKD.SOURCE.CONFIG`` and ``SSKD.PEERS`` in it are relative
     to its folder, and become absolute. ``loaded_by``: the files that have led here by ``_BASE_``.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        UnknownNameError: if a key is unknown, naming the nearest.
-        ValueError: if it is no file of keys, or a value is not what its key takes.
     """
     path = config_path(path)
     given = _read(path, loaded_by)
@@ -126,11 +121,6 @@ def merge_overrides(cfg: CfgNode, opts: Sequence) -> None:
     """Apply overrides, KEY, value, KEY, value, ...; values are text or of the key's own type.
 
     Files in them are relative to the working directory.
-
-    Raises:
-        UnknownNameError: if a key is unknown, naming the nearest.
-        ValueError: if a value is not what its key takes, or for what people write by habit: an option or a
-            file where a key belongs, KEY=value.
     """
     opts = list(opts)
     for item in map(str, opts[::2]):

@@ -38,10 +38,6 @@ def write_clusters(
         folder: must not be there, or be empty.
         paths: of N images. features: (N, d) of unit length. labels: (N,), -1 for noise.
         copy: copies instead of links.
-
-    Raises:
-        ValueError: see :func:`check_cluster_folder`.
-        OSError: if links or copies cannot be made.
     """
     check_cluster_folder(folder)
     centroids = cluster_centroids(features, labels)

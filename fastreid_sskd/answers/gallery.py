@@ -60,10 +60,6 @@ class Gallery:
         """This gallery with the images that it does not have yet; only these are encoded.
 
         An image is known by its path: one that was replaced keeps the old feature.
-
-        Args:
-            paths, cameras: of each image.
-            encode: see :func:`model_fingerprint`; called only where an image is new.
         """
         known = set(self.paths)
         new = {
@@ -95,12 +91,7 @@ class Gallery:
 
 
 def read_gallery(path: str) -> Gallery:
-    """Read the file that :meth:`Gallery.write` wrote.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is damaged, or no gallery.
-    """
+    """Read the file that :meth:`Gallery.write` wrote."""
     try:
         with np.load(path) as file:
             paths, features, cameras, fingerprint = (

@@ -47,9 +47,6 @@ class PairCounts:
             features: (N, d), N >= 2, of any length.
             people: (N,) names; images of one name give no pair.
             cameras: (N,) names; fewer than two different ones count as not known.
-
-        Raises:
-            TypeError, ValueError: bad features, or another number of names than of images.
         """
         rows = UnitRows.from_features(features).cpu()
         names = [people] if cameras is None or len(set(cameras)) < 2 else [people, cameras]
@@ -81,11 +78,7 @@ class PairCounts:
         return float(self.counts[max(first, 0) :].sum() / max(self.pairs, 1))
 
     def similarity(self, rate: float) -> float:
-        """The lowest threshold with at most this false-match rate.
-
-        Raises:
-            ValueError: a rate outside of (0, 1), or too few pairs to tell.
-        """
+        """The lowest threshold with at most this false-match rate."""
         if not 0 < rate < 1:
             raise ValueError(f"a false-match rate lies in (0, 1), e.g. 1e-3; got {rate:g}")
         if rate * self.pairs < LEAST_ABOVE:

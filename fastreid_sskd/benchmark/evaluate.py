@@ -50,10 +50,6 @@ def evaluate_pair(
     Returns:
         A row a network and test set. Epochs and hours are those of the run that the weights lie in, if they
         do.
-
-    Raises:
-        FileNotFoundError: if config or weights are missing.
-        ValueError: if no test set is given, or the weights are those of another model.
     """
     cfg = resolve(load_config(config_file, [*opts, "MODEL.WEIGHTS", weights]))
     if tests:
@@ -80,11 +76,7 @@ def evaluate_pair(
 
 
 def evaluate_folder(folder: str, tests: Sequence[str], **kwargs) -> list[Result]:
-    """Evaluate ``model_final.pth`` of a run, or of every run below a folder, as :func:`evaluate_pair`.
-
-    Raises:
-        FileNotFoundError: if there is no such file there.
-    """
+    """Evaluate ``model_final.pth`` of a run, or of every run below a folder, as :func:`evaluate_pair`."""
     names = "config.yaml", "model_final.pth"
     files = [[os.path.join(run, name) for name in names] for run in find_runs(folder)]
     pairs = [pair for pair in files if all(map(os.path.isfile, pair))]

@@ -65,12 +65,7 @@ def _is_figure(figure: Any) -> bool:
 
 
 def published_results(entries: list[dict], pairs: Collection[str]) -> tuple[list[Result], list[str]]:
-    """Rows of the verified figures for some pairs, and the methods left out as unverified.
-
-    Args:
-        entries: of :func:`load_published`.
-        pairs: "Source -> Target", by the names of the data sets.
-    """
+    """Rows of the verified figures for some pairs, and the methods left out as unverified."""
     found = [(pair, entry) for pair in dict.fromkeys(pairs) for entry in entries if pair in entry["results"]]
     results = []
     for pair, entry in found:

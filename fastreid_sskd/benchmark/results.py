@@ -88,11 +88,7 @@ def write_results(results: Iterable[Result], path: str) -> None:
 
 
 def read_results(path: str) -> list[Result]:
-    """Read what :func:`write_results` wrote.
-
-    Raises:
-        ValueError: if it is another kind of file, or has fields that are not known.
-    """
+    """Read what :func:`write_results` wrote."""
     with open(path, encoding="utf-8") as file:
         try:
             rows = json.load(file)
@@ -120,10 +116,6 @@ def collect(folder: str, selections: Collection[str] = ("last",), name: str = ""
         selections: "last" (the last epoch's rows) and/or "best" (the row that the run chose, by what it says
             it did).
         name: method's name in place of the one found.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no finished run with figures, or a selection is not known.
     """
     unknown = sorted(set(selections) - set(SELECTIONS))
     if unknown or not selections:
@@ -176,9 +168,6 @@ def read_run(folder: str, selections: Collection[str] = ("last",), *, named: boo
         selections: as for :func:`collect`.
         named: take the record that a grid has written, with its names, if there is one; else all that the run
             evaluated.
-
-    Raises:
-        ValueError: if a file is damaged, or its config is not to be found.
     """
     if not named or not is_recorded(folder):
         return run_results(folder, selections)
@@ -328,9 +317,6 @@ def read_scalars(folder: str) -> dict[str, Series]:
 
     A resumed run has written some iterations twice: the later line counts. A last line that a killed run left
     unfinished is skipped.
-
-    Raises:
-        ValueError: if a line before the last is not JSON.
     """
     path = os.path.join(folder, "metrics.json")
     if not os.path.isfile(path):

@@ -102,11 +102,7 @@ class Outcome:
 
 
 def load_grid(path: str) -> Grid:
-    """Read a grid: ``config`` (relative to the file), ``seeds``, ``share_source``, ``cells`` as of ``Cell``.
-
-    Raises:
-        ValueError: if a key or value is not known, or two cells have one name.
-    """
+    """Read a grid: ``config`` (relative to the file), ``seeds``, ``share_source``, ``cells`` (``Cell``)."""
     path = config_path(path)
     try:
         with open(path, encoding="utf-8") as file:
@@ -150,11 +146,7 @@ def _cell(entry: Any, path: str) -> Cell:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds of "1,2,3"; for argparse's ``type``.
-
-    Raises:
-        argparse.ArgumentTypeError: if one is no whole number from 0 on, or is given twice.
-    """
+    """Seeds of "1,2,3"; for argparse's ``type``."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(
@@ -346,12 +338,7 @@ def _shared_source(grid: Grid, seed: int, output: str, opts: Sequence) -> CfgNod
 
 
 def _check_same_settings(job: _Job) -> None:
-    """Refuse to report as new, or to resume, what a job's folder has learned with other settings.
-
-    Raises:
-        OtherConfigError: if a key differs that has an effect on the result, naming the first three with both
-            values.
-    """
+    """Refuse to report as new, or to resume, what a job's folder has learned with other settings."""
     if not is_recorded(job.folder) and not os.path.isfile(os.path.join(job.folder, "last_checkpoint")):
         return
     path = os.path.join(job.folder, "config.yaml")

@@ -24,9 +24,6 @@ def selection_table(folders: Sequence[str]) -> str:
     Args:
         folders: run folders, or folders of runs. Runs without ``selection/`` in their metrics.json, or with
             less than two evaluated epochs, are left out and named below the table.
-
-    Raises:
-        ValueError: if no run is left, or a file of a run is damaged.
     """
     runs, skipped = [], []
     for run in dict.fromkeys(run for folder in folders for run in find_runs(folder)):

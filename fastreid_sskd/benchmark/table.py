@@ -114,9 +114,6 @@ def write_table(
         against: a method of the table. A column of all formats but "csv" and "json" gives each row's gain in
             mAP over it, seed by seed, as mean and standard deviation, and says where the mean is not larger
             than the deviation.
-
-    Raises:
-        ValueError: if the format is not known, no row is of ``against``, or as :func:`summarise`.
     """
     if fmt not in FORMATS:
         raise ValueError(f"the format is one of {', '.join(FORMATS)}, got {fmt!r}")

@@ -20,9 +20,6 @@ def render_zoo(template: str, records: str, runs: str = "") -> str:
         records: folder of the records, a JSON file of each run's name.
         runs: folder of run folders; where it has one of that name, its record is written first. "": records
             only.
-
-    Raises:
-        FileNotFoundError: if there is no template, or neither a run folder nor a record of that name.
     """
 
     def table(

@@ -64,11 +64,7 @@ def faiss_candidates(rows: UnitRows, search: Search) -> Candidates:
 
 
 def import_faiss():
-    """The module faiss.
-
-    Raises:
-        ImportError: it is not installed.
-    """
+    """The module faiss."""
     try:
         import faiss
     except ImportError as error:

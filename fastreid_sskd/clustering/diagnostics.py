@@ -79,9 +79,6 @@ def cluster_agreement(labels: np.ndarray, identities: np.ndarray) -> dict[str, f
     Args:
         labels: (N,) int, -1 for noise: each noise image counts as a cluster of its own, so that leaving an
             image out costs recall but no precision. identities: (N,) int.
-
-    Raises:
-        ValueError: lengths differ, or no image.
     """
     from sklearn import metrics  # slow to import, and only diagnostics need it
 
@@ -164,9 +161,6 @@ def changed_share(labels: np.ndarray, previous: np.ndarray) -> float:
     whose first common image comes first, which renumbering does not change). An image is unchanged when its
     new cluster is matched to its old one, or when it is noise in both; a cluster that splits keeps its larger
     part.
-
-    Raises:
-        ValueError: the two label lists differ in length.
     """
     labels, previous = np.asarray(labels), np.asarray(previous)
     if labels.shape != previous.shape or labels.ndim != 1:

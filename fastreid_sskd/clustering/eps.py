@@ -223,9 +223,6 @@ def sparse_silhouette(distances: scipy.sparse.csr_matrix, labels: np.ndarray) ->
     Returns:
         (N,) float64 in [-1, 1]. 0 for noise, for an image alone in its cluster, and everywhere if there are
         fewer than two clusters: such images neither help nor harm a mean over all.
-
-    Raises:
-        ValueError: sizes differ.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or distances.shape != (len(labels), len(labels)):

@@ -64,9 +64,6 @@ def register_clustering(name: str, uses: str = "radius") -> Callable[[Callable],
     """Register a clustering method, function(problem) -> labels, under `SSKD.CLUSTER.METHOD: name`.
 
     What it does not use, of `USES`, is not computed.
-
-    Raises:
-        ValueError: the name is taken, or an unknown `uses`.
     """
     if uses not in USES:
         raise ValueError(f"uses must be one of {', '.join(USES)}, got {uses!r}")
@@ -81,11 +78,7 @@ def register_clustering(name: str, uses: str = "radius") -> Callable[[Callable],
 
 
 def find_method(method: str) -> ClusteringMethod:
-    """The registered clustering method of this name.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The registered clustering method of this name."""
     if method not in CLUSTERING_METHODS:
         known = ", ".join(CLUSTERING_METHODS)
         raise ValueError(f"unknown clustering method {method!r}: SSKD.CLUSTER.METHOD is one of {known}")
@@ -223,11 +216,7 @@ def complete_graph(distance: scipy.sparse.csr_matrix, min_samples: int) -> scipy
 
 
 def check_num_clusters(num_clusters: int, num_images: int) -> None:
-    """Refuse a number of clusters that k-means cannot find.
-
-    Raises:
-        ValueError: it is not in 2..N.
-    """
+    """Refuse a number of clusters that k-means cannot find."""
     if not 2 <= num_clusters <= num_images:
         raise ValueError(
             f"k-means needs a number of clusters in 2..{num_images} (images), got {num_clusters}: set "
@@ -240,9 +229,6 @@ def kmeans(problem: ClusterProblem) -> np.ndarray:
     """Mini-batch k-means (Sculley, WWW 2010) of the unit features; no noise, the same for the same seed.
 
     A cluster that ends up without images is left out.
-
-    Raises:
-        ValueError: num_clusters is not in 2..N.
     """
     from sklearn.cluster import MiniBatchKMeans  # slow to import
 
@@ -258,11 +244,7 @@ def kmeans(problem: ClusterProblem) -> np.ndarray:
 
 
 def import_infomap() -> type:
-    """The package's class Infomap.
-
-    Raises:
-        ImportError: it is not installed.
-    """
+    """The package's class Infomap."""
     try:
         from infomap import Infomap
     except ImportError as error:
@@ -278,9 +260,6 @@ def infomap(problem: ClusterProblem) -> np.ndarray:
     """Modules (Rosvall and Bergstrom, PNAS 2008) of the graph of pairs with J <= eps, weighted 1 - J.
 
     Modules below min_samples images are noise.
-
-    Raises:
-        ImportError: the package infomap is not installed.
     """
     infomap_class = import_infomap()
     pairs = problem.pairs.within(problem.eps)

@@ -63,11 +63,7 @@ class Neighbors:
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `number` (from 0) of the `of` parts of a search.
-
-    Raises:
-        ValueError: number outside 0..of-1.
-    """
+    """Part `number` (from 0) of the `of` parts of a search."""
 
     number: int = 0
     of: int = 1
@@ -197,9 +193,6 @@ def merge_shards(parts: Sequence[Candidates]) -> Candidates:
     """Candidates of the whole search from `find_candidates` of all its shards, in any order.
 
     A row's best are among the best of its parts, so these prove what those of one search would.
-
-    Raises:
-        ValueError: no part, or parts of different searches.
     """
     if not parts:
         raise ValueError("merge_shards needs the candidates of at least one shard")

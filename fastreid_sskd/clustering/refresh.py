@@ -92,9 +92,6 @@ def pseudo_labels(
         candidates: of a k-NN search in several processes: `merge_shards` of each one's `search_neighbors`, of
             the same features and options; the labels are those of a search made here.
 
-    Raises:
-        ValueError: bad features, names or options.
-
     All-noise labels are returned as they are: `check_usable` is what refuses them.
 
     Example:

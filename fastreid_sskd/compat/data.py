@@ -91,10 +91,6 @@ class HostDataLoader(SteadyLoader):
 
     Every `iter` is a fresh iterator, an error in a worker is raised in the main process, and batches stay on
     the CPU (pinned where CUDA is available): the model moves them to its own device.
-
-    Args:
-        local_rank: accepted for the host's sake and not used.
-        kwargs: as for `torch.utils.data.DataLoader`.
     """
 
     def __init__(self, local_rank: int | None = None, **kwargs: Any) -> None:
@@ -135,9 +131,6 @@ def to_tensor(picture: Image.Image | np.ndarray) -> torch.Tensor:
     Returns:
         float32 in 0..255 for 8-bit (and 1-bit) images; int32, int16 or float32 as they are for modes I, I;16
         and F; an array that is not uint8 keeps its type.
-
-    Raises:
-        TypeError: for anything else, or an array that is not 2- or 3-dimensional.
     """
     if isinstance(picture, Image.Image):
         array = np.array(picture)

@@ -85,12 +85,7 @@ def list_folder(names: Names) -> Callable[..., list[tuple]]:
     """Return the method of a host's data set that lists the images of a folder."""
 
     def process(self: Any, folder: str, is_train: bool = True) -> list[tuple]:
-        """(path, identity, camera) of the images of a folder, sorted by path.
-
-        Raises:
-            FileNotFoundError: if the folder or one of its parts is not there.
-            ValueError: if a name says no identity and camera.
-        """
+        """(path, identity, camera) of the images of a folder, sorted by path."""
         from ..data.datasets import find_images
 
         items, odd, parts = [], [], dict.fromkeys(names.folders, 0)
@@ -131,12 +126,7 @@ def list_folder(names: Names) -> Callable[..., list[tuple]]:
 
 
 def read_list(path: str, rule: str, example: str, first: int = 0) -> list[re.Match]:
-    """Match the lines of a host's list of images from number ``first`` on; blank lines are left out.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if a line is not as the rule says; names file, line and rule.
-    """
+    """Match the lines of a host's list of images from number ``first`` on; blank lines are left out."""
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = [
             (number, line.strip()) for number, line in enumerate(file, 1) if number > first and line.strip()

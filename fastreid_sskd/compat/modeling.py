@@ -36,11 +36,7 @@ def call_on_own_device(self: nn.Module, batched_inputs: Any, *args: Any, **kwarg
 
 
 def preprocess_image(self: nn.Module, batched_inputs: Any) -> torch.Tensor:
-    """Normalise B x 3 x H x W images in 0..255 into a new tensor on the model's device.
-
-    Raises:
-        TypeError: if the inputs are neither a dict with ``images`` nor a tensor.
-    """
+    """Normalise B x 3 x H x W images in 0..255 into a new tensor on the model's device."""
     if isinstance(batched_inputs, Mapping):
         images = batched_inputs["images"]
     elif isinstance(batched_inputs, torch.Tensor):
@@ -72,11 +68,7 @@ def _one_class(host_loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Te
 
 
 def load_file(f: Any, map_location: Any = "cpu", **kwargs: Any) -> Any:
-    """`torch.load` of a file that a builder of the host has downloaded: on the CPU, nothing but tensors.
-
-    Raises:
-        ValueError: if the file holds anything else.
-    """
+    """`torch.load` of a file that a builder of the host has downloaded: on the CPU, nothing but tensors."""
     from ..modeling.weights import read_file  # which imports the host
 
     return read_file(os.fspath(f))

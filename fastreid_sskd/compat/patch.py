@@ -44,11 +44,7 @@ class Patch:
 
 
 def target(module: str, path: str) -> Any:
-    """Return the host's object ``path`` (dots allowed) of ``module``.
-
-    Raises:
-        CompatError: if the module or the attribute does not exist in the imported host.
-    """
+    """Return the host's object ``path`` (dots allowed) of ``module``."""
     try:
         found = importlib.import_module(module)
         for part in path.split("."):
@@ -68,9 +64,6 @@ def swap(module: str, name: str, make: Callable[[Any], Any]) -> None:
 
     ``from .build import f`` copies a name, so changing the defining module alone would leave the old function
     in use elsewhere. Modules outside the host that copied the name earlier keep the old object.
-
-    Raises:
-        CompatError: if the target does not exist.
     """
     old = target(module, name)
     new = make(old)
@@ -83,12 +76,7 @@ def swap(module: str, name: str, make: Callable[[Any], Any]) -> None:
 
 
 class ModuleProxy(types.ModuleType):
-    """A module seen through overrides: lets one host file see a changed ``numpy`` without changing numpy.
-
-    Args:
-        module: the module that answers every other attribute.
-        overrides: attribute name -> replacement.
-    """
+    """A module seen through overrides: lets one host file see a changed ``numpy`` without changing numpy."""
 
     def __init__(self, module: types.ModuleType, **overrides: Any) -> None:
         super().__init__(module.__name__, module.__doc__)

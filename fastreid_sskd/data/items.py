@@ -115,10 +115,6 @@ def source_items(cfg: CfgNode) -> tuple[list[Item], list[int]]:
 
     Args:
         cfg: a stage 1 config; ``DATASETS.COMBINEALL`` adds query and gallery.
-
-    Raises:
-        ValueError: if an image has no identity, there are fewer than two, or each has one image; or as for
-            :func:`training_items`.
     """
     items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS, cfg.DATASETS.COMBINEALL)
     nobody = next((item[0] for item in items if item[1] is None), None)
@@ -138,11 +134,7 @@ def source_items(cfg: CfgNode) -> tuple[list[Item], list[int]]:
 
 
 def check_identities(num_classes: int, names: Sequence[str]) -> None:
-    """Check that a classifier has something to tell apart.
-
-    Raises:
-        ValueError: if there are fewer than two identities.
-    """
+    """Check that a classifier has something to tell apart."""
     if num_classes < 2:
         raise ValueError(
             f"a classifier needs two identities or more, and {', '.join(names)} has {num_classes}: train on "
@@ -151,11 +143,7 @@ def check_identities(num_classes: int, names: Sequence[str]) -> None:
 
 
 def matched_queries(query: Iterable[Sequence], gallery: Iterable[Sequence]) -> int:
-    """The number of queries that count: their identity is in the gallery under another camera.
-
-    Args:
-        query, gallery: (identity, camera) of each image.
-    """
+    """The number of queries that count: their identity is in the gallery under another camera."""
     seen_by = defaultdict(set)
     for identity, camera in gallery:
         seen_by[identity].add(camera)

@@ -144,12 +144,7 @@ class IdentityBatches(_Batches):
 
 
 class ShuffledBatches(_Batches):
-    """Random batches of all images, without labels: permutation after permutation.
-
-    Args:
-        num_images: N >= 1.
-        batch_size, num_batches, seed: as for :class:`IdentityBatches`.
-    """
+    """Random batches of all images, without labels: permutation after permutation."""
 
     def __init__(self, num_images: int, *, batch_size: int, num_batches: int, seed: int):
         if num_images < 1:

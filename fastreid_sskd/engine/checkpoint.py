@@ -143,9 +143,6 @@ class Checkpointer(HostCheckpointer):
         """Load the model and everything in ``checkpointables``; returns the rest of the file.
 
         ``check`` is given the file's content before anything is loaded, and may refuse it.
-
-        Raises:
-            ValueError: if the file is damaged, or of another model: what does not fit is not skipped.
         """
         self.logger.info("Loading checkpoint from %s", path)
         checkpoint = self._load_file(path)
@@ -275,9 +272,6 @@ def check_same_images(
         what: as for :func:`check_same_run`.
         may_differ: ``SSKD.MAY_DIFFER``; a key of ``images`` is not looked at, unless there are pseudo-labels
             of its images.
-
-    Raises:
-        OtherConfigError: if they are others, with their numbers and the first that differs.
     """
     if "images" not in checkpoint:
         text = "%s does not say which images it was trained on (an earlier version wrote it): taken as it is"

@@ -53,11 +53,7 @@ def load_config(config_file: str, opts: Sequence = ()) -> CfgNode:
 
 @checking()
 def resolve(cfg: CfgNode) -> CfgNode:
-    """Fill in what depends on the machine or on chance: a device that is there, and a seed.
-
-    Raises:
-        ValueError: if ``MODEL.DEVICE`` is no device of torch.
-    """
+    """Fill in what depends on the machine or on chance: a device that is there, and a seed."""
     check_device(cfg.MODEL.DEVICE)
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         logger.warning(

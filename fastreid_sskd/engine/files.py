@@ -67,9 +67,6 @@ def written_together(*paths: str) -> Iterator[list[str]]:
     """Give temporary names to files of one folder, and their own when the block ends without an error.
 
     So they can be read and checked before they replace older ones. The folder is made.
-
-    Raises:
-        OSError: if they cannot be written, naming the first; no temporary file is left.
     """
     folder = os.path.dirname(os.path.abspath(paths[0]))
     temporary = f"{os.path.abspath(paths[0])}.{os.getpid()}.tmp"

@@ -226,9 +226,6 @@ class FreezeLayers(HookBase):
         networks: those that have the layers; each student and each teacher of the peers.
         layers: names of a network's direct children.
         iters: steps that the layers stay frozen for.
-
-    Raises:
-        ValueError: if a network has no such layer.
     """
 
     def __init__(self, networks: Iterable[nn.Module], layers: Sequence[str], iters: int):
@@ -267,9 +264,6 @@ class PeerEMA(HookBase):
     """Moves every mean teacher towards its student after each step; logs ``ema_decay``, the step's alpha.
 
     Several processes' teachers get the main one's batch-norm statistics where their labels depend on them.
-
-    Args:
-        model: the peers. momentum: ``SSKD.EMA.MOMENTUM``, in [0, 1].
     """
 
     def __init__(self, model: SSKD, momentum: float):
@@ -295,10 +289,6 @@ class LabelFreeSelection(HookBase):
     equals. An epoch whose clusters have collapsed (see ``check_usable``) has no score: few clusters look
     calm. Costs a refresh an epoch, and a search for neighbors for each teacher. Registered after the refresh
     and before the checkpoints, whose metric is ``selection/score``.
-
-    Args:
-        refresh: the run's refresh, for its settings, its eps and this epoch's labels.
-        record: says what to select by, and is told what is selected.
     """
 
     def __init__(self, refresh: PseudoLabelRefresh, record: Record):

@@ -57,12 +57,7 @@ def trainer_class(cfg: CfgNode) -> type:
 
 @checking()
 def load_trained(cfg: CfgNode) -> nn.Module:
-    """The model of a config with the weights of its checkpoint, ``MODEL.WEIGHTS``, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, or is of another model.
-    """
+    """The model of a config with the weights of its checkpoint, ``MODEL.WEIGHTS``, in evaluation mode."""
     check_trained(cfg)
     model = trainer_class(cfg).build_model(without_pretraining(cfg))
     load_model(model, cfg.MODEL.WEIGHTS, evaluation=True)
@@ -72,12 +67,7 @@ def load_trained(cfg: CfgNode) -> nn.Module:
 
 @checking()
 def check_trained(cfg: CfgNode) -> None:
-    """Check that there is a file of a trained model, and a device with its precision.
-
-    Raises:
-        FileNotFoundError: if there is no file.
-        ValueError: as :class:`..precision.Precision`.
-    """
+    """Check that there is a file of a trained model, and a device with its precision."""
     Precision(cfg)
     if not os.path.isfile(cfg.MODEL.WEIGHTS):
         raise FileNotFoundError(
@@ -86,11 +76,7 @@ def check_trained(cfg: CfgNode) -> None:
 
 
 def evaluate(cfg: CfgNode) -> dict:
-    """``--eval-only``: load ``MODEL.WEIGHTS`` and evaluate on ``DATASETS.TESTS``; the results are logged too.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`load_trained` and :func:`check_evaluation`.
-    """
+    """``--eval-only``: load ``MODEL.WEIGHTS``, evaluate on ``DATASETS.TESTS`` and log the results."""
     check_trained(cfg)
     check_evaluation(cfg)
     cls = trainer_class(cfg)
@@ -294,12 +280,6 @@ def check_inputs(cfg: CfgNode) -> None:
     """What can be found out of one config, plain or of a stage, before anything is trained.
 
     Settings, data, network, optimiser.
-
-    Raises:
-        ValueError: if a setting is out of its range, a batch cannot hold P x K, a data set is empty, or
-            nothing can be learned.
-        FileNotFoundError: if images are not where they should be.
-        ImportError: if a setting needs a package that is not installed.
     """
     use_device(cfg.MODEL.DEVICE)  # its abilities are asked for below
     check_settings(cfg)
@@ -320,13 +300,7 @@ def check_inputs(cfg: CfgNode) -> None:
 
 @checking()
 def check_evaluation(cfg: CfgNode) -> None:
-    """Check that there is something to evaluate on.
-
-    Raises:
-        ValueError: if no test set is named, one has no query or no gallery, or a setting of ``TEST`` is out
-            of its range.
-        FileNotFoundError: if images are not where they should be.
-    """
+    """Check that there is something to evaluate on."""
     check_settings(cfg, ("MODEL.", "INPUT.", "DATALOADER.NUM_WORKERS", "TEST."))
     if not cfg.DATASETS.TESTS:
         raise ValueError(
@@ -472,9 +446,6 @@ def source_weights(cfg: CfgNode) -> list[str]:
     Returns:
         Of a pre-trained peer the better of the evaluated epochs on the source's test set, else the last
         epoch.
-
-    Raises:
-        OtherConfigError: if a source model in ``OUTPUT_DIR`` was trained with another config.
     """
     if cfg.SSKD.SOURCE.WEIGHTS or cfg.MODEL.WEIGHTS:
         return list(cfg.SSKD.SOURCE.WEIGHTS)

@@ -179,9 +179,6 @@ def shared_candidates(features: torch.Tensor, options: ClusterOptions, **search)
         In the main process; None elsewhere, and where there is nothing to share: one process, or a method
         that searches no neighbours.
 
-    Raises:
-        Exception: what a process's search has raised, in every process.
-
     Memory: every process holds candidates of all rows, O(N k), the main process besides those of all shards
         for 65,536.
     """

@@ -64,9 +64,6 @@ class Trainer(DefaultTrainer):
     at least one iteration; evaluation can be off; a failure before the first step shows its own error. A run
     that is saved after any step and resumed ends as one that was never interrupted: the batches of an epoch
     are a function of the seed and the epoch.
-
-    Args:
-        cfg: a complete config, ``add_sskd_config`` included.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -126,12 +123,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def check_data(cls, cfg: CfgNode) -> tuple[int, int]:
-        """What :meth:`prepare_data` will find, before anything is made.
-
-        Raises:
-            FileNotFoundError: if images are not where they should be.
-            ValueError: if a batch cannot be made of them, or there are too few to learn from.
-        """
+        """What :meth:`prepare_data` will find, before anything is made."""
         training_items(cfg.DATASETS.NAMES)  # says what is wrong with them, as the host does not
         if cfg.TEST.PRECISE_BN.ENABLED:
             training_items([cfg.TEST.PRECISE_BN.DATASET])
@@ -274,11 +266,7 @@ class Trainer(DefaultTrainer):
             self.load_weights()
 
     def resume_from(self, path: str) -> None:
-        """Resume from a checkpoint of this run.
-
-        Raises:
-            OtherConfigError: if it is of another config or other images, see :func:`.check_same_run`.
-        """
+        """Resume from a checkpoint of this run."""
         what = f"cannot resume from {path}"
 
         def check(saved: dict[str, Any]) -> None:

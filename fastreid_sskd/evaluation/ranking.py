@@ -135,9 +135,6 @@ def distance_blocks(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> 
         (rows, G) float32. The host's formulas in its order; the last bits may differ from those of one
         product of all queries.
 
-    Raises:
-        ValueError: another metric.
-
     Memory: one block of 64 MB (at least one row); for "cosine" also a normalised copy of the gallery.
     """
     if metric not in METRICS_IN_BLOCKS:

@@ -27,12 +27,6 @@ def check_baseline_files(path: str, reads: Sequence[str] = ()) -> str:
 
     An older export is replaced. A checkpoint or a yml that stands alone is no export: it may be the only copy
     of a trained model.
-
-    Args:
-        reads: files that must not be overwritten.
-
-    Raises:
-        ValueError: if ``path`` does not end in .pth, or one of the two cannot or must not be written.
     """
     yml = f"{path[: -len(check_output(path, ('.pth',), reads))]}.yml"
     check_output(yml, reads=reads)

@@ -26,9 +26,6 @@ COSINE = 0.9999
 class Deployed(nn.Module):
     """Map images (B, 3, H, W) to features (B, d), as they are exported: an :class:`Encoder` with options.
 
-    Args:
-        model, peer, pixels, colours, unit_length: see :func:`deployed`.
-
     Attributes:
         pixels: maps images of 0..255 to the values that this network takes.
         takes: the same in words, for the metadata of an export.
@@ -145,11 +142,7 @@ def deployed(
 
 
 def random_images(size: Sequence[int], batch: int = 4, seed: int = 0) -> torch.Tensor:
-    """Draw images (batch, 3, H, W) of 0..255: smooth shapes with noise, so that features differ.
-
-    Args:
-        size: (height, width) in pixels.
-    """
+    """Draw images (batch, 3, H, W) of 0..255: smooth shapes with noise, so that features differ."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(batch, 3, 8, 4, generator=generator)
     smooth = F.interpolate(coarse, size=tuple(size), mode="bilinear", align_corners=False)

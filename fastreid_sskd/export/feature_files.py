@@ -64,10 +64,6 @@ def write_features(path: str, paths: Sequence[str], features: np.ndarray) -> lis
 
     Returns:
         The files written.
-
-    Raises:
-        ValueError, ImportError: see :func:`check_feature_file`; ValueError also if the numbers of paths and
-            features differ.
     """
     ending = check_feature_file(path, paths)
     if features.ndim != 2 or len(paths) != len(features):
@@ -111,9 +107,6 @@ def neighbors_picture(
         similarities: one a neighbour.
         size: (height, width) that every image is shrunk or grown into, its shape kept [pixels].
         columns: neighbours a row, >= 1.
-
-    Raises:
-        ValueError: if there is not one similarity a neighbour.
     """
     if len(neighbours) != len(similarities):
         raise ValueError(f"{len(neighbours)} neighbours with {len(similarities)} similarities")

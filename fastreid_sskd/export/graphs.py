@@ -45,11 +45,6 @@ def check_graph_files(
 
     Returns:
         The files: the graph, its weights where they are apart, the consumer's.
-
-    Raises:
-        ImportError: if a package is missing.
-        ValueError: if a file cannot or must not be written, its ending is no format's, or half precision is
-            asked for where there is none.
     """
     ending = check_output(path, tuple(FORMATS.values()), reads)
     files = [path, *([path[: -len(ending)] + ".bin"] if ending == ".xml" else [])]

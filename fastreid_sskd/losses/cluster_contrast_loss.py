@@ -36,9 +36,6 @@ def cluster_contrast(
     Returns:
         Scalar >= 0; 0 on the graph for an empty batch.
 
-    Raises:
-        ValueError: shapes, labels or temperature are wrong.
-
     Example:
         >>> memory = torch.eye(3)
         >>> cluster_contrast(torch.tensor([[2.0, 0.0, 0.0]]), memory, torch.tensor([0]), temperature=1.0)

@@ -35,9 +35,6 @@ def label_smooth_cross_entropy(logits: Tensor, labels: Tensor, epsilon: float = 
     Returns:
         Scalar >= 0; 0 on the graph for an empty batch or one class.
 
-    Raises:
-        ValueError: shapes, label range or epsilon are wrong.
-
     Example:
         >>> label_smooth_cross_entropy(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), epsilon=0.1)
         tensor(0.2269)

@@ -123,9 +123,6 @@ class LossSet:
         Args:
             batch: one student's view of the step.
             peer: the student's index k >= 0, or None where there is only one network.
-
-        Raises:
-            ValueError: a loss needs a teacher's output that the batch does not have.
         """
         if self.gather:
             batch = gather_batch(batch, self.requires)
@@ -156,11 +153,7 @@ def known_losses() -> list[str]:
 
 
 def build_loss(name: str, params: Mapping[str, Any] | None = None) -> PeerLoss:
-    """Construct the loss registered as `name` with its keyword parameters.
-
-    Raises:
-        ValueError: the name is not registered, the loss has no such parameter, or refuses its value.
-    """
+    """Construct the loss registered as `name` with its keyword parameters."""
     if name not in known_losses():
         raise ValueError(f"no loss is registered as {name!r}: known are {', '.join(known_losses())}")
     loss_class = SSKD_LOSS_REGISTRY.get(name)
@@ -178,9 +171,6 @@ def build_loss_set(
     """Build a LossSet from (registered name, weight, keyword parameters) triples.
 
     Losses of weight 0 are constructed too, so that a wrong name or parameter is an error at once.
-
-    Raises:
-        ValueError: see build_loss and LossSet.
     """
     return LossSet([(weight, build_loss(name, params)) for name, weight, params in specs], gather)
 
@@ -222,11 +212,7 @@ def build_losses(cfg: CfgNode) -> LossSet:
 
 
 def check_rows(name: str, rows: Tensor) -> None:
-    """Check that features or logits are a floating-point (B, D) matrix, D >= 1.
-
-    Raises:
-        ValueError: naming the tensor and what it is instead.
-    """
+    """Check that features or logits are a floating-point (B, D) matrix, D >= 1."""
     if rows.dim() != 2 or rows.shape[1] == 0:
         raise ValueError(
             f"{name} must be (batch, columns) with at least one column, got shape {tuple(rows.shape)}"
@@ -240,9 +226,6 @@ def check_labels(labels: Tensor, batch_size: int, num_classes: int | None = None
 
     The range is checked on the CPU only: on an accelerator the comparison would stall the stream at every
     step, and the kernel of the cross entropy asserts the range.
-
-    Raises:
-        ValueError: naming the rule and the value that breaks it.
     """
     if labels.dim() != 1 or labels.shape[0] != batch_size:
         raise ValueError(f"labels must have shape ({batch_size},), one a row, got {tuple(labels.shape)}")

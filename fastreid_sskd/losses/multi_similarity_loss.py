@@ -55,9 +55,6 @@ def multi_similarity(
         Scalar >= 0; 0 on the graph where nothing is mined (empty batch, one class, well separated).
         Memory: a few B x B matrices.
 
-    Raises:
-        ValueError: shapes, labels or parameters are wrong.
-
     Example:
         >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # two copies of two identities
         >>> multi_similarity(features, torch.tensor([0, 0, 1]))

@@ -24,15 +24,9 @@ def nuclear_norm(logits: Tensor) -> Tensor:
     SVD's own U V^T that part is arbitrary. Computed in float64: in float32 the gradients are wrong where B >
     C. Only the first derivative is provided.
 
-    Args:
-        logits: (B, C).
-
     Returns:
         Scalar in [-sqrt(min(1, C / B)), 0]; 0 on the graph for an empty batch, constant for one class.
         NaN logits give NaN.
-
-    Raises:
-        ValueError: logits are not (B, C).
 
     Example:
         >>> nuclear_norm(100 * torch.eye(3))  # confident and diverse

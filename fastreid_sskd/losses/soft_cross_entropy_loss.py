@@ -19,9 +19,6 @@ def soft_cross_entropy(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Returns:
         Scalar >= the mean entropy of the teacher; 0 on the graph for an empty batch.
 
-    Raises:
-        ValueError: the shapes differ or are not (B, C).
-
     Example:
         >>> soft_cross_entropy(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
         tensor(1.1269)

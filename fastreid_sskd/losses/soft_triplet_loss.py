@@ -39,9 +39,6 @@ def soft_triplet(features: Tensor, labels: Tensor, *, margin: float = 0.0) -> Te
     Returns:
         Scalar >= 0; 0 on the graph for an empty batch or a single identity, which has no negatives.
 
-    Raises:
-        ValueError: shapes, labels or margin are wrong.
-
     Example:
         >>> soft_triplet(torch.tensor([[0.0], [3.0], [4.0], [10.0]]), torch.tensor([0, 0, 1, 1]))
         tensor(1.9400)
@@ -72,9 +69,6 @@ def peer_soft_triplet(features: Tensor, teacher_features: Tensor, labels: Tensor
     Returns:
         Scalar >= 0; 0 on the graph for an empty batch or a single identity, which has no negatives.
 
-    Raises:
-        ValueError: shapes or labels are wrong.
-
     Example:
         >>> features, labels = torch.tensor([[0.0], [3.0], [4.0], [10.0]]), torch.tensor([0, 0, 1, 1])
         >>> peer_soft_triplet(features, torch.ones(4, 2), labels)  # a teacher that sees no difference
@@ -100,10 +94,6 @@ def peer_soft_triplet(features: Tensor, teacher_features: Tensor, labels: Tensor
 @torch.no_grad()
 def hardest_pairs(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for each anchor, the farthest image of its identity and the nearest of another.
-
-    Args:
-        features: (B, D), B >= 1.
-        labels: (B,).
 
     Returns:
         positive: (B,) indices; the anchor itself where it is the only image of its identity.

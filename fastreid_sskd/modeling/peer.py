@@ -115,9 +115,6 @@ class Peer(nn.Module):
 
         Args:
             centroids: (C, d) float, C >= 1, d the head's feature size.
-
-        Raises:
-            ValueError: if the sizes do not fit.
         """
         weight = self.heads.weight
         if centroids.ndim != 2 or centroids.shape[0] < 1 or centroids.shape[1] != weight.shape[1]:
@@ -177,10 +174,6 @@ def peer_config(cfg: CfgNode, k: int) -> CfgNode:
 
     Returns:
         A config of its own, not frozen.
-
-    Raises:
-        FileNotFoundError: if a peer's file is missing.
-        ValueError: if there is no peer k.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -210,9 +203,6 @@ def _build_architecture(cfg: CfgNode) -> nn.Module | None:
     The model has the protocol of the host's ``Baseline``: a ``backbone``, a ``heads``, and a ``forward`` that
     calls ``self.preprocess_image(batch)`` first and in training ends with ``self.losses(outputs, ...)``. Both
     methods are replaced in this one object: the images come normalised, and the losses are SSKD's.
-
-    Raises:
-        ValueError: if there is no such architecture, or it does not have one head (as MGN).
     """
     name = cfg.SSKD.PEER_ARCHITECTURE
     if name == "Baseline":
@@ -253,11 +243,7 @@ def _as_losses(outputs: dict, *_: Any, **__: Any) -> dict:
 def _architecture_forward(
     model: nn.Module, images: torch.Tensor, targets: torch.Tensor | None
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Return the outputs of a model from :func:`_build_architecture`, which are those of a :class:`Peer`.
-
-    Raises:
-        TypeError: if they are not what the host's heads give.
-    """
+    """Return the outputs of a model from :func:`_build_architecture`, which are those of a :class:`Peer`."""
     outputs = model({"images": images} if targets is None else {"images": images, "targets": targets})
     is_dict = isinstance(outputs, dict)
     if not (is_dict and set(_NEEDED) <= set(outputs) if model.training else torch.is_tensor(outputs)):
@@ -273,11 +259,7 @@ def _architecture_forward(
 
 
 class PixelNormalisation(nn.Module):
-    """(x - mean) / std per channel, out of place and on the module's device.
-
-    Args:
-        mean, std: 3 values each, in units of 0..255 (``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD``).
-    """
+    """(x - mean) / std per channel, out of place and on the module's device."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()

@@ -21,15 +21,6 @@ class SSKDSource(Peer):
     With ``"bn_images"`` (B', 3, H, W) in the batch, these unlabelled target images pass through the network
     in train mode after the source's; only batch-norm statistics change. Its checkpoints have the names of a
     :class:`fastreid.modeling.meta_arch.Baseline` and load there.
-
-    Args:
-        peer: the network.
-        losses: the weighted losses.
-        pixel_mean, pixel_std: 3 values each, in units of 0..255.
-        classifier_std: standard deviation of the classifier's initial weights; None keeps those of the peer.
-
-    Raises:
-        ValueError: if ``classifier_std`` is not a positive number.
     """
 
     @configurable

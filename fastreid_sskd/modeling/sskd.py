@@ -42,9 +42,6 @@ class SSKD(nn.Module):
             ``SSKD.COMBINE``.
         label_statistics: see ``SSKD.SOFT_LABELS.BN``; except with "batch", teachers label in evaluation mode.
         temperature: T, divides the logits of the teachers that a student learns from; not in the state dict.
-
-    Raises:
-        ValueError: if there is no peer, or an option is none of the known values.
     """
 
     @configurable
@@ -292,9 +289,6 @@ def ema_decay(step: int, momentum: float) -> float:
     Args:
         step: t, the global step counted from 0; refreshes do not restart it.
         momentum: the upper bound of alpha, in [0, 1].
-
-    Raises:
-        ValueError: if an argument is out of its range.
     """
     if step < 0:
         raise ValueError(f"the step of the teachers' decay must be >= 0, got {step}")

@@ -21,11 +21,7 @@ _CLIPPING = (pooling.GeneralizedMeanPooling,)
 
 
 def import_timm() -> ModuleType:
-    """Return the module timm.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
+    """Return the module timm."""
     try:
         import timm
     except ImportError as error:
@@ -144,9 +140,6 @@ def _drop_unused(model: nn.Module, size: tuple[int, int], name: str) -> tuple[in
 
     Returns:
         The channels of the maps, and whether these are tokens that the network has pooled.
-
-    Raises:
-        ValueError: if the network cannot take images of this size.
     """
     images, parameters = torch.zeros(1, 3, *size), dict(model.named_parameters())
     try:

@@ -73,12 +73,7 @@ def read_file(path: str, *, mmap: bool = False) -> Any:
 
 
 def read_state_dict(path: str, *, mmap: bool = False) -> dict[str, torch.Tensor]:
-    """Read the tensors and arrays of a file under their dotted names, as ``state_dict.module.conv1.weight``.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        WeightsError: if it is no file of tensors.
-    """
+    """Read the tensors and arrays of a file under their dotted names: ``state_dict.module.conv1.weight``."""
     return _named_tensors(read_file(path, mmap=mmap), path)
 
 
@@ -149,12 +144,7 @@ def _named_tensors(content: Any, path: str) -> dict[str, torch.Tensor]:
 
 
 def load_backbone(backbone: nn.Module, path: str) -> None:
-    """Load ``MODEL.BACKBONE.PRETRAIN_PATH``: a backbone, alone or in any model, under any prefix.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        WeightsError: if it cannot be read, or does not have the whole backbone, which is then unchanged.
-    """
+    """Load ``MODEL.BACKBONE.PRETRAIN_PATH``: a backbone, alone or in any model, under any prefix."""
     with said_of("MODEL.BACKBONE.PRETRAIN_PATH"):
         match = _find_backbone(backbone, _of_peer(read_state_dict(path), None, path), path)
         _fill(backbone, match.found, path, match)
@@ -235,9 +225,6 @@ def load_exactly(model: nn.Module, state: State, path: str) -> None:
     """Load every tensor of a model, the classifier too: a resumed run, or a whole SSKD model.
 
     Peers take the number of clusters of the file.
-
-    Raises:
-        WeightsError: if the file is of another model, or not finite; the model is then unchanged.
     """
     own = model.state_dict()
     prefix = layouts.prefix_of(state, own)
@@ -257,10 +244,6 @@ def load_model(model: nn.Module, path: str, *, evaluation: bool = False) -> dict
 
     Returns:
         What the file has under other keys than "model".
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        WeightsError: if it cannot be read, or is of another network.
     """
     content = read_file(path)
     state = _named_tensors(content, path)
@@ -281,11 +264,6 @@ def load_source_weights(model: SSKD, paths: Sequence[str]) -> list[list[str]]:
 
     Returns:
         For each peer what :func:`load_network` returns; all but the backbone for one that is left as it is.
-
-    Raises:
-        WeightsError: if a file is of another network.
-        ValueError: if the number of files does not fit.
-        FileNotFoundError: if a file is missing.
     """
     if len(paths) not in (1, model.num_peers):
         raise ValueError(

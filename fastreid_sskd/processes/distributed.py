@@ -48,9 +48,6 @@ def join(device: str) -> Iterator[None]:
 
     NCCL on CUDA, each process with the device of its local rank; gloo elsewhere. Alone, nothing happens.
 
-    Args:
-        device: ``MODEL.DEVICE``.
-
     Raises:
         ValueError: if the device names a number, which all processes would share, or there are too few.
     """

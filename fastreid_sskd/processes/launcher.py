@@ -21,9 +21,6 @@ def launch(num_processes: int) -> int:
 
     Returns:
         The exit status for this process: 0, or that of the first process that failed.
-
-    Raises:
-        ValueError: if ``num_processes`` is below 1.
     """
     if num_processes < 1:
         raise ValueError(f"--num-gpus must be >= 1, got {num_processes}")

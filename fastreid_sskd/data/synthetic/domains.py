@@ -105,9 +105,6 @@ def render(
         identity, shot: numbers >= 0 of the person, and of the image of this person in this camera.
         camera: index into ``domain.cameras``.
         size: (height, width) of the crop in pixels.
-
-    Raises:
-        ValueError: when the domain has no such camera, or for a crop below 16 x 8.
     """
     if size[0] < 16 or size[1] < 8:
         raise ValueError(f"a person needs a crop of 16 x 8 pixels or more, got {size[0]} x {size[1]}")
