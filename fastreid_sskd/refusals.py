@@ -6,9 +6,11 @@ An error with an exit status is told in one message, any other with its tracebac
 import contextlib
 import difflib
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 from typing import Any
 
 #: exit status of a command that refuses what it was given
@@ -56,6 +58,14 @@ def checking(*also: type[Exception]) -> Iterator[None]:
         if not is_refusal(error):
             error.exit_status = REFUSED
         raise
+
+
+def optional(package: str, refusal: str) -> ModuleType:
+    """Import a package that may not be installed; without it, an ImportError says ``refusal`` and why."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f"{refusal} ({error})") from error
 
 
 @contextlib.contextmanager

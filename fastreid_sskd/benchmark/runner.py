@@ -420,9 +420,8 @@ def _rows(job: _Job, weights: Sequence[str]) -> Rows:
         found = evaluate_start(job.cfg, weights, batch_norm=job.cell.run == "batch_norm")
     else:
         found = run(_with_weights(job, weights), resume=True)
-    found = found.get(
-        job.cfg.DATASETS.TESTS[0], found
-    )  # {"teacher0": metrics, ..., "ensemble": ...}, or metrics
+    # {"teacher0": metrics, ..., "ensemble": ...}, or metrics
+    found = found.get(job.cfg.DATASETS.TESTS[0], found)
     if "mAP" in found:
         rows = {name: found}
     elif job.cell.teachers:

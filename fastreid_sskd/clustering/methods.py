@@ -10,6 +10,8 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse import csgraph
 
+from ..refusals import optional
+
 if TYPE_CHECKING:
     from .features import UnitRows
     from .jaccard import PairDistances
@@ -245,14 +247,10 @@ def kmeans(problem: ClusterProblem) -> np.ndarray:
 
 def import_infomap() -> type:
     """The package's class Infomap."""
-    try:
-        from infomap import Infomap
-    except ImportError as error:
-        raise ImportError(
-            "SSKD.CLUSTER.METHOD is 'infomap', whose package is not installed: pip install infomap "
-            "(GPL-3.0), or set it to 'dbscan'"
-        ) from error
-    return Infomap
+    refusal = (
+        "SSKD.CLUSTER.METHOD is 'infomap', whose package is not installed: pip install infomap (GPL-3.0)"
+    )
+    return optional("infomap", f"{refusal}, or set it to 'dbscan'").Infomap
 
 
 @register_clustering("infomap")

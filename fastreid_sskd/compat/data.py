@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
-from .patch import ModuleProxy, Patch, swap, target
+from .patch import ModuleProxy, Patch, put, swap, target
 
 DATASETS_VARIABLE = "FASTREID_DATASETS"
 
@@ -165,12 +165,7 @@ def _random_affine(random_affine: Callable[..., Any]) -> Callable[..., Any]:
 def _patch_affine() -> None:
     transforms = target("fastreid.data.transforms.build", "T")
     proxy = ModuleProxy(transforms, RandomAffine=_random_affine(transforms.RandomAffine))
-    target("fastreid.data.transforms", "build").T = proxy
-
-
-def _patch_root() -> None:
-    target("fastreid.data.build", "_root")
-    target("fastreid.data", "build")._root = DatasetRoot()
+    put("fastreid.data.transforms.build", "T", proxy)
 
 
 PATCHES = (
@@ -208,6 +203,6 @@ PATCHES = (
         "dataset-root",
         "data/build.py:27 (git :34)",
         f"{DATASETS_VARIABLE} is read once at import",
-        _patch_root,
+        lambda: put("fastreid.data.build", "_root", DatasetRoot()),
     ),
 )

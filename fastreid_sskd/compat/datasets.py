@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .patch import Patch, target
+from .patch import Patch, put, target
 
 logger = logging.getLogger("fastreid.sskd.compat")
 
@@ -219,22 +219,16 @@ LISTS = {
 }
 
 
-def _replace(path: str, method: Callable) -> None:
-    """Replace ``Class.method`` of the host's data sets."""
-    name, _, attribute = path.partition(".")
-    target("fastreid.data.datasets", path)
-    setattr(target("fastreid.data.datasets", name), attribute, method)
-
-
 def _patch_names() -> None:
     for name, names in NAMES.items():
         has = hasattr(target("fastreid.data.datasets", name), "process_dir")
-        _replace(f"{name}.{'process_dir' if has else 'process_train'}", list_folder(names))
+        method = f"{name}.{'process_dir' if has else 'process_train'}"
+        put("fastreid.data.datasets", method, list_folder(names))
 
 
 def _patch_lists() -> None:
     for path, method in LISTS.items():
-        _replace(path, method)
+        put("fastreid.data.datasets", path, method)
 
 
 PATCHES = (

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .patch import ModuleProxy, Patch, swap, target
+from .patch import ModuleProxy, Patch, put, swap, target
 
 META_ARCHES = (("baseline", "Baseline"), ("mgn", "MGN"))  # MoCo and Distiller inherit from Baseline
 
@@ -49,8 +49,7 @@ def preprocess_image(self: nn.Module, batched_inputs: Any) -> torch.Tensor:
 
 def _patch_meta_arches(attribute: str, function: Callable[..., Any]) -> None:
     for module, name in META_ARCHES:
-        target(f"fastreid.modeling.meta_arch.{module}", f"{name}.{attribute}")
-        setattr(target(f"fastreid.modeling.meta_arch.{module}", name), attribute, function)
+        put(f"fastreid.modeling.meta_arch.{module}", f"{name}.{attribute}", function)
 
 
 def _one_class(host_loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -135,8 +134,8 @@ def _whole_model(host_load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _patch_checkpointer() -> None:
-    checkpointer = target("fastreid.utils.checkpoint", "Checkpointer")
-    checkpointer.load = _whole_model(target("fastreid.utils.checkpoint", "Checkpointer.load"))
+    host_load = target("fastreid.utils.checkpoint", "Checkpointer.load")
+    put("fastreid.utils.checkpoint", "Checkpointer.load", _whole_model(host_load))
 
 
 def _patch_regnet_paths() -> None:

@@ -59,6 +59,13 @@ def target(module: str, path: str) -> Any:
     return found
 
 
+def put(module: str, path: str, value: Any) -> None:
+    """Replace the host's object ``path`` (dots allowed) of ``module``, which has to be there."""
+    target(module, path)
+    owner, _, name = path.rpartition(".")
+    setattr(target(module, owner) if owner else importlib.import_module(module), name, value)
+
+
 def swap(module: str, name: str, make: Callable[[Any], Any]) -> None:
     """Replace ``module.name`` by ``make(old)`` in every imported module of the host that holds the old one.
 

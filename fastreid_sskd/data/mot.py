@@ -1,6 +1,5 @@
 """Crops of a tracker's results, in the format of MOT Challenge, as a folder that TRACK can read."""
 
-import importlib
 import math
 import os
 import re
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
+from ..refusals import optional
 from .datasets import image_paths
 
 #: widest run of digits in a crop's name; longer numbers stay whole
@@ -168,13 +168,9 @@ def _in_folder(folder: str, wanted: Mapping[int, Sequence[Box]]) -> Iterator[tup
 def _in_video(path: str, wanted: Mapping[int, Sequence[Box]]) -> Iterator[tuple[int, Image.Image]]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path!r} is neither a folder of frames nor a video")
-    try:
-        cv2 = importlib.import_module("cv2")  # the extra "video"
-    except ImportError as error:
-        raise ImportError(
-            f'reading a video needs OpenCV: pip install "fastreid-sskd[video]" ({error}), or give a folder '
-            "of frames"
-        ) from error
+    cv2 = optional(
+        "cv2", 'reading a video needs OpenCV, or a folder of frames: pip install "fastreid-sskd[video]"'
+    )
     video = cv2.VideoCapture(path)
     try:
         if not video.isOpened() or not video.grab():

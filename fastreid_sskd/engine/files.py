@@ -96,29 +96,14 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         OSError: if it cannot be written, naming the file; no temporary file is left.
     """
-    temporary = f"{path}.{os.getpid()}.tmp"
-    failed = None
-    try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(temporary, "wb") as opened:
-            file = _Noting(opened)
-            try:
-                write(file)
-            except Exception:
-                failed = file.error
+    with written_together(path) as (draft,), open(draft, "wb") as opened:
+        file = _Noting(opened)
+        try:
+            write(file)
+        except Exception as error:
+            if file.error in (None, error):
                 raise
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(temporary, path)
-        _flush_folder(os.path.dirname(path) or ".")
-    except Exception as error:
-        cause = failed or error
-        if isinstance(cause, OSError) and cause.errno is not None:
-            raise OSError(cause.errno, cause.strerror, path) from error
-        raise
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
+            raise file.error from error
 
 
 class _Noting:

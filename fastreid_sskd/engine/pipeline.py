@@ -340,10 +340,8 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
             section, _, name = key.name.rpartition(".")
             value = value_of(own, key.name)
             value_of(source, section)[name] = value.clone() if isinstance(value, CfgNode) else value
-    for (
-        name,
-        folder,
-    ) in cfg.SSKD.FOLDERS.items():  # the source stage passes the target's images through batch norm
+    # the source stage passes the target's images through batch norm
+    for name, folder in cfg.SSKD.FOLDERS.items():
         already = source.SSKD.FOLDERS.get(name, {})
         if any(already.values()) and already != folder:
             raise ValueError(

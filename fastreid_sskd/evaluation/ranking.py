@@ -196,9 +196,8 @@ def _match_positions(distances, same_identity, same_camera):
     """
     matches = np.flatnonzero(same_identity & ~same_camera)
     matches = matches[np.argsort(distances[matches], kind="mergesort")]
-    between = np.zeros(
-        len(matches) + 1, np.int64
-    )  # images before the first match, between it and the second, ...
+    # images before the first match, between it and the second, ...
+    between = np.zeros(len(matches) + 1, np.int64)
     for j in range(len(distances)):
         if same_identity[j] and same_camera[j]:
             continue

@@ -54,10 +54,8 @@ def baseline_config(
     of_peers = cfg.MODEL.META_ARCHITECTURE in ("SSKD", "SSKDSource")
     cfg = peer_config(cfg, k)
     model = cfg.MODEL
-    model.META_ARCHITECTURE, model.DEVICE = (
-        architecture,
-        get_cfg().MODEL.DEVICE,
-    )  # whoever loads it has another device
+    # whoever loads it has another device
+    model.META_ARCHITECTURE, model.DEVICE = (architecture, get_cfg().MODEL.DEVICE)
     model.WEIGHTS = weights
     model.BACKBONE.PRETRAIN, model.BACKBONE.PRETRAIN_PATH = False, ""
     model.HEADS.NUM_CLASSES = num_classes

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw
 
 from ..data.views import read_image
 from ..engine.files import check_output, written_together
+from ..refusals import optional
 
 _ENDINGS = (".npy", ".npz", ".parquet")
 _GAP, _LINE = 6, 14  # pixels of a picture between images, and under each for its number
@@ -36,12 +37,7 @@ def check_feature_file(path: str, paths: Sequence[str] = (), reads: Sequence[str
     for beside in _files(path, ending)[1:]:
         check_output(beside, reads=reads)
     if ending == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                f'.parquet needs pyarrow: pip install "fastreid-sskd[parquet]" ({error})'
-            ) from error
+        optional("pyarrow.parquet", '.parquet needs pyarrow: pip install "fastreid-sskd[parquet]"')
     for name in paths:
         if ending == ".npy" and "\n" in name:
             raise ValueError(

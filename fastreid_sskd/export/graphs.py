@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import importlib
 import inspect
 import io
 import json
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 
 from ..engine.files import check_output, written_together
+from ..refusals import optional
 from .consumers import ANYONE, Consumer
 from .deployed import Deployed, check_parity, random_images
 
@@ -57,13 +57,10 @@ def check_graph_files(
         )
     extra, packages = _NEEDS[ending]
     for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise ImportError(
-                f"export to {ending} needs {', '.join(packages)}: "
-                f'pip install "fastreid-sskd[{extra}]" ({error})'
-            ) from error
+        optional(
+            package,
+            f'export to {ending} needs {", ".join(packages)}: pip install "fastreid-sskd[{extra}]"',
+        )
     return files
 
 

@@ -12,7 +12,7 @@ from fastreid.layers import pooling
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import nn
 
-from ..refusals import nearest
+from ..refusals import nearest, optional
 
 logger = logging.getLogger("fastreid.sskd.timm")
 
@@ -22,14 +22,11 @@ _CLIPPING = (pooling.GeneralizedMeanPooling,)
 
 def import_timm() -> ModuleType:
     """Return the module timm."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(
-            "MODEL.BACKBONE.NAME is build_timm_backbone, whose package is not installed: pip install timm "
-            f'(or "fastreid-sskd[timm]"), or choose one of fast-reid\'s backbones ({error})'
-        ) from error
-    return timm
+    return optional(
+        "timm",
+        "MODEL.BACKBONE.NAME is build_timm_backbone, whose package is not installed: pip install timm "
+        '(or "fastreid-sskd[timm]"), or choose one of fast-reid\'s backbones',
+    )
 
 
 class TimmBackbone:

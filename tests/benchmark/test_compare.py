@@ -38,9 +38,8 @@ OPTS = [
     "TEST.EVAL_PERIOD",
     "1",
 ]
-OPTS = [
-    part for pair in zip(OPTS[::2], OPTS[1::2]) if pair[0] != "SEED" for part in pair
-]  # each call gives its own
+# each call gives its own
+OPTS = [part for pair in zip(OPTS[::2], OPTS[1::2]) if pair[0] != "SEED" for part in pair]
 ONE, BOUND = "one-network-hard-labels-only", "supervised-upper-bound"
 
 
@@ -108,13 +107,11 @@ def test_rows_are_those_of_the_runs(compared):
         ("SSKD, ensemble", "ensemble"),
     ):
         assert rows[row]["mAP"] == pytest.approx(last[name]["mAP"], abs=1e-4)
-    assert rows["direct transfer"]["mAP"] == pytest.approx(
-        first["ensemble"]["mAP"], abs=1e-4
-    )  # SSKD's own start
+    # SSKD's own start
+    assert rows["direct transfer"]["mAP"] == pytest.approx(first["ensemble"]["mAP"], abs=1e-4)
     one = json.loads((folder / ONE / "seed1" / "results.json").read_text())["evaluations"]
-    assert (
-        one[0]["results"]["Market1501"]["teacher0"] == first["teacher0"]
-    )  # from the first of SSKD's source models
+    # from the first of SSKD's source models
+    assert one[0]["results"]["Market1501"]["teacher0"] == first["teacher0"]
     assert rows["one network, hard labels only"]["mAP"] == pytest.approx(
         one[-1]["results"]["Market1501"]["teacher0"]["mAP"], abs=1e-4
     )

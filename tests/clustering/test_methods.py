@@ -361,9 +361,8 @@ def test_infomap_leaves_out_what_has_no_near_pair_and_small_modules():
 def test_infomap_uses_no_pair_beyond_eps():
     pytest.importorskip("infomap", reason="the extra infomap is not installed")
     features = crowd(seed=13, num_ids=20)
-    estimated = pseudo_labels(
-        features, k1=8, k2=3, method="infomap", pairs_per_image=5
-    )  # keeps pairs beyond its eps
+    # keeps pairs beyond its eps
+    estimated = pseudo_labels(features, k1=8, k2=3, method="infomap", pairs_per_image=5)
     given = pseudo_labels(features, k1=8, k2=3, method="infomap", eps=estimated.eps)
     assert np.array_equal(estimated.labels, given.labels)
 

@@ -417,9 +417,8 @@ def test_without_cameras_a_query_must_not_find_itself(tree, tmp_path):
     os.symlink(tmp_path / "q" / "bo1.jpg", tmp_path / "g" / "bo1.jpg")
     with pytest.raises(ValueError, match="1 images are in query and gallery both.*bo1.jpg"):
         open_folder(root, **LABELLED)
-    assert (
-        len(open_folder(root, **LABELLED, CAMERA="o|n").gallery) == 2
-    )  # with cameras the protocol leaves it out
+    # with cameras the protocol leaves it out
+    assert len(open_folder(root, **LABELLED, CAMERA="o|n").gallery) == 2
 
 
 @pytest.mark.parametrize("missing", ["QUERY", "GALLERY", "IDENTITY"])

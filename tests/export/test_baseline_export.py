@@ -83,9 +83,8 @@ def test_the_same_features_in_stock_fastreid(make_trained, tmp_path, peer, k):
         expected = model.teachers[k](model.pixels(images))
     assert expected.std() > 1e-3 and not torch.allclose(expected[0], expected[1], rtol=1e-2)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
-    assert (
-        "not found" not in said and "not loaded" not in said and "Skip loading" not in said
-    )  # every tensor found its place
+    # every tensor found its place
+    assert "not found" not in said and "not loaded" not in said and "Skip loading" not in said
 
 
 def test_a_clas_head_gives_features(make_trained, tmp_path):

@@ -163,9 +163,8 @@ def test_the_hosts_architectures(made, tmp_path, name, opts):
     assert error <= 1e-5
     plain = get_cfg()
     plain.merge_from_file(yml)
-    assert plain.MODEL.META_ARCHITECTURE == (
-        "Baseline" if name == "MoCo" else name
-    )  # whose forward is the Baseline's
+    # whose forward is the Baseline's
+    assert plain.MODEL.META_ARCHITECTURE == ("Baseline" if name == "MoCo" else name)
     assert not any("memory" in key for key in torch.load(tmp_path / "m.pth", weights_only=True)["model"])
 
 

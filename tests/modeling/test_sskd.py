@@ -411,9 +411,8 @@ def test_evaluation_with_each_option(make_model, make_batch, normalised):
         model.eval_with = model.check_eval_with(eval_with)
         torch.testing.assert_close(model({"images": images}), feature, rtol=1e-4, atol=1e-5)
     model.eval_with = "best"
-    torch.testing.assert_close(
-        model({"images": images}), teachers[0], rtol=1e-4, atol=1e-5
-    )  # nothing evaluated yet
+    # nothing evaluated yet
+    torch.testing.assert_close(model({"images": images}), teachers[0], rtol=1e-4, atol=1e-5)
     for k in range(3):
         model.best_peer.fill_(k)
         torch.testing.assert_close(model({"images": images}), teachers[k], rtol=1e-4, atol=1e-5)
