@@ -180,7 +180,7 @@ def _parts(data: ImageDataset, parts: Sequence[str], combine_all: bool) -> list[
     if combine_all:
         data.combine_all()
     # the host's Market1501 looks into its folders only now
-    return [_sorted(getattr(data, part)) for part in parts]
+    return [sorted(map(tuple, getattr(data, part)), key=lambda item: item[0]) for part in parts]
 
 
 def _check_on_disk(items: Sequence[Item]) -> None:
@@ -199,7 +199,3 @@ def _check_on_disk(items: Sequence[Item]) -> None:
             f"{len(missing)} of {len(items)} images that its lists name are not on disk (first: "
             f"{missing[0]!r}): unpack or copy it again, or take these lines out of the lists"
         )
-
-
-def _sorted(items: Sequence[Sequence]) -> list[Item]:
-    return sorted((tuple(item) for item in items), key=lambda item: item[0])

@@ -1,10 +1,4 @@
-"""Whether a config can work, before anything is trained or written.
-
-Names, ranges, network, optimiser, clustering.
-
-Of every config, plain ones and those of both stages, by :func:`.pipeline.check_run`; what a run does not read
-is not checked.
-"""
+"""Whether a config can work, before anything is written; what a run does not read is not checked."""
 
 import inspect
 from collections import OrderedDict
@@ -217,8 +211,3 @@ def check_optimizer(cfg: CfgNode) -> torch.optim.Optimizer:
             f"{type(error).__name__}: {error}; Adam, AdamW and SGD can"
         ) from error
     return optimizer
-
-
-def check_clustering(cfg: CfgNode, num_images: int) -> None:
-    """Check what ``SSKD.CLUSTER`` says against the number of the target's images N."""
-    check_options(ClusterOptions.from_cfg(cfg), num_images)

@@ -1,7 +1,4 @@
-"""What a refresh takes from the target beside clusters.
-
-Batch-norm statistics, a temperature of the soft labels, a shared search.
-"""
+"""What a refresh takes from the target beside clusters: statistics, a temperature, a shared search."""
 
 import copy
 import dataclasses
@@ -41,11 +38,8 @@ class _Moments:
         x = args[0].detach().double().transpose(0, 1).flatten(1)  # (channels, values)
         mean, count = x.mean(1), self.count + x.shape[1]
         step = mean - self.mean
-        self.squares = (
-            self.squares
-            + (x - mean[:, None]).square().sum(1)
-            + step.square() * (self.count * x.shape[1] / count)
-        )
+        self.squares = self.squares + (x - mean[:, None]).square().sum(1)
+        self.squares += step.square() * (self.count * x.shape[1] / count)
         self.mean, self.count = self.mean + step * (x.shape[1] / count), count
 
 
@@ -92,12 +86,8 @@ def estimate_necks(
             layer = peer.get_submodule(name)
             layer.running_mean.copy_(moments.mean)
             layer.running_var.copy_(moments.squares / moments.count)
-        logger.info(
-            "peer %d: the weights bring no statistics of %s: those of %d target images are taken",
-            k,
-            name,
-            len(items),
-        )
+        text = "peer %d: the weights bring no statistics of %s: those of %d target images are taken"
+        logger.info(text, k, name, len(items))
 
 
 def find_temperature(logits: Sequence[torch.Tensor], confidence: float) -> float:

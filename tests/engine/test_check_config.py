@@ -17,9 +17,10 @@ from tiny_reid import (
     write_split,
 )
 
+from fastreid_sskd.clustering import ClusterOptions, check_options
 from fastreid_sskd.data.loaders import source_items
 from fastreid_sskd.engine import check_config, evaluate, load_config, pipeline, run
-from fastreid_sskd.engine.check_config import check_clustering, check_settings
+from fastreid_sskd.engine.check_config import check_settings
 from fastreid_sskd.engine.hooks import PseudoLabelRefresh
 from fastreid_sskd.refusals import UnknownNameError
 
@@ -270,14 +271,14 @@ def test_an_error_names_key_rule_and_value(tmp_path):
 
 def test_a_target_of_one_image(tmp_path):
     with pytest.raises(ValueError, match="at least 2 images, got 1"):
-        check_clustering(tiny_adaptation(tmp_path), 1)
+        check_options(ClusterOptions.from_cfg(tiny_adaptation(tmp_path)), 1)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_pass(name):
     cfg = load_config(str(CONFIGS / name))
     check_settings(cfg)
-    check_clustering(cfg, 12_936)  # images of Market-1501
+    check_options(ClusterOptions.from_cfg(cfg), 12_936)  # images of Market-1501
 
 
 def test_an_eps_that_is_given_goes_before_the_estimated_one(tmp_path):
