@@ -48,10 +48,9 @@ class _AsWritten(yaml.SafeLoader):
 
 
 def config_path(given: str, folder: str = "") -> str:
-    """The path of a config or grid: of a file, or of one that the package ships and that goes by its name.
+    """The path of a config or grid: a file relative to ``folder``, else one that the package ships.
 
-    Args:
-        given: a path, relative to ``folder``; or a name, such as "sskd_m2d.yml" or "peers/r50.yml".
+    The latter go by names such as "sskd_m2d.yml" and "peers/r50.yml".
     """
     path, shipped = os.path.join(folder, os.path.expanduser(given)), os.path.join(CONFIGS, given)
     return shipped if os.path.isfile(shipped) and not os.path.exists(path) else path

@@ -108,13 +108,8 @@ def read_results(path: str) -> list[Result]:
 def collect(folder: str, selections: Collection[str] = ("last",), name: str = "") -> list[Result]:
     """Read the results of a run folder, or of all runs below a folder, such as a grid's.
 
-    Source models and earlier runs inside a run are not results of their own. Untrained models stand first;
-    the rest is in the order of the grid's record, if there is one.
-
     Args:
-        folder: where to look.
-        selections: "last" (the last epoch's rows) and/or "best" (the row that the run chose, by what it says
-            it did).
+        selections: "last" (the last epoch's rows) and/or "best" (the row that the run says it chose).
         name: method's name in place of the one found.
     """
     unknown = sorted(set(selections) - set(SELECTIONS))
@@ -161,13 +156,10 @@ def is_recorded(folder: str) -> bool:
 
 
 def read_run(folder: str, selections: Collection[str] = ("last",), *, named: bool = True) -> list[Result]:
-    """Results of one run folder; [] while it has none yet.
+    """Results of one run folder; [] while it has none yet. ``selections`` as for :func:`collect`.
 
-    Args:
-        folder: of the run.
-        selections: as for :func:`collect`.
-        named: take the record that a grid has written, with its names, if there is one; else all that the run
-            evaluated.
+    ``named``: take the record that a grid has written, with its names, if there is one; else all that the
+    run evaluated.
     """
     if not named or not is_recorded(folder):
         return run_results(folder, selections)
@@ -176,12 +168,9 @@ def read_run(folder: str, selections: Collection[str] = ("last",), *, named: boo
 
 
 def run_results(folder: str, selections: Collection[str], rows: Rows | None = None) -> list[Result]:
-    """Results of one run folder from what its training wrote.
+    """Results of one run folder from what its training wrote. ``selections`` as for :func:`collect`.
 
-    Args:
-        folder: of the run.
-        selections: as for :func:`collect`.
-        rows: {name in the table: metrics} of the last epoch; None: all that results.json or metrics.json has.
+    ``rows``: {name in the table: metrics} of the last epoch; None: all that results.json or metrics.json has.
     """
     path = os.path.join(folder, "config.yaml")
     if not os.path.isfile(path):

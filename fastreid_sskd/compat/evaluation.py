@@ -31,10 +31,6 @@ def _together(host_inference: Callable[..., dict]) -> Callable[..., dict]:
     return inference_on_dataset
 
 
-def compile_dependencies(self: Any) -> None:
-    """Do nothing: there is no Cython ranking to compile."""
-
-
 def evaluate_rank(
     distmat: np.ndarray,
     q_pids: np.ndarray,
@@ -99,7 +95,7 @@ PATCHES = (
         "evaluation/reid_evaluation.py:35, evaluation/rank_cylib/__init__.py:8",
         "the first evaluation runs make and ends the process with sys.exit(1) where Cython is missing",
         lambda: put(
-            "fastreid.evaluation.reid_evaluation", "ReidEvaluator._compile_dependencies", compile_dependencies
+            "fastreid.evaluation.reid_evaluation", "ReidEvaluator._compile_dependencies", lambda self: None
         ),
     ),
     Patch(

@@ -16,11 +16,6 @@ class CompatError(RuntimeError):
     """The host is not the one that the patches were written for."""
 
 
-def always() -> bool:
-    """Condition of a patch that every supported version needs."""
-    return True
-
-
 @dataclass(frozen=True)
 class Patch:
     """One change to the host.
@@ -39,7 +34,7 @@ class Patch:
     where: str
     reason: str
     action: Callable[[], AbstractContextManager | None]
-    needed: Callable[[], bool] = always
+    needed: Callable[[], bool] = lambda: True  # of every supported version
     at_import: bool = False
 
 

@@ -30,8 +30,7 @@ def training_items(
 ) -> list[Item]:
     """List the training images of data sets, sorted by path within each.
 
-    Identities and cameras of several data sets are kept apart: with more than one, they are prefixed with its
-    name.
+    With several data sets, identities and cameras are prefixed with the set's name, which keeps them apart.
 
     Args:
         names: ``DATASETS.NAMES``: of registered data sets or of ``folders``.
@@ -40,8 +39,7 @@ def training_items(
 
     Raises:
         UnknownNameError: if a name is not registered.
-        FileNotFoundError: if the images are not where they should be, naming the folder and the variable that
-            sets it.
+        FileNotFoundError: if the images are not where they should be.
         ValueError: if there are no images, or a data set is named twice.
     """
     if not names:

@@ -30,12 +30,7 @@ class Box(NamedTuple):
 
 
 def read_boxes(path: str) -> list[Box]:
-    """Read ``frame,id,left,top,width,height,...`` a row; more columns and blank rows are skipped.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a row that cannot be read or says what another says, by its number; for no row at all.
-    """
+    """Read ``frame,id,left,top,width,height,...`` a row; more columns and blank rows are skipped."""
     boxes: list[Box] = []
     seen: dict[tuple[int, int], int] = {}
     with open(path, encoding="utf-8", errors="replace") as file:

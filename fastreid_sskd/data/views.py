@@ -123,10 +123,7 @@ class CropCache:
         return int(self._filled.sum())
 
     def read(self, image: str | Image.Image) -> torch.Tensor:
-        """The crop of an image, given by its path or decoded; uint8 (3, H, W), not to be changed.
-
-        Raises as :func:`read_image`.
-        """
+        """The crop of an image, given by its path or decoded; uint8 (3, H, W), not to be changed."""
         decoded = isinstance(image, Image.Image)
         place = None if decoded else self._place.get(image)
         if place is not None and self._filled[place]:

@@ -81,10 +81,7 @@ def last_checkpoint(folder: str) -> str:
 class Checkpointer(HostCheckpointer):
     """The host's checkpointer with atomic writes, safe reads and no silently skipped weights.
 
-    Anything with ``state_dict`` and ``load_state_dict`` can be added to ``checkpointables``.
-
-    Attributes:
-        stamp: plain values written into every file, as the run's config.
+    ``stamp`` holds plain values that are written into every file, as the run's config.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):

@@ -162,8 +162,7 @@ def output_folder(folder: str) -> Iterator[None]:
 
     Raises:
         FolderInUseError: if another run holds it.
-        NotADirectoryError: if a file is there.
-        PermissionError: if nothing can be written there.
+        NotADirectoryError, PermissionError: as :func:`make_folder`.
     """
     with contextlib.ExitStack() as held:
         if folder:

@@ -1,7 +1,4 @@
-"""Hooks of fast-reid's training loop, in the order in which they run.
-
-Hooks only act; labels' rules and results live elsewhere.
-"""
+"""Hooks of fast-reid's training loop, in the order in which they run; they only act."""
 
 import dataclasses
 import logging
@@ -196,20 +193,12 @@ class PseudoLabelRefresh(HookBase):
         storage = self.trainer.storage
         storage.put_scalars(smoothing_hint=False, **{f"refresh/{k}": float(v) for k, v in scalars.items()})
         storage.put_scalars(smoothing_hint=False, **{f"diagnostics/{k}": v for k, v in agreement.items()})
-        changed = "-" if report.changed_share is None else f"{100 * report.changed_share:.1f} %"
         agrees = "".join(f" {name} {value:.3f}" for name, value in agreement.items())
-        logger.info(
-            "epoch %d: %d clusters of %d images, %.1f %% noise, eps %.4f, largest %d, median %g, changed %s, "
-            "%.1f s%s",
-            self.trainer.epoch, report.num_clusters, report.num_images, 100 * report.noise_share, self.eps,
-            report.largest, report.median, changed, sum(seconds.values()),
-            agrees and f" (diagnostics, unseen by training:{agrees})",
-        )  # fmt: skip
+        agrees = agrees and f" (diagnostics, unseen by training:{agrees})"
+        logger.info("epoch %d: %s, %.1f s%s", self.trainer.epoch, report, sum(seconds.values()), agrees)
         if result.tracklets is not None:
-            logger.info(
-                "%d tracklets: %d joined with others, %d split off from one that overlaps in time",
-                *dataclasses.astuple(result.tracklets),
-            )
+            text = "%d tracklets: %d joined with others, %d split off from one that overlaps in time"
+            logger.info(text, *dataclasses.astuple(result.tracklets))
         if sharpness:
             found = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in sharpness.items())
             logger.info("soft labels: %s", found)
@@ -363,8 +352,7 @@ class LabelFreeSelection(HookBase):
 class PeriodicEvaluation(HookBase):
     """Evaluates after every ``period`` [epochs, >= 0] and after the last; 0: never.
 
-    The host's ``EvalHook`` divides by a period of 0, and evaluates also when training failed. ``evaluate``
-    returns a nested dict of numbers, which goes to the event storage.
+    The host's ``EvalHook`` divides by a period of 0, and evaluates also when training failed.
     """
 
     def __init__(self, period: int, evaluate: Callable[[], dict]):

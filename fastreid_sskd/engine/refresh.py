@@ -58,10 +58,8 @@ def estimate_necks(
     evaluation mode; student and teacher get the same.
 
     Args:
-        items: (path, identity, camera) of the target's images; identities are not used.
         absent: for each peer the tensors that its weights lacked, as :func:`..modeling.load_source_weights`
             returns them.
-        cache: of the images, where the run has one.
     """
     layers = [
         [name.removesuffix(".running_mean") for name in names if name.endswith(".running_mean")]
@@ -158,12 +156,8 @@ _ROWS = 65_536
 def shared_candidates(features: torch.Tensor, options: ClusterOptions, **search) -> Candidates | None:
     """Candidates of the neighbor search of ``pseudo_labels``, each rank having searched its shard.
 
-    Every process has to call this with the same features and options. Labels are those of one process's
-    search, as :func:`merge_shards` says; what is sent does not depend on how many columns the features have.
-
-    Args:
-        features: (N, d), all of them. options, search: those of `pseudo_labels`, ``search`` its ``device``
-            and ``cameras``.
+    Every process has to call this with the same features (N, d) and options. Labels are those of one
+    process's search, as :func:`merge_shards` says; what is sent does not depend on the features' columns.
 
     Returns:
         In the main process; None elsewhere, and where there is nothing to share: one process, or a method
@@ -198,11 +192,9 @@ def _merged(own: Candidates) -> Candidates | None:
 
 
 def one_network_config(cfg: CfgNode) -> CfgNode:
-    """One network that learns from hard pseudo-labels only: no peers, no soft labels, no averaging teacher.
+    """One network that learns from hard pseudo-labels only, in the same steps.
 
-    Differs from the SSKD config ``cfg`` in what SSKD adds: one peer, the weight of ``SoftCE`` given to
-    ``LabelSmoothCE``, and a teacher that *is* the student (decay 0). Everything else, steps included, is the
-    same.
+    It has the weight of ``SoftCE`` given to ``LabelSmoothCE``, and a teacher that *is* the student (decay 0).
     """
     cfg = copy.deepcopy(cfg)
     cfg.defrost()
@@ -231,13 +223,8 @@ def supervised_config(cfg: CfgNode) -> CfgNode:
 def reestimate_batch_norm(cfg: CfgNode, model: SSKD, items: Iterable[Item]) -> None:
     """Replace every teacher's batch-norm statistics by those of the given images: the cheapest adaptation.
 
-    Averages over full batches of ``TEST.IMS_PER_BATCH``, as PreciseBN does; weights and students stay as they
-    are.
-
-    Args:
-        cfg: for the test transforms and the batch size.
-        model: the peers; changed in place, its mode is restored.
-        items: (path, identity, camera) of N images; identities are not used.
+    Averages over full batches of ``TEST.IMS_PER_BATCH``, as PreciseBN does. The mode of the model is
+    restored, weights and students stay as they are; identities are not used.
     """
     mode = model.training
     loader = extraction_loader(cfg, list(items))

@@ -1,7 +1,4 @@
-"""The losses of SSKD and of its relatives, as functions and as registered, weighted sets.
-
-Importing this package registers the losses by name.
-"""
+"""Losses of SSKD and of its relatives, as functions and as weighted sets; importing registers them."""
 
 from .cluster_contrast_loss import ClusterContrast, cluster_contrast
 from .label_smooth_loss import LabelSmoothCE, label_smooth_cross_entropy

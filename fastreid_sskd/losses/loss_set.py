@@ -255,8 +255,7 @@ def full_precision(function: Function) -> Function:
     """Run a loss with autocast off and its half-precision tensors cast to float32; float64 stays float64.
 
     Casting alone is not enough: in an autocast region a product of float32 matrices runs in half precision,
-        which
-    moves cosine similarities by more than the mining margin's resolution.
+    which moves cosine similarities by more than the mining margin's resolution.
     """
 
     def cast(value: Any) -> Any:

@@ -1,11 +1,7 @@
-"""One peer network: a backbone and a head of the host, with a classifier that follows the number of clusters.
-
-Also the config of each peer, the meta-architectures that can be a peer, and pixel normalisation.
-"""
+"""One peer: a network of the host whose classifier follows the clusters; its config and its pixels."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from fastreid.config import CfgNode, get_cfg
@@ -228,16 +224,9 @@ def _build_architecture(cfg: CfgNode) -> nn.Module | None:
         heads.__class__ = EmbeddingHead  # a ClasHead returns logits in evaluation
     if type(model).forward is Baseline.forward:
         return None  # backbone and head are all of it
-    model.preprocess_image, model.losses = _images, _as_losses
+    model.preprocess_image = lambda batch: batch["images"]
+    model.losses = lambda outputs, *_, **__: outputs
     return model
-
-
-def _images(batched_inputs: dict) -> torch.Tensor:
-    return batched_inputs["images"]
-
-
-def _as_losses(outputs: dict, *_: Any, **__: Any) -> dict:
-    return outputs
 
 
 def _architecture_forward(

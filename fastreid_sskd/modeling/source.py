@@ -16,11 +16,11 @@ from .peer import Peer, PixelNormalisation, build_peer
 class SSKDSource(Peer):
     """Train with L_id + L_ms + 2 L_nn, all on the source.
 
-    Training: ``forward({"images": (B, 3, H, W), "targets": (B,)})`` returns ``{"loss_<name>": weighted
-        scalar}``.
+    ``forward({"images": (B, 3, H, W), "targets": (B,)})`` returns ``{"loss_<name>": weighted scalar}``.
     With ``"bn_images"`` (B', 3, H, W) in the batch, these unlabelled target images pass through the network
     in train mode after the source's; only batch-norm statistics change. Its checkpoints have the names of a
-    :class:`fastreid.modeling.meta_arch.Baseline` and load there.
+    :class:`fastreid.modeling.meta_arch.Baseline` and load there. ``classifier_std`` is that of the
+    classifier's initial weights; None keeps those of the peer.
     """
 
     @configurable

@@ -4,7 +4,6 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
-from types import ModuleType
 
 import torch
 from fastreid.config import CfgNode
@@ -18,15 +17,6 @@ logger = logging.getLogger("fastreid.sskd.timm")
 
 #: pools of the host that clip negative values, which half of a token's are
 _CLIPPING = (pooling.GeneralizedMeanPooling,)
-
-
-def import_timm() -> ModuleType:
-    """Return the module timm."""
-    return optional(
-        "timm",
-        "MODEL.BACKBONE.NAME is build_timm_backbone, whose package is not installed: pip install timm "
-        '(or "fastreid-sskd[timm]"), or choose one of fast-reid\'s backbones',
-    )
 
 
 class TimmBackbone:
@@ -102,7 +92,11 @@ def build_timm_backbone(cfg: CfgNode) -> nn.Module:
 
 def _create(name: str, size: tuple[int, int], last_stride: int) -> nn.Module:
     """Create a network by its name in timm, without a classifier, with those options that it has."""
-    timm = import_timm()
+    timm = optional(
+        "timm",
+        "MODEL.BACKBONE.NAME is build_timm_backbone, whose package is not installed: pip install timm "
+        '(or "fastreid-sskd[timm]"), or choose one of fast-reid\'s backbones',
+    )
     if not timm.is_model(name):  # also timm's hf-hub: names, which would be looked up on the network
         said = nearest(name, timm.list_models()) or "; timm.list_models() lists them"
         raise ValueError(

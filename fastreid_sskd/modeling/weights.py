@@ -58,7 +58,9 @@ def read_file(path: str, *, mmap: bool = False) -> Any:
             "SSKD.SOURCE.WEIGHTS and MODEL.BACKBONE.PRETRAIN_PATH take files on disk"
         )
     try:
-        if _is_safetensors(path):
+        with open(path, "rb") as file:
+            head = file.read(16)
+        if re.match(_SAFETENSORS, head):
             from safetensors.torch import load_file  # required by timm
 
             return load_file(path)
@@ -90,11 +92,6 @@ def _plain_objects_allowed() -> AbstractContextManager:
     ]
     types = {type(np.dtype(code)) for code in "?bBhilqefd"}  # those torch has as well
     return torch.serialization.safe_globals([*names, np.ndarray, np.dtype, *types, argparse.Namespace])
-
-
-def _is_safetensors(path: str) -> bool:
-    with open(path, "rb") as file:
-        return re.match(_SAFETENSORS, file.read(16)) is not None
 
 
 def _what_it_is(path: str, error: Exception) -> str:
@@ -352,7 +349,8 @@ def _refuse(path: str, network: nn.Module, match: Match, state: State, what: str
     share = f"{match.num_found} of {match.total} {what} tensors of this {type(network).__name__} fit"
     text = f"{path!r} holds weights of another network than the config describes: {share}"
     text += f" ({match.num_found / match.total:.0%})"
-    small = [name for name in match.misshapen if name in below and _is_quantised(below[name])]
+    quantised = {name for name, v in below.items() if v.is_quantized or v.dtype in (torch.int8, torch.uint8)}
+    small = [name for name in match.misshapen if name in quantised]
     kinds = {
         "missing": [*match.missing, *match.new],
         "of another shape": [name for name in match.misshapen if name not in small],
@@ -369,10 +367,6 @@ def _refuse(path: str, network: nn.Module, match: Match, state: State, what: str
             "was made from"
         )
     raise WeightsError(f"{text}\n  Probably {cause}")
-
-
-def _is_quantised(value: torch.Tensor) -> bool:
-    return value.is_quantized or value.dtype in (torch.int8, torch.uint8)
 
 
 def _cause(match: Match, there: list[str]) -> str:

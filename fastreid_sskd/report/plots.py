@@ -238,10 +238,7 @@ def bar_chart(title: str, bars: Mapping[str, float], unit: str = "") -> Markup:
 def scatter(title: str, points: Points, groups: Sequence[str], names: Sequence[str]) -> Markup:
     """Draw N points where they are finite, coloured by group; "" without one.
 
-    Args:
-        title: above the chart.
-        points, names: N positions, and labels that are shown when they are pointed at.
-        groups: N names of groups, "" for none (grey, below the others).
+    ``names`` are shown when points are pointed at, ``groups`` N names, "" for none (grey, below).
     """
     members: dict[str, list] = {"": []}
     for point, group, name in zip(points, groups, names):
