@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_reid import CONFIGS, DUKE, TINY, TINY_SOURCE, TINY_TARGET
+from tiny_reid import CONFIGS, DUKE, TINY, TINY_SOURCE, TINY_TARGET, overrides
 
 from fastreid_sskd.benchmark import collect, load_grid, run_grid, runner, write_table
 from fastreid_sskd.clustering import PseudoLabelError
@@ -29,15 +29,8 @@ ROWS = [
     "supervised upper bound",
 ]
 BASE = str(CONFIGS / "sskd_d2m.yml")
-OPTS = [
-    *TINY_TARGET,
-    "SSKD.SOURCE.OPTS",
-    str(TINY_SOURCE[len(TINY) :]),
-    "SOLVER.MAX_EPOCH",
-    "1",
-    "TEST.EVAL_PERIOD",
-    "1",
-]
+OPTS = [*TINY_TARGET, "SSKD.SOURCE.OPTS", str(TINY_SOURCE[len(TINY) :])]
+OPTS += overrides("SOLVER.MAX_EPOCH 1", "TEST.EVAL_PERIOD 1")
 # each call gives its own
 OPTS = [part for pair in zip(OPTS[::2], OPTS[1::2]) if pair[0] != "SEED" for part in pair]
 ONE, BOUND = "one-network-hard-labels-only", "supervised-upper-bound"

@@ -449,12 +449,9 @@ def crops(world, tmp_path, monkeypatch):
 
 
 FOLDER = (
-    "DATASETS.NAMES",
-    "('CropFolder',)",
-    "DATASETS.TESTS",
-    "()",
-    "SSKD.FOLDERS.CropFolder.TRAIN",
-    "crops",
+    "DATASETS.NAMES ('CropFolder',)",
+    "DATASETS.TESTS ()",
+    "SSKD.FOLDERS.CropFolder.TRAIN crops",
 )
 TEST = (
     "DATASETS.TESTS", "('CropFolder',)", "SSKD.FOLDERS.CropFolder.QUERY", "q",

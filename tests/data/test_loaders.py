@@ -326,10 +326,8 @@ def host_loader(request, data_sets, tmp_path):
         tmp_path,
         "DATALOADER.SAMPLER_TRAIN",
         request.param,
-        "INPUT.REA.ENABLED",
-        "True",
-        "INPUT.REA.PROB",
-        "1.0",
+        "INPUT.REA.ENABLED True",
+        "INPUT.REA.PROB 1.0",
     )
     return build_reid_train_loader(cfg, combineall=False)
 

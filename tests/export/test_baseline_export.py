@@ -11,7 +11,7 @@ import yaml
 from fastreid.config import get_cfg
 from fastreid.modeling import build_model
 from fastreid.utils.checkpoint import Checkpointer
-from tiny_reid import CONFIGS, TINY_TARGET, draw
+from tiny_reid import CONFIGS, TINY_TARGET, draw, overrides
 
 import fastreid_sskd
 from fastreid_sskd.answers import search
@@ -246,25 +246,19 @@ def adapted(tmp_path, monkeypatch, make_trained):
     source, _ = make_trained("INPUT.SIZE_TEST", "[32, 16]")
     cfg = load_config(
         str(CONFIGS / "sskd_crops.yml"),
-        [
+        overrides(
             *TINY_TARGET,
-            "MODEL.BACKBONE.NAME",
-            "build_osnet_backbone",
-            "MODEL.BACKBONE.DEPTH",
-            "x0_25",
-            "MODEL.BACKBONE.FEAT_DIM",
-            "128",
+            "MODEL.BACKBONE.NAME build_osnet_backbone",
+            "MODEL.BACKBONE.DEPTH x0_25",
+            "MODEL.BACKBONE.FEAT_DIM 128",
             "SSKD.SOURCE.WEIGHTS",
             f"['{source.MODEL.WEIGHTS}']",
-            "SSKD.SELECT_BY",
-            "silhouette",
-            "SOLVER.MAX_EPOCH",
-            "1",
-            "SSKD.ITERS_PER_EPOCH",
-            "2",
+            "SSKD.SELECT_BY silhouette",
+            "SOLVER.MAX_EPOCH 1",
+            "SSKD.ITERS_PER_EPOCH 2",
             "OUTPUT_DIR",
             str(tmp_path / "out"),
-        ],
+        ),
     )
     run(cfg)
     cfg.MODEL.WEIGHTS = str(tmp_path / "out" / "model_best.pth")
