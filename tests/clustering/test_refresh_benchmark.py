@@ -23,7 +23,7 @@ def tool(monkeypatch):
 
 
 SIZES = {"images": 400, "dim": 16, "dense_up_to": 400, "exact_up_to": 400, "product_up_to": 400}
-CASE = SIZES | {"variant": "sskd", "knn": "torch", "runs": 3, "seed": 0}
+CASE = SIZES | {"variant": "sskd", "knn": "torch", "device": "cpu", "runs": 3, "seed": 0}
 CASE |= {"pairs_per_image": 5.0, "k1": 12, "k2": 4, "min_samples": 4}
 
 
