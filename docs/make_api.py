@@ -24,14 +24,21 @@ These names are public: what they do changes only with a line in the CHANGELOG. 
 
 
 def public_packages() -> list:
-    """The package and its subpackages that export names, in alphabetical order."""
+    """The package and its subpackages but that of the commands, in alphabetical order."""
     names = [
         f"fastreid_sskd.{module.name}"
         for module in pkgutil.iter_modules(fastreid_sskd.__path__)
-        if module.ispkg
+        if module.ispkg and module.name != "tools"
     ]
-    packages = [fastreid_sskd, *(importlib.import_module(name) for name in sorted(names))]
-    return [package for package in packages if getattr(package, "__all__", ())]
+    return [fastreid_sskd, *(importlib.import_module(name) for name in sorted(names))]
+
+
+def exported(package: types.ModuleType) -> list[str]:
+    """The names that a package exports: what its ``__init__.py`` imports or defines, modules apart."""
+    if package is fastreid_sskd:
+        return package.__all__  # some are imported when they are asked for
+    names = [name for name, thing in vars(package).items() if name[0] != "_" and not inspect.ismodule(thing)]
+    return sorted(names, key=lambda name: (not name.isupper(), name.lower() == name, name))
 
 
 def first_line(thing: object) -> str:
@@ -80,8 +87,9 @@ def page() -> str:
     """The text of docs/api.md."""
     parts = [HEAD]
     for package in public_packages():
-        entries = "\n".join(entry(name, getattr(package, name)) for name in package.__all__)
-        parts.append(f"## {package.__name__}\n\n{first_line(package)}\n\n{entries}\n")
+        entries = "\n".join(entry(name, getattr(package, name)) for name in exported(package))
+        if entries:
+            parts.append(f"## {package.__name__}\n\n{first_line(package)}\n\n{entries}\n")
     return "\n".join(parts)
 
 

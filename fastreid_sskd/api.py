@@ -15,8 +15,6 @@ from .engine.files import output_folder
 from .engine.pipeline import check_run, image_features, load_trained, train
 from .refusals import checking
 
-__all__ = ["Adaptation", "FeatureExtractor", "adapt", "load"]
-
 _Path = str | os.PathLike
 
 
@@ -54,9 +52,6 @@ def adapt(
         output: the run's folder; "": the config's ``OUTPUT_DIR``.
         opts: overrides of the config, KEY, value, ...
         resume: continue from the last checkpoint in the output folder, if there is one.
-
-    Raises:
-        ValueError: if the config is not of SSKD, or as :func:`.engine.run`, whose other errors come too.
 
     Example:
         >>> from fastreid_sskd import adapt, load
@@ -125,12 +120,7 @@ def load(run: _Path, teacher: str | int = "", device: str = "") -> "FeatureExtra
 
 
 class FeatureExtractor:
-    """Map images to features (N, d), float32 of unit length, exactly as the model's evaluation does.
-
-    Args:
-        cfg: of the model, frozen.
-        model: in evaluation mode, on the config's device.
-    """
+    """Map images to features (N, d), float32 of unit length, exactly as the model's evaluation does."""
 
     def __init__(self, cfg: CfgNode, model: torch.nn.Module):
         self.cfg = cfg

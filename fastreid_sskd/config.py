@@ -6,7 +6,7 @@ made from the same table.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -465,14 +465,12 @@ _RESUME = {"same": "no", "start": "without effect", "continue": "yes", "any": "y
 
 def reference() -> str:
     """The page ``docs/config.md``."""
-    return "\n".join(_reference_lines()) + "\n"
-
-
-def _reference_lines() -> Iterator[str]:
-    yield "# Config keys"
-    yield ""
-    yield "Made from the table in `fastreid_sskd/config.py` by `make reference`. The last column says"
-    yield "whether a resumed run may have another value; `SSKD.MAY_DIFFER` lets any key differ."
+    lines = [
+        "# Config keys",
+        "",
+        "Made from the table in `fastreid_sskd/config.py` by `make reference`. The last column says",
+        "whether a resumed run may have another value; `SSKD.MAY_DIFFER` lets any key differ.",
+    ]
     section = None
     for key in KEYS:
         if key.default is HOST:
@@ -480,7 +478,8 @@ def _reference_lines() -> Iterator[str]:
         now = ".".join(key.name.split(".")[:2]) if key.name.count(".") > 1 else "SSKD"
         if now != section:
             section = now
-            yield from ("", f"## {section}", "", "| key | default | meaning | resume |", "|---|---|---|---|")
+            lines += ["", f"## {section}", "", "| key | default | meaning | resume |", "|---|---|---|---|"]
         allowed = f" Must be {key.rule.text}." if isinstance(key.rule, Rule) else ""
         meaning = (f"{key.meaning[:1].upper()}{key.meaning[1:]}." + allowed).replace("|", "\\|")
-        yield f"| `{key.name}` | `{key.default!r}` | {meaning} | {_RESUME[key.resume]} |"
+        lines.append(f"| `{key.name}` | `{key.default!r}` | {meaning} | {_RESUME[key.resume]} |")
+    return "\n".join(lines) + "\n"

@@ -48,10 +48,9 @@ class _AsWritten(yaml.SafeLoader):
 
 
 def config_path(given: str, folder: str = "") -> str:
-    """The path of a config or grid: of a file, or of one that the package ships and that goes by its name.
+    """The path of a config or grid: a file relative to ``folder``, else one that the package ships.
 
-    Args:
-        given: a path, relative to ``folder``; or a name, such as "sskd_m2d.yml" or "peers/r50.yml".
+    The latter go by names such as "sskd_m2d.yml" and "peers/r50.yml".
     """
     path, shipped = os.path.join(folder, os.path.expanduser(given)), os.path.join(CONFIGS, given)
     return shipped if os.path.isfile(shipped) and not os.path.exists(path) else path
@@ -67,11 +66,6 @@ def merge_file(cfg: CfgNode, path: str, loaded_by: Sequence[str] = ()) -> None:
 
     ``path``: the file, see :func:`config_path`. ``SSKD.SOURCE.CONFIG`` and ``SSKD.PEERS`` in it are relative
     to its folder, and become absolute. ``loaded_by``: the files that have led here by ``_BASE_``.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        UnknownNameError: if a key is unknown, naming the nearest.
-        ValueError: if it is no file of keys, or a value is not what its key takes.
     """
     path = config_path(path)
     given = _read(path, loaded_by)
@@ -126,11 +120,6 @@ def merge_overrides(cfg: CfgNode, opts: Sequence) -> None:
     """Apply overrides, KEY, value, KEY, value, ...; values are text or of the key's own type.
 
     Files in them are relative to the working directory.
-
-    Raises:
-        UnknownNameError: if a key is unknown, naming the nearest.
-        ValueError: if a value is not what its key takes, or for what people write by habit: an option or a
-            file where a key belongs, KEY=value.
     """
     opts = list(opts)
     for item in map(str, opts[::2]):

@@ -9,8 +9,6 @@ import torch
 from fastreid.config import CfgNode
 from torch import nn
 
-__all__ = ["Precision", "has_bfloat16", "precisions_of"]
-
 logger = logging.getLogger("fastreid.sskd.precision")
 
 

@@ -1,14 +1,13 @@
-"""What is refused and what has failed.
-
-An error with an exit status is told in one message, any other with its traceback.
-"""
+"""What is refused, told in one message with an exit status, and what has failed, with its traceback."""
 
 import contextlib
 import difflib
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 from typing import Any
 
 #: exit status of a command that refuses what it was given
@@ -16,10 +15,7 @@ REFUSED = 2
 
 
 class UnknownNameError(KeyError):
-    """A key of the config, or the name of a data set, that does not exist; says which do.
-
-    Printed without KeyError's quotes.
-    """
+    """A key of the config, or name of a data set, that does not exist; printed without KeyError's quotes."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -29,10 +25,7 @@ _OF_INPUT = (ImportError, OSError, ValueError, UnknownNameError)
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name.
-
-    The known one that may be meant, letter case aside; "" if none is near.
-    """
+    """The end of a message about an unknown name: the known one that may be meant; "" if none is near."""
     by_capitals = {name.upper(): name for name in known}
     near = difflib.get_close_matches(given.upper(), by_capitals, 1)
     return f"; the nearest that there is: {by_capitals[near[0]]}" if near else ""
@@ -56,6 +49,14 @@ def checking(*also: type[Exception]) -> Iterator[None]:
         if not is_refusal(error):
             error.exit_status = REFUSED
         raise
+
+
+def optional(package: str, refusal: str) -> ModuleType:
+    """Import a package that may not be installed; without it, an ImportError says ``refusal`` and why."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f"{refusal} ({error})") from error
 
 
 @contextlib.contextmanager

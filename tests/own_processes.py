@@ -34,9 +34,8 @@ def _call(environment, path, threads, function, args):
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:] = path
-    multiprocessing.set_start_method(
-        "fork", force=True
-    )  # a loader's workers, as in a process of the command line
+    # a loader's workers, as in a process of the command line
+    multiprocessing.set_start_method("fork", force=True)
     import torch
 
     torch.set_num_threads(threads)

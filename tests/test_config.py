@@ -172,84 +172,22 @@ def test_a_classifier_is_trained_or_moved_not_both():
 
 
 def test_defaults_are_the_methods():
-    cfg = new_config()
-    assert cfg.SEED == -1
-    assert leaves(cfg.SSKD) == {
-        "NUM_PEERS": 3,
-        "GATHER_LOSSES": True,
-        "PEERS": [],
-        "PEER_ARCHITECTURE": "Baseline",
-        "COMBINE": "auto",
-        "SELECT_BY": "mAP",
-        "ITERS_PER_EPOCH": 400,
-        "BN_CHUNK": 0,
-        "EVAL_WITH": "best",
-        "LOG_PERIOD": 50,
-        "KEEP_CHECKPOINTS": 2,
-        "CHECKPOINT_SECONDS": 1800,
-        "CHECKPOINT_ITERS": 0,
-        "MAY_DIFFER": [],
-        "DETERMINISTIC": False,
-        "PRECISION": "float32",
-        "CHANNELS_LAST": False,
-        "CACHE_IMAGES": 0,
-        "COMPILE": False,
-        "EMA.MOMENTUM": 0.999,
-        "EMA.WINDOW": 0.0,
-        "SOFT_LABELS.BN": "batch",
-        "SOFT_LABELS.TEMPERATURE": 1.0,
-        "SOFT_LABELS.CONFIDENCE": 0.8,
-        **{
-            f"FOLDERS.CropFolder.{key}": ""
-            for key in ("TRAIN", "QUERY", "GALLERY", "CAMERA", "IDENTITY", "JUNK", "TRACK")
-        },
-        "LOSSES.LabelSmoothCE.WEIGHT": 0.5,
-        "LOSSES.LabelSmoothCE.EPSILON": 0.1,
-        "LOSSES.SoftCE.WEIGHT": 0.5,
-        "LOSSES.MultiSimilarity.WEIGHT": 3.0,
-        "LOSSES.MultiSimilarity.ALPHA": 2.0,
-        "LOSSES.MultiSimilarity.BETA": 40.0,
-        "LOSSES.MultiSimilarity.BASE": 0.5,
-        "LOSSES.MultiSimilarity.MARGIN": 0.1,
-        "LOSSES.NuclearNorm.WEIGHT": 1.5,
-        "LOSSES.ClusterContrast.WEIGHT": 0.0,
-        "LOSSES.ClusterContrast.TEMPERATURE": 0.05,
-        "LOSSES.ClusterContrast.MOMENTUM": 0.1,
-        "LOSSES.SoftTriplet.WEIGHT": 0.0,
-        "LOSSES.SoftTriplet.MARGIN": 0.0,
-        "LOSSES.PeerSoftTriplet.WEIGHT": 0.0,
-        "ERASING.AREA": (0.02, 0.4),
-        "ERASING.ASPECT": (0.3, 3.3),
-        "CLUSTER.K1": 20,
-        "CLUSTER.K2": 6,
-        "CLUSTER.VARIANT": "sskd",
-        "CLUSTER.KNN": "auto",
-        "CLUSTER.METHOD": "dbscan",
-        "CLUSTER.EPS": 0.0,
-        "CLUSTER.PAIRS_PER_IMAGE": 0.0,
-        "CLUSTER.RHO": 1.6e-3,
-        "CLUSTER.MIN_SAMPLES": 4,
-        "CLUSTER.REDUCED_DIM": 0,
-        "CLUSTER.MIN_RECALL": 0.98,
-        "CLUSTER.NUM_CLUSTERS": 0,
-        "CLUSTER.EPS_EVERY": 0,
-        "CLUSTER.EPS_MIN": 0.0,
-        "CLUSTER.EPS_MAX": 0.0,
-        "CLUSTER.MAX_NOISE_SHARE": 0.9,
-        "CLUSTER.MAX_LARGEST_SHARE": 0.25,
-        "CLUSTER.ON_LIMIT": "warn",
-        "CLUSTER.ON_COLLAPSE": "stop",
-        "CLUSTER.CAMERA_STATISTICS": False,
-        "CLUSTER.EPS_RULE": "pairs",
-        "CLUSTER.EPS_RADII": [0.24, 0.28, 0.32, 0.36, 0.4, 0.44, 0.48, 0.52, 0.56, 0.6, 0.64, 0.68],
-        "CLUSTER.EPS_LARGEST_SHARE": 0.03,
-        "SOURCE.SKIP": False,
-        "SOURCE.WEIGHTS": [],
-        "SOURCE.CONFIG": "",
-        "SOURCE.OPTS": [],
-        "SOURCE.BN_DATASETS": (),
-        "SOURCE.CLASSIFIER_STD": 0.001,
-    }
+    """The paper's numbers; all defaults are on the page of docs/, which the next test compares."""
+    found = leaves(new_config().SSKD)
+    method = {
+        "NUM_PEERS": 3, "ITERS_PER_EPOCH": 400, "EMA.MOMENTUM": 0.999, "SOFT_LABELS.BN": "batch",
+        "SOFT_LABELS.TEMPERATURE": 1.0, "LOSSES.LabelSmoothCE.WEIGHT": 0.5,
+        "LOSSES.LabelSmoothCE.EPSILON": 0.1, "LOSSES.SoftCE.WEIGHT": 0.5,
+        "LOSSES.MultiSimilarity.WEIGHT": 3.0, "LOSSES.MultiSimilarity.ALPHA": 2.0,
+        "LOSSES.MultiSimilarity.BETA": 40.0, "LOSSES.MultiSimilarity.BASE": 0.5,
+        "LOSSES.MultiSimilarity.MARGIN": 0.1, "LOSSES.NuclearNorm.WEIGHT": 1.5, "ERASING.AREA": (0.02, 0.4),
+        "ERASING.ASPECT": (0.3, 3.3), "CLUSTER.K1": 20, "CLUSTER.K2": 6, "CLUSTER.VARIANT": "sskd",
+        "CLUSTER.METHOD": "dbscan", "CLUSTER.EPS_RULE": "pairs", "CLUSTER.RHO": 1.6e-3,
+        "CLUSTER.MIN_SAMPLES": 4, "SOURCE.CLASSIFIER_STD": 0.001,
+    }  # fmt: skip
+    off = ("ClusterContrast", "SoftTriplet", "PeerSoftTriplet")
+    method |= {f"LOSSES.{name}.WEIGHT": 0.0 for name in off}
+    assert method.items() <= found.items()
 
 
 def test_every_key_has_a_meaning_and_a_place_on_the_page():
@@ -306,18 +244,6 @@ def test_unknown_keys(key, tmp_path):
     )
     with pytest.raises(KeyError, match=f"{key.split('.')[1]}.*{near}"):
         load_config(str(path))
-
-
-def test_wrong_overrides():
-    with pytest.raises(ValueError, match="SSKD.CLUSTER.EPS"):
-        load_config("", ["SSKD.CLUSTER.EPS", "small"])
-    with pytest.raises(ValueError, match="odd length"):
-        load_config("", ["SSKD.CLUSTER.EPS"])
-
-
-def test_missing_file():
-    with pytest.raises(FileNotFoundError, match="no_such.yml"):
-        load_config("no_such.yml")
 
 
 # ---- the configs ---------------------------------------------------------------------------------

@@ -252,11 +252,16 @@ def test_a_users_folder_of_crops(tmp_path):
     assert set(cfg.SSKD.FOLDERS.CropFolder.values()) == {""}
 
 
-@pytest.mark.parametrize("opts", [["runs/a/model_final.pth"], ["runs/a/model_final.pth", "SEED", "1"]])
-def test_a_file_behind_resume(opts):
-    with pytest.raises(
-        ValueError, match="'runs/a/model_final.pth' stands where a key .* --resume takes no file"
-    ):
+@pytest.mark.parametrize(
+    "opts, said",
+    [
+        (["runs/a/model_final.pth"], "'runs/a/model_final.pth' stands where a key .* --resume takes no file"),
+        (["runs/a/model_final.pth", "SEED", "1"], "stands where a key .* --resume takes no file"),
+        (["SSKD.CLUSTER.EPS"], "these are of odd length: SSKD.CLUSTER.EPS"),
+    ],
+)
+def test_overrides_that_are_no_pairs(opts, said):
+    with pytest.raises(ValueError, match=said):
         load_config("", opts)
 
 

@@ -378,10 +378,8 @@ def test_trajectory(chunk):
         compare(package, plain, tolerance)
 
     run(torch.arange(PEOPLE * IMAGES) // (2 * IMAGES), 1e-10)
-    for (
-        name,
-        value,
-    ) in package.model.state_dict().items():  # the comparison is not of two runs that stand still
+    # the comparison is not of two runs that stand still
+    for name, value in package.model.state_dict().items():
         frozen = name.endswith(("heads.bottleneck.0.bias", "best_peer"))
         assert torch.equal(value, start[name]) == frozen, name
 
@@ -394,7 +392,6 @@ def test_trajectory(chunk):
     np.testing.assert_allclose(np.asarray(result.centroids), centroids, rtol=0, atol=2e-7)  # they are float32
     assert not package.optimizer.state
 
-    plain.start_epoch(
-        torch.as_tensor(result.centroids).double()
-    )  # the rounding just seen is no part of the rest
+    # the rounding just seen is no part of the rest
+    plain.start_epoch(torch.as_tensor(result.centroids).double())
     run(torch.from_numpy(labels), 1e-10)

@@ -4,17 +4,3 @@ from .cluster_folder import write_clusters
 from .gallery import Gallery, model_fingerprint, read_gallery
 from .search import Match, reranked_distance, search
 from .threshold import PairCounts, Threshold, estimate_threshold, exported_threshold
-
-__all__ = [
-    "Gallery",
-    "Match",
-    "PairCounts",
-    "Threshold",
-    "estimate_threshold",
-    "exported_threshold",
-    "model_fingerprint",
-    "read_gallery",
-    "reranked_distance",
-    "search",
-    "write_clusters",
-]

@@ -11,8 +11,6 @@ import numpy as np
 
 from ..clustering import cluster_centroids
 
-__all__ = ["check_cluster_folder", "write_clusters"]
-
 TABLE = "clusters.csv"
 
 

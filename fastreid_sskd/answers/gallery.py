@@ -13,8 +13,6 @@ from PIL import Image
 
 from ..engine.files import write_atomically
 
-__all__ = ["Gallery", "model_fingerprint", "read_gallery"]
-
 #: largest difference of a value of the fingerprint: devices and batch sizes round differently
 TOLERANCE = 1e-3
 #: (height, width) of the image that makes the fingerprint, of no usual INPUT.SIZE_TEST

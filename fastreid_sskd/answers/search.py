@@ -10,8 +10,6 @@ import numpy as np
 
 from ..clustering import jaccard_distance
 
-__all__ = ["Match", "reranked_distance", "search"]
-
 
 class Match(NamedTuple):
     """One image of a ranked list.

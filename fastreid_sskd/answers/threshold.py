@@ -16,8 +16,6 @@ from ..clustering.features import UnitRows
 from ..data.items import unseen_items
 from ..engine.pipeline import image_features
 
-__all__ = ["PairCounts", "Threshold", "estimate_threshold", "exported_threshold"]
-
 #: bins of the cosines in [-1, 1], and pairs that are counted at most: of more, those of evenly taken images
 BINS, MOST_PAIRS = 2**15, 2**31
 #: pairs of different people above a threshold that make it an estimate and not an accident

@@ -173,16 +173,10 @@ def is_recorded(folder: str) -> bool:
 
 
 def read_run(folder: str, selections: Collection[str] = ("last",), *, named: bool = True) -> list[Result]:
-    """Results of one run folder; [] while it has none yet.
+    """Results of one run folder; [] while it has none yet. ``selections`` as for :func:`collect`.
 
-    Args:
-        folder: of the run.
-        selections: as for :func:`collect`.
-        named: take the record that a grid has written, with its names, if there is one; else all that the run
-            evaluated.
-
-    Raises:
-        ValueError: if a file is damaged, or its config is not to be found.
+    ``named``: take the record that a grid has written, with its names, if there is one; else all that the
+    run evaluated.
     """
     if not named or not is_recorded(folder):
         return run_results(folder, selections)
@@ -191,12 +185,9 @@ def read_run(folder: str, selections: Collection[str] = ("last",), *, named: boo
 
 
 def run_results(folder: str, selections: Collection[str], rows: Rows | None = None) -> list[Result]:
-    """Results of one run folder from what its training wrote.
+    """Results of one run folder from what its training wrote. ``selections`` as for :func:`collect`.
 
-    Args:
-        folder: of the run.
-        selections: as for :func:`collect`.
-        rows: {name in the table: metrics} of the last epoch; None: all that results.json or metrics.json has.
+    ``rows``: {name in the table: metrics} of the last epoch; None: all that results.json or metrics.json has.
     """
     path = os.path.join(folder, "config.yaml")
     if not os.path.isfile(path):
@@ -332,9 +323,6 @@ def read_scalars(folder: str) -> dict[str, Series]:
 
     A resumed run has written some iterations twice: the later line counts. A last line that a killed run left
     unfinished is skipped.
-
-    Raises:
-        ValueError: if a line before the last is not JSON.
     """
     path = os.path.join(folder, "metrics.json")
     if not os.path.isfile(path):

@@ -346,12 +346,7 @@ def _shared_source(grid: Grid, seed: int, output: str, opts: Sequence) -> CfgNod
 
 
 def _check_same_settings(job: _Job) -> None:
-    """Refuse to report as new, or to resume, what a job's folder has learned with other settings.
-
-    Raises:
-        OtherConfigError: if a key differs that has an effect on the result, naming the first three with both
-            values.
-    """
+    """Refuse to report as new, or to resume, what a job's folder has learned with other settings."""
     if not is_recorded(job.folder) and not os.path.isfile(os.path.join(job.folder, "last_checkpoint")):
         return
     path = os.path.join(job.folder, "config.yaml")
@@ -433,9 +428,8 @@ def _rows(job: _Job, weights: Sequence[str]) -> Rows:
         found = evaluate_start(job.cfg, weights, batch_norm=job.cell.run == "batch_norm")
     else:
         found = run(_with_weights(job, weights), resume=True)
-    found = found.get(
-        job.cfg.DATASETS.TESTS[0], found
-    )  # {"teacher0": metrics, ..., "ensemble": ...}, or metrics
+    # {"teacher0": metrics, ..., "ensemble": ...}, or metrics
+    found = found.get(job.cfg.DATASETS.TESTS[0], found)
     if "mAP" in found:
         rows = {name: found}
     elif job.cell.teachers:

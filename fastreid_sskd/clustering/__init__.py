@@ -1,5 +1,6 @@
 """Pseudo-labels for the target set: exact k-reciprocal Jaccard clustering in sparse memory."""
 
+from . import parallel
 from .diagnostics import ClusterReport, changed_share, cluster_agreement
 from .eps import estimate_eps, sparse_silhouette, sweep_table
 from .jaccard import VARIANTS, jaccard_distance
@@ -25,7 +26,6 @@ from .neighbors import (
     register_knn,
 )
 from .options import ClusterOptions
-from .parallel import say_when_compiling
 from .refresh import (
     PseudoLabelError,
     PseudoLabels,
@@ -37,41 +37,4 @@ from .refresh import (
     search_neighbors,
 )
 
-say_when_compiling()
-
-__all__ = [
-    "CLUSTERING_METHODS",
-    "KNN_BACKENDS",
-    "NOISE",
-    "VARIANTS",
-    "Candidates",
-    "ClusterOptions",
-    "ClusterProblem",
-    "ClusterReport",
-    "ClusteringMethod",
-    "Neighbors",
-    "PseudoLabelError",
-    "PseudoLabels",
-    "Search",
-    "Shard",
-    "changed_share",
-    "check_options",
-    "check_usable",
-    "cluster_agreement",
-    "cluster_centroids",
-    "dbscan",
-    "estimate_eps",
-    "find_candidates",
-    "find_method",
-    "jaccard_distance",
-    "labels_again",
-    "lists_from_candidates",
-    "merge_shards",
-    "nearest_neighbors",
-    "pseudo_labels",
-    "register_clustering",
-    "register_knn",
-    "search_neighbors",
-    "sparse_silhouette",
-    "sweep_table",
-]
+parallel.say_when_compiling()

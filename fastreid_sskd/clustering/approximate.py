@@ -6,10 +6,12 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import torch
 
+from ..refusals import optional
 from .features import UnitRows
 from .neighbors import Candidates, Search, product_error, register_knn, torch_candidates
 from .parallel import LogProgress
@@ -63,19 +65,12 @@ def faiss_candidates(rows: UnitRows, search: Search) -> Candidates:
         return _search(index, rows, search)
 
 
-def import_faiss():
-    """The module faiss.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError(
-            "SSKD.CLUSTER.KNN is 'faiss', which is not installed: pip install faiss-cpu, or set it to 'auto'"
-        ) from error
-    return faiss
+def import_faiss() -> ModuleType:
+    """The module faiss."""
+    return optional(
+        "faiss",
+        "SSKD.CLUSTER.KNN is 'faiss', which is not installed: pip install faiss-cpu, or set it to 'auto'",
+    )
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse import csgraph
 
+from ..refusals import optional
+
 if TYPE_CHECKING:
     from .features import UnitRows
     from .jaccard import PairDistances
@@ -223,11 +225,7 @@ def complete_graph(distance: scipy.sparse.csr_matrix, min_samples: int) -> scipy
 
 
 def check_num_clusters(num_clusters: int, num_images: int) -> None:
-    """Refuse a number of clusters that k-means cannot find.
-
-    Raises:
-        ValueError: it is not in 2..N.
-    """
+    """Refuse a number of clusters that k-means cannot find."""
     if not 2 <= num_clusters <= num_images:
         raise ValueError(
             f"k-means needs a number of clusters in 2..{num_images} (images), got {num_clusters}: set "
@@ -240,9 +238,6 @@ def kmeans(problem: ClusterProblem) -> np.ndarray:
     """Mini-batch k-means (Sculley, WWW 2010) of the unit features; no noise, the same for the same seed.
 
     A cluster that ends up without images is left out.
-
-    Raises:
-        ValueError: num_clusters is not in 2..N.
     """
     from sklearn.cluster import MiniBatchKMeans  # slow to import
 
@@ -258,19 +253,11 @@ def kmeans(problem: ClusterProblem) -> np.ndarray:
 
 
 def import_infomap() -> type:
-    """The package's class Infomap.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        from infomap import Infomap
-    except ImportError as error:
-        raise ImportError(
-            "SSKD.CLUSTER.METHOD is 'infomap', whose package is not installed: pip install infomap "
-            "(GPL-3.0), or set it to 'dbscan'"
-        ) from error
-    return Infomap
+    """The package's class Infomap."""
+    refusal = (
+        "SSKD.CLUSTER.METHOD is 'infomap', whose package is not installed: pip install infomap (GPL-3.0)"
+    )
+    return optional("infomap", f"{refusal}, or set it to 'dbscan'").Infomap
 
 
 @register_clustering("infomap")
@@ -278,9 +265,6 @@ def infomap(problem: ClusterProblem) -> np.ndarray:
     """Modules (Rosvall and Bergstrom, PNAS 2008) of the graph of pairs with J <= eps, weighted 1 - J.
 
     Modules below min_samples images are noise.
-
-    Raises:
-        ImportError: the package infomap is not installed.
     """
     infomap_class = import_infomap()
     pairs = problem.pairs.within(problem.eps)

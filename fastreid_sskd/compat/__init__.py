@@ -16,18 +16,6 @@ from .data import HostDataLoader, SteadyLoader, dataset_root
 from .host_import import host_version
 from .patch import CompatError, Patch
 
-__all__ = [
-    "PATCHES",
-    "CompatError",
-    "HostDataLoader",
-    "Patch",
-    "SteadyLoader",
-    "apply",
-    "dataset_root",
-    "host_version",
-    "table",
-]
-
 PATCHES: tuple[Patch, ...] = (
     *host_import.PATCHES,
     *data.PATCHES,

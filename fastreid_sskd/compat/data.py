@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
-from .patch import ModuleProxy, Patch, swap, target
+from .patch import ModuleProxy, Patch, put, swap, target
 
 DATASETS_VARIABLE = "FASTREID_DATASETS"
 
@@ -135,9 +135,6 @@ def to_tensor(picture: Image.Image | np.ndarray) -> torch.Tensor:
     Returns:
         float32 in 0..255 for 8-bit (and 1-bit) images; int32, int16 or float32 as they are for modes I, I;16
         and F; an array that is not uint8 keeps its type.
-
-    Raises:
-        TypeError: for anything else, or an array that is not 2- or 3-dimensional.
     """
     if isinstance(picture, Image.Image):
         array = np.array(picture)
@@ -172,12 +169,7 @@ def _random_affine(random_affine: Callable[..., Any]) -> Callable[..., Any]:
 def _patch_affine() -> None:
     transforms = target("fastreid.data.transforms.build", "T")
     proxy = ModuleProxy(transforms, RandomAffine=_random_affine(transforms.RandomAffine))
-    target("fastreid.data.transforms", "build").T = proxy
-
-
-def _patch_root() -> None:
-    target("fastreid.data.build", "_root")
-    target("fastreid.data", "build")._root = DatasetRoot()
+    put("fastreid.data.transforms.build", "T", proxy)
 
 
 PATCHES = (
@@ -215,6 +207,6 @@ PATCHES = (
         "dataset-root",
         "data/build.py:27 (git :34)",
         f"{DATASETS_VARIABLE} is read once at import",
-        _patch_root,
+        lambda: put("fastreid.data.build", "_root", DatasetRoot()),
     ),
 )

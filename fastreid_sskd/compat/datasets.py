@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .patch import Patch, target
+from .patch import Patch, put, target
 
 logger = logging.getLogger("fastreid.sskd.compat")
 
@@ -85,12 +85,7 @@ def list_folder(names: Names) -> Callable[..., list[tuple]]:
     """Return the method of a host's data set that lists the images of a folder."""
 
     def process(self: Any, folder: str, is_train: bool = True) -> list[tuple]:
-        """(path, identity, camera) of the images of a folder, sorted by path.
-
-        Raises:
-            FileNotFoundError: if the folder or one of its parts is not there.
-            ValueError: if a name says no identity and camera.
-        """
+        """(path, identity, camera) of the images of a folder, sorted by path."""
         from ..data.datasets import find_images
 
         items, odd, parts = [], [], dict.fromkeys(names.folders, 0)
@@ -131,12 +126,7 @@ def list_folder(names: Names) -> Callable[..., list[tuple]]:
 
 
 def read_list(path: str, rule: str, example: str, first: int = 0) -> list[re.Match]:
-    """Match the lines of a host's list of images from number ``first`` on; blank lines are left out.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if a line is not as the rule says; names file, line and rule.
-    """
+    """Match the lines of a host's list of images from number ``first`` on; blank lines are left out."""
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = [
             (number, line.strip()) for number, line in enumerate(file, 1) if number > first and line.strip()
@@ -229,22 +219,16 @@ LISTS = {
 }
 
 
-def _replace(path: str, method: Callable) -> None:
-    """Replace ``Class.method`` of the host's data sets."""
-    name, _, attribute = path.partition(".")
-    target("fastreid.data.datasets", path)
-    setattr(target("fastreid.data.datasets", name), attribute, method)
-
-
 def _patch_names() -> None:
     for name, names in NAMES.items():
         has = hasattr(target("fastreid.data.datasets", name), "process_dir")
-        _replace(f"{name}.{'process_dir' if has else 'process_train'}", list_folder(names))
+        method = f"{name}.{'process_dir' if has else 'process_train'}"
+        put("fastreid.data.datasets", method, list_folder(names))
 
 
 def _patch_lists() -> None:
     for path, method in LISTS.items():
-        _replace(path, method)
+        put("fastreid.data.datasets", path, method)
 
 
 PATCHES = (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .patch import ModuleProxy, Patch, swap, target
+from .patch import ModuleProxy, Patch, put, swap, target
 
 logger = logging.getLogger("fastreid.sskd.compat")
 
@@ -29,10 +29,6 @@ def _together(host_inference: Callable[..., dict]) -> Callable[..., dict]:
         return evaluator.evaluate() or {}
 
     return inference_on_dataset
-
-
-def compile_dependencies(self: Any) -> None:
-    """Do nothing: there is no Cython ranking to compile."""
 
 
 def evaluate_rank(
@@ -93,22 +89,14 @@ def compute_euclidean_distance(features: torch.Tensor, others: torch.Tensor) -> 
     return torch.addmm(squared, features, others.t(), beta=1, alpha=-2).cpu().numpy()
 
 
-def _patch_compile() -> None:
-    target("fastreid.evaluation.reid_evaluation", "ReidEvaluator._compile_dependencies")
-    target("fastreid.evaluation", "ReidEvaluator")._compile_dependencies = compile_dependencies
-
-
-def _patch_numpy_bool() -> None:
-    numpy = target("fastreid.evaluation.rank", "np")
-    target("fastreid.evaluation", "rank").np = ModuleProxy(numpy, bool=bool)
-
-
 PATCHES = (
     Patch(
         "no-compiler",
         "evaluation/reid_evaluation.py:35, evaluation/rank_cylib/__init__.py:8",
         "the first evaluation runs make and ends the process with sys.exit(1) where Cython is missing",
-        _patch_compile,
+        lambda: put(
+            "fastreid.evaluation.reid_evaluation", "ReidEvaluator._compile_dependencies", lambda self: None
+        ),
     ),
     Patch(
         "inference",
@@ -126,7 +114,7 @@ PATCHES = (
         "numpy-bool",
         "evaluation/rank.py:69",
         "np.bool does not exist from numpy 1.24 to 1.26 (cuhk03 protocol)",
-        _patch_numpy_bool,
+        lambda: put("fastreid.evaluation.rank", "np", ModuleProxy(np, bool=bool)),
         needed=lambda: "bool" not in vars(np),  # hasattr would warn in numpy 1.24-1.26
     ),
     Patch(

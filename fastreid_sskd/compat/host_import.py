@@ -16,7 +16,7 @@ import types
 import warnings
 from collections.abc import Iterator
 
-from .patch import INSTALL_HOST, Patch, target
+from .patch import INSTALL_HOST, Patch, put
 
 # Everything that needs the vanished names, and the modules whose names the patches replace.
 HOST_MODULES = (
@@ -149,11 +149,6 @@ def host_version() -> str:
     return own if own.endswith("+source") else f"{own}+source"
 
 
-def _set_version() -> None:
-    target("fastreid", "__version__")
-    sys.modules["fastreid"].__version__ = host_version()
-
-
 PATCHES = (
     Patch(
         "collections-mapping",
@@ -190,6 +185,6 @@ PATCHES = (
         "host-version",
         "__init__.py:8",
         "`fastreid.__version__` says 1.3 in 1.4.0",
-        _set_version,
+        lambda: put("fastreid", "__version__", host_version()),
     ),
 )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .patch import ModuleProxy, Patch, swap, target
+from .patch import ModuleProxy, Patch, put, swap, target
 
 META_ARCHES = (("baseline", "Baseline"), ("mgn", "MGN"))  # MoCo and Distiller inherit from Baseline
 
@@ -36,11 +36,7 @@ def call_on_own_device(self: nn.Module, batched_inputs: Any, *args: Any, **kwarg
 
 
 def preprocess_image(self: nn.Module, batched_inputs: Any) -> torch.Tensor:
-    """Normalise B x 3 x H x W images in 0..255 into a new tensor on the model's device.
-
-    Raises:
-        TypeError: if the inputs are neither a dict with ``images`` nor a tensor.
-    """
+    """Normalise B x 3 x H x W images in 0..255 into a new tensor on the model's device."""
     if isinstance(batched_inputs, Mapping):
         images = batched_inputs["images"]
     elif isinstance(batched_inputs, torch.Tensor):
@@ -53,8 +49,7 @@ def preprocess_image(self: nn.Module, batched_inputs: Any) -> torch.Tensor:
 
 def _patch_meta_arches(attribute: str, function: Callable[..., Any]) -> None:
     for module, name in META_ARCHES:
-        target(f"fastreid.modeling.meta_arch.{module}", f"{name}.{attribute}")
-        setattr(target(f"fastreid.modeling.meta_arch.{module}", name), attribute, function)
+        put(f"fastreid.modeling.meta_arch.{module}", f"{name}.{attribute}", function)
 
 
 def _one_class(host_loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -72,11 +67,7 @@ def _one_class(host_loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Te
 
 
 def load_file(f: Any, map_location: Any = "cpu", **kwargs: Any) -> Any:
-    """`torch.load` of a file that a builder of the host has downloaded: on the CPU, nothing but tensors.
-
-    Raises:
-        ValueError: if the file holds anything else.
-    """
+    """`torch.load` of a file that a builder of the host has downloaded: on the CPU, nothing but tensors."""
     from ..modeling.weights import read_file  # which imports the host
 
     return read_file(os.fspath(f))
@@ -143,8 +134,8 @@ def _whole_model(host_load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _patch_checkpointer() -> None:
-    checkpointer = target("fastreid.utils.checkpoint", "Checkpointer")
-    checkpointer.load = _whole_model(target("fastreid.utils.checkpoint", "Checkpointer.load"))
+    host_load = target("fastreid.utils.checkpoint", "Checkpointer.load")
+    put("fastreid.utils.checkpoint", "Checkpointer.load", _whole_model(host_load))
 
 
 def _patch_regnet_paths() -> None:

@@ -16,11 +16,6 @@ class CompatError(RuntimeError):
     """The host is not the one that the patches were written for."""
 
 
-def always() -> bool:
-    """Condition of a patch that every supported version needs."""
-    return True
-
-
 @dataclass(frozen=True)
 class Patch:
     """One change to the host.
@@ -39,16 +34,12 @@ class Patch:
     where: str
     reason: str
     action: Callable[[], AbstractContextManager | None]
-    needed: Callable[[], bool] = always
+    needed: Callable[[], bool] = lambda: True  # of every supported version
     at_import: bool = False
 
 
 def target(module: str, path: str) -> Any:
-    """Return the host's object ``path`` (dots allowed) of ``module``.
-
-    Raises:
-        CompatError: if the module or the attribute does not exist in the imported host.
-    """
+    """Return the host's object ``path`` (dots allowed) of ``module``."""
     try:
         found = importlib.import_module(module)
         for part in path.split("."):
@@ -63,14 +54,18 @@ def target(module: str, path: str) -> Any:
     return found
 
 
+def put(module: str, path: str, value: Any) -> None:
+    """Replace the host's object ``path`` (dots allowed) of ``module``, which has to be there."""
+    target(module, path)
+    owner, _, name = path.rpartition(".")
+    setattr(target(module, owner) if owner else importlib.import_module(module), name, value)
+
+
 def swap(module: str, name: str, make: Callable[[Any], Any]) -> None:
     """Replace ``module.name`` by ``make(old)`` in every imported module of the host that holds the old one.
 
     ``from .build import f`` copies a name, so changing the defining module alone would leave the old function
     in use elsewhere. Modules outside the host that copied the name earlier keep the old object.
-
-    Raises:
-        CompatError: if the target does not exist.
     """
     old = target(module, name)
     new = make(old)
@@ -83,12 +78,7 @@ def swap(module: str, name: str, make: Callable[[Any], Any]) -> None:
 
 
 class ModuleProxy(types.ModuleType):
-    """A module seen through overrides: lets one host file see a changed ``numpy`` without changing numpy.
-
-    Args:
-        module: the module that answers every other attribute.
-        overrides: attribute name -> replacement.
-    """
+    """A module seen through overrides: lets one host file see a changed ``numpy`` without changing numpy."""
 
     def __init__(self, module: types.ModuleType, **overrides: Any) -> None:
         super().__init__(module.__name__, module.__doc__)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .patch import Patch, swap, target
+from .patch import Patch, put, swap, target
 
 logger = logging.getLogger("fastreid.sskd.compat")
 
@@ -26,14 +26,13 @@ def _without_flat_buffer(host_build: Callable[..., Any]) -> Callable[..., Any]:
 
 def _patch_buffer_check() -> None:
     """Make the host's check see a flat buffer whose gradient is gone, for those who build one themselves."""
-    params = target("fastreid.utils.params", "ContiguousParams")
     host_check = target("fastreid.utils.params", "ContiguousParams.buffer_is_valid")
 
     @functools.wraps(host_check)
     def buffer_is_valid(self: Any) -> bool:
         return all(buffer.grad is not None for buffer in self._param_buffer) and host_check(self)
 
-    params.buffer_is_valid = buffer_is_valid
+    put("fastreid.utils.params", "ContiguousParams.buffer_is_valid", buffer_is_valid)
 
 
 PATCHES = (

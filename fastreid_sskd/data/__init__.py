@@ -7,9 +7,3 @@ from .samplers import Draw, IdentityBatches, ShuffledBatches
 from .synthetic import SyntheticSource, SyntheticTarget
 from .tracklets import Tracklets
 from .views import CropCache, MultiViewDataset
-
-__all__ = [
-    "CropCache", "CropFolder", "Draw", "IdentityBatches", "Item", "MultiViewDataset", "ShuffledBatches",
-    "SourceLoader", "SyntheticSource", "SyntheticTarget", "TargetLoader", "Tracklets", "adaptation_loader",
-    "extraction_loader", "training_items",
-]  # fmt: skip

@@ -10,8 +10,6 @@ from typing import ClassVar, NamedTuple
 
 from fastreid.data.datasets.bases import ImageDataset
 
-__all__ = ["IMAGE_ENDINGS", "CropFolder", "Item", "find_images", "folder_class", "image_paths"]
-
 logger = logging.getLogger("fastreid.sskd.data")
 
 IMAGE_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -254,10 +252,6 @@ def folder_class(name: str, settings: Mapping[str, str]) -> type[CropFolder]:
         name: of the node, and so of the data set.
         settings: TRAIN, QUERY, GALLERY (folders), CAMERA, IDENTITY, TRACK and JUNK (regular expressions);
             what is missing or empty is as in :class:`CropFolder`.
-
-    Raises:
-        TypeError: if it is no node.
-        ValueError: if a setting is unknown or no text.
     """
     if not isinstance(settings, Mapping):
         raise TypeError(f"SSKD.FOLDERS.{name} must be a node with {', '.join(_SETTINGS)}; got {settings!r}")
@@ -290,12 +284,6 @@ def find_images(folder: str) -> list[str]:
     Links to folders are followed. Each folder is listed once, under its own path if it lies below ``folder``
     itself. Links to it, and links to a folder that holds them, are left out with a warning. Hidden files and
     folders (``.name``) are left out too; files of other endings are, with their count in the log.
-
-    Args:
-        folder: where to look; its name is taken literally.
-
-    Raises:
-        FileNotFoundError: if there is no such folder, or a link below it leads nowhere.
     """
     if not os.path.isdir(folder):
         what = "is a file, not a folder" if os.path.exists(folder) else "not found"
@@ -340,12 +328,7 @@ def find_images(folder: str) -> list[str]:
 
 
 def image_paths(folder: str) -> list[str]:
-    """List the images of :func:`find_images`; a folder without any is an error.
-
-    Raises:
-        FileNotFoundError: as there.
-        ValueError: if it holds no image.
-    """
+    """List the images of :func:`find_images`; a folder without any is an error."""
     paths = find_images(folder)
     if not paths:
         raise ValueError(f"no image below {folder!r}: looked for {', '.join(IMAGE_ENDINGS)}")

@@ -14,15 +14,6 @@ from ..compat import dataset_root
 from ..refusals import UnknownNameError, nearest
 from .datasets import Item, folder_class
 
-__all__ = [
-    "check_identities",
-    "matched_queries",
-    "source_items",
-    "test_items",
-    "training_items",
-    "unseen_items",
-]
-
 logger = logging.getLogger("fastreid.sskd.data")
 
 _SPLITS = "with bounding_box_train/, query/ and bounding_box_test/, images named like 0002_c1s1_000451_03.jpg"
@@ -39,8 +30,7 @@ def training_items(
 ) -> list[Item]:
     """List the training images of data sets, sorted by path within each.
 
-    Identities and cameras of several data sets are kept apart: with more than one, they are prefixed with its
-    name.
+    With several data sets, identities and cameras are prefixed with the set's name, which keeps them apart.
 
     Args:
         names: ``DATASETS.NAMES``: of registered data sets or of ``folders``.
@@ -49,8 +39,7 @@ def training_items(
 
     Raises:
         UnknownNameError: if a name is not registered.
-        FileNotFoundError: if the images are not where they should be, naming the folder and the variable that
-            sets it.
+        FileNotFoundError: if the images are not where they should be.
         ValueError: if there are no images, or a data set is named twice.
     """
     if not names:
@@ -124,10 +113,6 @@ def source_items(cfg: CfgNode) -> tuple[list[Item], list[int]]:
 
     Args:
         cfg: a stage 1 config; ``DATASETS.COMBINEALL`` adds query and gallery.
-
-    Raises:
-        ValueError: if an image has no identity, there are fewer than two, or each has one image; or as for
-            :func:`training_items`.
     """
     items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS, cfg.DATASETS.COMBINEALL)
     nobody = next((item[0] for item in items if item[1] is None), None)
@@ -147,11 +132,7 @@ def source_items(cfg: CfgNode) -> tuple[list[Item], list[int]]:
 
 
 def check_identities(num_classes: int, names: Sequence[str]) -> None:
-    """Check that a classifier has something to tell apart.
-
-    Raises:
-        ValueError: if there are fewer than two identities.
-    """
+    """Check that a classifier has something to tell apart."""
     if num_classes < 2:
         raise ValueError(
             f"a classifier needs two identities or more, and {', '.join(names)} has {num_classes}: train on "
@@ -160,11 +141,7 @@ def check_identities(num_classes: int, names: Sequence[str]) -> None:
 
 
 def matched_queries(query: Iterable[Sequence], gallery: Iterable[Sequence]) -> int:
-    """The number of queries that count: their identity is in the gallery under another camera.
-
-    Args:
-        query, gallery: (identity, camera) of each image.
-    """
+    """The number of queries that count: their identity is in the gallery under another camera."""
     seen_by = defaultdict(set)
     for identity, camera in gallery:
         seen_by[identity].add(camera)
@@ -201,7 +178,7 @@ def _parts(data: ImageDataset, parts: Sequence[str], combine_all: bool) -> list[
     if combine_all:
         data.combine_all()
     # the host's Market1501 looks into its folders only now
-    return [_sorted(getattr(data, part)) for part in parts]
+    return [sorted(map(tuple, getattr(data, part)), key=lambda item: item[0]) for part in parts]
 
 
 def _check_on_disk(items: Sequence[Item]) -> None:
@@ -220,7 +197,3 @@ def _check_on_disk(items: Sequence[Item]) -> None:
             f"{len(missing)} of {len(items)} images that its lists name are not on disk (first: "
             f"{missing[0]!r}): unpack or copy it again, or take these lines out of the lists"
         )
-
-
-def _sorted(items: Sequence[Sequence]) -> list[Item]:
-    return sorted((tuple(item) for item in items), key=lambda item: item[0])

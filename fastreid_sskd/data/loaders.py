@@ -18,12 +18,6 @@ from .samplers import IdentityBatches, ShuffledBatches, derive_seed, seeded
 from .tracklets import Tracklets
 from .views import CropCache, MultiViewDataset, build_view_transforms, open_cache
 
-__all__ = [
-    "HostEpochs", "SourceLoader", "TargetLoader", "adaptation_loader", "extraction_loader", "image_size",
-    "test_loader",
-]  # fmt: skip
-
-
 # ---- training: K views of the target, the source -------------------------------------------------
 
 

@@ -1,6 +1,5 @@
 """Crops of a tracker's results, in the format of MOT Challenge, as a folder that TRACK can read."""
 
-import importlib
 import math
 import os
 import re
@@ -11,10 +10,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ..refusals import optional
 from .datasets import image_paths
 from .views import read_image
-
-__all__ = ["Box", "cut_crops", "read_boxes"]
 
 #: widest run of digits in a crop's name; longer numbers stay whole
 _DIGITS = 6
@@ -33,12 +31,7 @@ class Box(NamedTuple):
 
 
 def read_boxes(path: str) -> list[Box]:
-    """Read ``frame,id,left,top,width,height,...`` a row; more columns and blank rows are skipped.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a row that cannot be read or says what another says, by its number; for no row at all.
-    """
+    """Read ``frame,id,left,top,width,height,...`` a row; more columns and blank rows are skipped."""
     boxes: list[Box] = []
     seen: dict[tuple[int, int], int] = {}
     with open(path, encoding="utf-8-sig", errors="replace") as file:
@@ -168,13 +161,9 @@ def _in_folder(folder: str, wanted: Mapping[int, Sequence[Box]]) -> Iterator[tup
 def _in_video(path: str, wanted: Mapping[int, Sequence[Box]]) -> Iterator[tuple[int, Image.Image]]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path!r} is neither a folder of frames nor a video")
-    try:
-        cv2 = importlib.import_module("cv2")  # the extra "video"
-    except ImportError as error:
-        raise ImportError(
-            f'reading a video needs OpenCV: pip install "fastreid-sskd[video]" ({error}), or give a folder '
-            "of frames"
-        ) from error
+    cv2 = optional(
+        "cv2", 'reading a video needs OpenCV, or a folder of frames: pip install "fastreid-sskd[video]"'
+    )
     video = cv2.VideoCapture(path)
     try:
         if not video.isOpened() or not video.grab():

@@ -13,11 +13,6 @@ from fastreid.utils import comm
 
 from ..processes import share_of
 
-__all__ = [
-    "Draw", "IdentityBatches", "ShuffledBatches", "check_batch", "check_training_batch", "derive_seed",
-    "images_per_bn", "seeded",
-]  # fmt: skip
-
 
 def derive_seed(*keys: int) -> int:
     """Derive a 32-bit seed from any number of non-negative integers (run seed, epoch, place, ...)."""

@@ -9,8 +9,6 @@ import numpy as np
 
 from .datasets import Item
 
-__all__ = ["Tracklets"]
-
 
 @dataclass(frozen=True)
 class Tracklets:

@@ -17,8 +17,6 @@ from torch.utils.data import Dataset
 
 from .samplers import Draw, seeded
 
-__all__ = ["CropCache", "MultiViewDataset", "build_view_transforms", "open_cache", "read_image"]
-
 logger = logging.getLogger("fastreid.sskd.data")
 
 # transforms that give the same pixels on an 8-bit tensor as on a PIL image, in half the time
@@ -148,11 +146,7 @@ def _shared(*shape: int) -> torch.Tensor:
 
 
 def open_cache(cfg: CfgNode, paths: Sequence[str], once: T.Compose) -> CropCache | None:
-    """Make the cache of a run's images; None if ``SSKD.CACHE_IMAGES`` is 0 or they do not fit (logged).
-
-    Raises:
-        ValueError: if the limit is negative.
-    """
+    """Make the cache of a run's images; None if ``SSKD.CACHE_IMAGES`` is 0 or they do not fit (logged)."""
     limit, size, count = cfg.SSKD.CACHE_IMAGES, tuple(cfg.INPUT.SIZE_TRAIN), len(set(paths))
     if limit < 0:
         raise ValueError(f"SSKD.CACHE_IMAGES must be a size in MB, or 0 for no cache; got {limit}")

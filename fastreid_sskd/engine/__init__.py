@@ -7,20 +7,3 @@ from .defaults import load_config, resolve, seed_everything, setup
 from .pipeline import evaluate, predict, run, source_config, trainer_class
 from .stages import AdaptationTrainer, SourceTrainer
 from .trainer import Trainer
-
-__all__ = [
-    "AdaptationTrainer",
-    "Checkpointer",
-    "SourceTrainer",
-    "Trainer",
-    "default_argument_parser",
-    "evaluate",
-    "load_config",
-    "predict",
-    "resolve",
-    "run",
-    "seed_everything",
-    "setup",
-    "source_config",
-    "trainer_class",
-]

@@ -1,10 +1,4 @@
-"""Whether a config can work, before anything is trained or written.
-
-Names, ranges, network, optimiser, clustering.
-
-Of every config, plain ones and those of both stages, by :func:`.pipeline.check_run`; what a run does not read
-is not checked.
-"""
+"""Whether a config can work, before anything is written; what a run does not read is not checked."""
 
 import inspect
 from collections import OrderedDict
@@ -120,12 +114,7 @@ def _check_losses(cfg: CfgNode) -> None:
 
 
 def build_network(cfg: CfgNode) -> nn.Module:
-    """The host's ``build_model``; what the config names wrongly is said in a sentence.
-
-    Raises:
-        ValueError: if ``MODEL``, of the config or of a file in ``SSKD.PEERS``, describes no network.
-        FileNotFoundError: if weights for the backbone would have to be downloaded and cannot.
-    """
+    """The host's ``build_model``; what the config names wrongly is said in a sentence."""
     check_settings(cfg, "MODEL.META_ARCHITECTURE")
     for network in _networks(cfg):
         check_settings(network, "MODEL.")
@@ -151,11 +140,6 @@ def check_network(cfg: CfgNode, num_classes: int) -> None:
     Args:
         cfg: of any run.
         num_classes: of the training data, 0 where they are not known yet.
-
-    Raises:
-        FileNotFoundError, WeightsError: of a ``PRETRAIN_PATH`` that would be read.
-        ValueError: if it cannot be built or fails, its feature has another size than ``FEAT_DIM``, or layers
-            cannot be frozen.
     """
     small = as_started(cfg) if cfg.MODEL.BACKBONE.PRETRAIN_PATH else without_pretraining(cfg)
     small = small.clone()
@@ -227,10 +211,6 @@ def check_optimizer(cfg: CfgNode) -> torch.optim.Optimizer:
 
     Returns:
         The optimiser.
-
-    Raises:
-        ValueError: if it cannot, as those that want sparse gradients, a closure or matrices; or a setting of
-            it is out of range.
     """
     network = nn.Sequential(OrderedDict(backbone=nn.Conv2d(1, 1, 1, bias=False), heads=nn.BatchNorm2d(1)))
     try:
@@ -244,13 +224,3 @@ def check_optimizer(cfg: CfgNode) -> torch.optim.Optimizer:
             f"{type(error).__name__}: {error}; Adam, AdamW and SGD can"
         ) from error
     return optimizer
-
-
-def check_clustering(cfg: CfgNode, num_images: int) -> None:
-    """Check what ``SSKD.CLUSTER`` says against the number of the target's images N.
-
-    Raises:
-        ValueError: if N < 2, lists are empty, a share of the pairs is none or rounds to none, or clusters are
-            not in 2..N.
-    """
-    check_options(ClusterOptions.from_cfg(cfg), num_images)

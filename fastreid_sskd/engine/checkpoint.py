@@ -84,10 +84,7 @@ def last_checkpoint(folder: str) -> str:
 class Checkpointer(HostCheckpointer):
     """The host's checkpointer with atomic writes, safe reads and no silently skipped weights.
 
-    Anything with ``state_dict`` and ``load_state_dict`` can be added to ``checkpointables``.
-
-    Attributes:
-        stamp: plain values written into every file, as the run's config.
+    ``stamp`` holds plain values that are written into every file, as the run's config.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -278,9 +275,6 @@ def check_same_images(
         what: as for :func:`check_same_run`.
         may_differ: ``SSKD.MAY_DIFFER``; a key of ``images`` is not looked at, unless there are pseudo-labels
             of its images.
-
-    Raises:
-        OtherConfigError: if they are others, with their numbers and the first that differs.
     """
     if "images" not in checkpoint:
         text = "%s does not say which images it was trained on (an earlier version wrote it): taken as it is"

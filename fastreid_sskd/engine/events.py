@@ -156,11 +156,7 @@ class Record:
 
 
 def read_record(path: str) -> dict | None:
-    """What :meth:`Record.write` has written: {"tests", "evaluations", "best"}; None if there is no such file.
-
-    Raises:
-        ValueError: if the file is damaged, or another kind of file.
-    """
+    """What :meth:`Record.write` has written: {"tests", "evaluations", "best"}; None without a file."""
     if not os.path.isfile(path):
         return None
     with open(path, encoding="utf-8") as file:

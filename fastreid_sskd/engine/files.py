@@ -67,9 +67,6 @@ def written_together(*paths: str) -> Iterator[list[str]]:
     """Give temporary names to files of one folder, and their own when the block ends without an error.
 
     So they can be read and checked before they replace older ones. The folder is made.
-
-    Raises:
-        OSError: if they cannot be written, naming the first; no temporary file is left.
     """
     folder = os.path.dirname(os.path.abspath(paths[0]))
     temporary = f"{os.path.abspath(paths[0])}.{os.getpid()}.tmp"
@@ -99,29 +96,14 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         OSError: if it cannot be written, naming the file; no temporary file is left.
     """
-    temporary = f"{path}.{os.getpid()}.tmp"
-    failed = None
-    try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(temporary, "wb") as opened:
-            file = _Noting(opened)
-            try:
-                write(file)
-            except Exception:
-                failed = file.error
+    with written_together(path) as (draft,), open(draft, "wb") as opened:
+        file = _Noting(opened)
+        try:
+            write(file)
+        except Exception as error:
+            if file.error in (None, error):
                 raise
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(temporary, path)
-        _flush_folder(os.path.dirname(path) or ".")
-    except Exception as error:
-        cause = failed or error
-        if isinstance(cause, OSError) and cause.errno is not None:
-            raise OSError(cause.errno, cause.strerror, path) from error
-        raise
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
+            raise file.error from error
 
 
 class _Noting:
@@ -180,8 +162,7 @@ def output_folder(folder: str) -> Iterator[None]:
 
     Raises:
         FolderInUseError: if another run holds it.
-        NotADirectoryError: if a file is there.
-        PermissionError: if nothing can be written there.
+        NotADirectoryError, PermissionError: as :func:`make_folder`.
     """
     with contextlib.ExitStack() as held:
         if folder:

@@ -1,7 +1,4 @@
-"""Hooks of fast-reid's training loop, in the order in which they run.
-
-Hooks only act; labels' rules and results live elsewhere.
-"""
+"""Hooks of fast-reid's training loop, in the order in which they run; they only act."""
 
 import dataclasses
 import logging
@@ -196,20 +193,12 @@ class PseudoLabelRefresh(HookBase):
         storage = self.trainer.storage
         storage.put_scalars(smoothing_hint=False, **{f"refresh/{k}": float(v) for k, v in scalars.items()})
         storage.put_scalars(smoothing_hint=False, **{f"diagnostics/{k}": v for k, v in agreement.items()})
-        changed = "-" if report.changed_share is None else f"{100 * report.changed_share:.1f} %"
         agrees = "".join(f" {name} {value:.3f}" for name, value in agreement.items())
-        logger.info(
-            "epoch %d: %d clusters of %d images, %.1f %% noise, eps %.4f, largest %d, median %g, changed %s, "
-            "%.1f s%s",
-            self.trainer.epoch, report.num_clusters, report.num_images, 100 * report.noise_share, self.eps,
-            report.largest, report.median, changed, sum(seconds.values()),
-            agrees and f" (diagnostics, unseen by training:{agrees})",
-        )  # fmt: skip
+        agrees = agrees and f" (diagnostics, unseen by training:{agrees})"
+        logger.info("epoch %d: %s, %.1f s%s", self.trainer.epoch, report, sum(seconds.values()), agrees)
         if result.tracklets is not None:
-            logger.info(
-                "%d tracklets: %d joined with others, %d split off from one that overlaps in time",
-                *dataclasses.astuple(result.tracklets),
-            )
+            text = "%d tracklets: %d joined with others, %d split off from one that overlaps in time"
+            logger.info(text, *dataclasses.astuple(result.tracklets))
         if sharpness:
             found = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in sharpness.items())
             logger.info("soft labels: %s", found)
@@ -226,9 +215,6 @@ class FreezeLayers(HookBase):
         networks: those that have the layers; each student and each teacher of the peers.
         layers: names of a network's direct children.
         iters: steps that the layers stay frozen for.
-
-    Raises:
-        ValueError: if a network has no such layer.
     """
 
     def __init__(self, networks: Iterable[nn.Module], layers: Sequence[str], iters: int):
@@ -267,9 +253,6 @@ class PeerEMA(HookBase):
     """Moves every mean teacher towards its student after each step; logs ``ema_decay``, the step's alpha.
 
     Several processes' teachers get the main one's batch-norm statistics where their labels depend on them.
-
-    Args:
-        model: the peers. momentum: ``SSKD.EMA.MOMENTUM``, in [0, 1].
     """
 
     def __init__(self, model: SSKD, momentum: float):
@@ -295,10 +278,6 @@ class LabelFreeSelection(HookBase):
     equals. An epoch whose clusters have collapsed (see ``check_usable``) has no score: few clusters look
     calm. Costs a refresh an epoch, and a search for neighbors for each teacher. Registered after the refresh
     and before the checkpoints, whose metric is ``selection/score``.
-
-    Args:
-        refresh: the run's refresh, for its settings, its eps and this epoch's labels.
-        record: says what to select by, and is told what is selected.
     """
 
     def __init__(self, refresh: PseudoLabelRefresh, record: Record):
@@ -372,8 +351,7 @@ class LabelFreeSelection(HookBase):
 class PeriodicEvaluation(HookBase):
     """Evaluates after every ``period`` [epochs, >= 0] and after the last; 0: never.
 
-    The host's ``EvalHook`` divides by a period of 0, and evaluates also when training failed. ``evaluate``
-    returns a nested dict of numbers, which goes to the event storage.
+    The host's ``EvalHook`` divides by a period of 0, and evaluates also when training failed.
     """
 
     def __init__(self, period: int, evaluate: Callable[[], dict]):

@@ -1,7 +1,4 @@
-"""One command for the whole method.
-
-Pre-train the peers on the source, report direct transfer, adapt to the target.
-"""
+"""The whole method: pre-train the peers on the source, report direct transfer, adapt to the target."""
 
 import contextlib
 import gc
@@ -44,25 +41,6 @@ from .files import output_folder
 from .refresh import reestimate_batch_norm
 from .stages import AdaptationTrainer, SourceTrainer
 from .trainer import Trainer
-
-__all__ = [
-    "check_evaluation",
-    "check_inputs",
-    "check_run",
-    "check_source",
-    "check_trained",
-    "evaluate",
-    "evaluate_start",
-    "image_features",
-    "load_trained",
-    "predict",
-    "pretrains",
-    "run",
-    "source_config",
-    "source_weights",
-    "train",
-    "trainer_class",
-]
 
 logger = logging.getLogger("fastreid.sskd.pipeline")
 
@@ -279,16 +257,7 @@ def _run_both_stages(cfg: CfgNode, resume: bool) -> dict:
 
 @checking()
 def check_run(cfg: CfgNode, resume: bool = False) -> None:
-    """What would only be found out later.
-
-    :func:`check_inputs`, of stage 1 too if it is to be trained, and where a run starts.
-
-    Raises:
-        FileNotFoundError: if weights are missing, or as :func:`check_inputs`.
-        OtherConfigError: if a finished source model is of another config.
-        WeightsError: if a file of weights cannot be read.
-        ImportError, ValueError: as :func:`check_inputs`.
-    """
+    """Find what would only be found later: :func:`check_inputs`, of stage 1 too, and where a run starts."""
     check_inputs(cfg)
     if resume and on_main(lambda: last_checkpoint(cfg.OUTPUT_DIR)):
         return
@@ -303,26 +272,14 @@ def check_run(cfg: CfgNode, resume: bool = False) -> None:
 
 
 def _check_readable(key: str, path: str) -> None:
-    """Whether a file holds weights, of whatever network; leaves its tensors on the disk.
-
-    Raises WeightsError if not.
-    """
+    """Refuse a file that holds no weights, of whatever network; its tensors stay on the disk."""
     with said_of(key):
         read_state_dict(path, mmap=True)
 
 
 @checking()
 def check_inputs(cfg: CfgNode) -> None:
-    """What can be found out of one config, plain or of a stage, before anything is trained.
-
-    Settings, data, network, optimiser.
-
-    Raises:
-        ValueError: if a setting is out of its range, a batch cannot hold P x K, a data set is empty, or
-            nothing can be learned.
-        FileNotFoundError: if images are not where they should be.
-        ImportError: if a setting needs a package that is not installed.
-    """
+    """Check settings, data, network and optimiser of one config, plain or of a stage, before any training."""
     use_device(cfg.MODEL.DEVICE)  # its abilities are asked for below
     check_settings(cfg)
     cls = trainer_class(cfg)
@@ -342,13 +299,7 @@ def check_inputs(cfg: CfgNode) -> None:
 
 @checking()
 def check_evaluation(cfg: CfgNode) -> None:
-    """Check that there is something to evaluate on.
-
-    Raises:
-        ValueError: if no test set is named, one has no query or no gallery, or a setting of ``TEST`` is out
-            of its range.
-        FileNotFoundError: if images are not where they should be.
-    """
+    """Check that there is something to evaluate on."""
     check_settings(cfg, ("MODEL.", "INPUT.", "DATALOADER.NUM_WORKERS", "TEST."))
     if not cfg.DATASETS.TESTS:
         raise ValueError(
@@ -367,10 +318,7 @@ def _train(cls: type[Trainer], cfg: CfgNode, resume: bool) -> dict:
 
 
 def source_config(cfg: CfgNode, k: int) -> CfgNode:
-    """The stage 1 config of peer k.
-
-    ``SSKD.SOURCE.CONFIG``, the peers' network, a seed and folder of its own.
-    """
+    """The stage 1 config of peer k: ``SSKD.SOURCE.CONFIG``, its network, a seed and folder of its own."""
     if not cfg.SSKD.SOURCE.CONFIG:
         raise ValueError(
             "SSKD needs source models: give SSKD.SOURCE.WEIGHTS (or MODEL.WEIGHTS), or in "
@@ -388,10 +336,8 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
             section, _, name = key.name.rpartition(".")
             value = value_of(own, key.name)
             value_of(source, section)[name] = value.clone() if isinstance(value, CfgNode) else value
-    for (
-        name,
-        folder,
-    ) in cfg.SSKD.FOLDERS.items():  # the source stage passes the target's images through batch norm
+    # the source stage passes the target's images through batch norm
+    for name, folder in cfg.SSKD.FOLDERS.items():
         already = source.SSKD.FOLDERS.get(name, {})
         if any(already.values()) and already != folder:
             raise ValueError(
@@ -423,15 +369,11 @@ def source_config(cfg: CfgNode, k: int) -> CfgNode:
 
 @checking()
 def check_source(cfg: CfgNode) -> None:
-    """Check what the peers are to start from, before anything is trained; needs no images.
+    """Check what the peers are to start from, before anything is trained; needs no images of the target.
 
     Raises:
-        FileNotFoundError: if a file of weights, or the source's config, is not there, or images of a stage 1
-            that is to be trained.
         OtherConfigError: if a source model in ``OUTPUT_DIR`` was trained with another config.
-        WeightsError: if a given file cannot be read.
-        ValueError: if nothing says how to pre-train, a data set is source and target, stage 1 cannot work, or
-            a file that is given beside peers to be pre-trained is of another network.
+        FileNotFoundError, ValueError: if something else would stop or mislead stage 1.
     """
     given = _given_weights(cfg)
     for key, path in given:
@@ -447,22 +389,17 @@ def check_source(cfg: CfgNode) -> None:
             load_network(build_peer(without_pretraining(peer_config(cfg, k))), read_state_dict(path), path, k)
             continue
         source = source_config(cfg, k)
-        _check_domains(cfg, source)
+        both = sorted(set(source.DATASETS.NAMES) & set(cfg.DATASETS.NAMES))
+        if both:  # the target would be adapted to its own labels
+            raise ValueError(
+                f"{', '.join(both)} is source (DATASETS.NAMES of {cfg.SSKD.SOURCE.CONFIG}) and target "
+                "(DATASETS.NAMES): name different data sets"
+            )
         if not on_main(lambda source=source: _is_finished(source)):
             left.append(source)
     for source in left if cfg.SSKD.PEERS else left[:1]:  # without PEERS they are alike
         with said_of(f"stage 1, {cfg.SSKD.SOURCE.CONFIG}"):
             check_run(source, resume=True)
-
-
-def _check_domains(cfg: CfgNode, source: CfgNode) -> None:
-    """A target that is also the source would be adapted to its own labels; Raises ValueError."""
-    both = sorted(set(source.DATASETS.NAMES) & set(cfg.DATASETS.NAMES))
-    if both:
-        raise ValueError(
-            f"{', '.join(both)} is source (DATASETS.NAMES of {cfg.SSKD.SOURCE.CONFIG}) and target "
-            "(DATASETS.NAMES): name different data sets"
-        )
 
 
 def pretrains(cfg: CfgNode) -> bool:
@@ -483,20 +420,13 @@ def _given_weights(cfg: CfgNode) -> list[tuple[str, str]]:
 
 
 def source_weights(cfg: CfgNode) -> list[str]:
-    """The files that the peers start from.
-
-    Those given, else pre-trained now; [] if ``MODEL.WEIGHTS`` is the start.
+    """Return the files that the peers start from, pre-trained now where none are given.
 
     Given are ``SSKD.SOURCE.WEIGHTS``, or the ``MODEL.WEIGHTS`` of a file in ``SSKD.PEERS``. Peers without are
-    pre-trained, each with its own seed; finished ones in ``OUTPUT_DIR`` are reused. With ``SSKD.SOURCE.SKIP``
-    they stay as they are built (""), and all of them none is []. See :func:`check_source`, which comes first.
-
-    Returns:
-        Of a pre-trained peer the better of the evaluated epochs on the source's test set, else the last
-        epoch.
-
-    Raises:
-        OtherConfigError: if a source model in ``OUTPUT_DIR`` was trained with another config.
+    pre-trained, each with its own seed; finished ones in ``OUTPUT_DIR`` are reused. Of a pre-trained peer it
+    is the better of the evaluated epochs on the source's test set, else the last. With ``SSKD.SOURCE.SKIP``
+    they stay as they are built (""), and all of them none, or a start from ``MODEL.WEIGHTS``, is [].
+    :func:`check_source` comes first.
     """
     if cfg.SSKD.SOURCE.WEIGHTS or cfg.MODEL.WEIGHTS:
         return list(cfg.SSKD.SOURCE.WEIGHTS)

@@ -1,7 +1,4 @@
-"""What a refresh takes from the target beside clusters.
-
-Batch-norm statistics, a temperature of the soft labels, a shared search.
-"""
+"""What a refresh takes from the target beside clusters: statistics, a temperature, a shared search."""
 
 import copy
 import dataclasses
@@ -23,16 +20,6 @@ from ..modeling import SSKD, peer_config
 from ..precision import Precision
 from ..processes import gather_rows, in_all, on_every
 
-__all__ = [
-    "estimate_necks",
-    "find_temperature",
-    "one_network_config",
-    "reestimate_batch_norm",
-    "shared_candidates",
-    "soft_labels",
-    "supervised_config",
-]
-
 logger = logging.getLogger("fastreid.sskd.refresh")
 
 #: labelled images that the sharpness of soft labels is measured on, at most
@@ -51,11 +38,8 @@ class _Moments:
         x = args[0].detach().double().transpose(0, 1).flatten(1)  # (channels, values)
         mean, count = x.mean(1), self.count + x.shape[1]
         step = mean - self.mean
-        self.squares = (
-            self.squares
-            + (x - mean[:, None]).square().sum(1)
-            + step.square() * (self.count * x.shape[1] / count)
-        )
+        self.squares = self.squares + (x - mean[:, None]).square().sum(1)
+        self.squares += step.square() * (self.count * x.shape[1] / count)
         self.mean, self.count = self.mean + step * (x.shape[1] / count), count
 
 
@@ -74,10 +58,8 @@ def estimate_necks(
     evaluation mode; student and teacher get the same.
 
     Args:
-        items: (path, identity, camera) of the target's images; identities are not used.
         absent: for each peer the tensors that its weights lacked, as :func:`..modeling.load_source_weights`
             returns them.
-        cache: of the images, where the run has one.
     """
     layers = [
         [name.removesuffix(".running_mean") for name in names if name.endswith(".running_mean")]
@@ -102,12 +84,8 @@ def estimate_necks(
             layer = peer.get_submodule(name)
             layer.running_mean.copy_(moments.mean)
             layer.running_var.copy_(moments.squares / moments.count)
-        logger.info(
-            "peer %d: the weights bring no statistics of %s: those of %d target images are taken",
-            k,
-            name,
-            len(items),
-        )
+        text = "peer %d: the weights bring no statistics of %s: those of %d target images are taken"
+        logger.info(text, k, name, len(items))
 
 
 def find_temperature(logits: Sequence[torch.Tensor], confidence: float) -> float:
@@ -178,19 +156,12 @@ _ROWS = 65_536
 def shared_candidates(features: torch.Tensor, options: ClusterOptions, **search) -> Candidates | None:
     """Candidates of the neighbor search of ``pseudo_labels``, each rank having searched its shard.
 
-    Every process has to call this with the same features and options. Labels are those of one process's
-    search, as :func:`merge_shards` says; what is sent does not depend on how many columns the features have.
-
-    Args:
-        features: (N, d), all of them. options, search: those of `pseudo_labels`, ``search`` its ``device``
-            and ``cameras``.
+    Every process has to call this with the same features (N, d) and options. Labels are those of one
+    process's search, as :func:`merge_shards` says; what is sent does not depend on the features' columns.
 
     Returns:
         In the main process; None elsewhere, and where there is nothing to share: one process, or a method
         that searches no neighbours.
-
-    Raises:
-        Exception: what a process's search has raised, in every process.
 
     Memory: every process holds candidates of all rows, O(N k), the main process besides those of all shards
         for 65,536.
@@ -221,11 +192,9 @@ def _merged(own: Candidates) -> Candidates | None:
 
 
 def one_network_config(cfg: CfgNode) -> CfgNode:
-    """One network that learns from hard pseudo-labels only: no peers, no soft labels, no averaging teacher.
+    """One network that learns from hard pseudo-labels only, in the same steps.
 
-    Differs from the SSKD config ``cfg`` in what SSKD adds: one peer, the weight of ``SoftCE`` given to
-    ``LabelSmoothCE``, and a teacher that *is* the student (decay 0). Everything else, steps included, is the
-    same.
+    It has the weight of ``SoftCE`` given to ``LabelSmoothCE``, and a teacher that *is* the student (decay 0).
     """
     cfg = copy.deepcopy(cfg)
     cfg.defrost()

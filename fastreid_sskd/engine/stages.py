@@ -10,7 +10,7 @@ from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
 from torch import nn
 
-from ..clustering import PseudoLabelError
+from ..clustering import ClusterOptions, PseudoLabelError, check_options
 from ..data import SourceLoader, TargetLoader, Tracklets, training_items
 from ..data.items import source_items
 from ..data.samplers import check_training_batch, derive_seed
@@ -21,7 +21,6 @@ from ..modeling import ema_momentum, load_source_weights
 from ..modeling.bn_chunk import say_without_batch_norm
 from ..modeling.weights import is_sskd_state, load_exactly, load_network, read_state_dict
 from ..processes import Stopped, broadcast_buffers, on_main
-from .check_config import check_clustering
 from .defaults import starts_from_backbone
 from .events import Record
 from .hooks import LabelFreeSelection, PeerEMA, PseudoLabelRefresh
@@ -66,7 +65,7 @@ class AdaptationTrainer(Trainer):
             )
         items = training_items(cfg.DATASETS.NAMES, cfg.SSKD.FOLDERS)
         tracklets = Tracklets.from_items(items)
-        check_clustering(cfg, len(items if tracklets is None else tracklets))
+        check_options(ClusterOptions.from_cfg(cfg), len(items if tracklets is None else tracklets))
         build_view_transforms(cfg)
         return 0, cfg.SSKD.ITERS_PER_EPOCH
 
@@ -97,8 +96,8 @@ class AdaptationTrainer(Trainer):
         if momentum and window > self.max_iter * LONG_WINDOW * (1 + 1e-9):
             logger.warning(
                 "the teachers average over %.0f steps, more than a quarter of the run's %d, and lag behind "
-                "the students: set SSKD.EMA.WINDOW, a share of the run (the method's is "
-                "0.125)", window, self.max_iter,
+                "the students: set SSKD.EMA.WINDOW, a share of the run (the method's is 0.125)",
+                window, self.max_iter,
             )  # fmt: skip
         return momentum
 

@@ -19,16 +19,6 @@ from ..modeling import SSKD
 from ..precision import Precision
 from ..processes import average_gradients
 
-__all__ = [
-    "LossRecord",
-    "TrainingStep",
-    "build_optimizer",
-    "compile_backbones",
-    "put_peak_memory",
-    "reset_optimizer",
-    "reset_peak_memory",
-]
-
 logger = logging.getLogger("fastreid.sskd.train_step")
 
 

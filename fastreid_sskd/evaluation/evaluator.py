@@ -20,16 +20,6 @@ from ..processes import alone, control_group, in_all, on_main
 from .features import Encoder, encode_batches
 from .ranking import METRICS_IN_BLOCKS, distance_blocks, evaluate_blocks
 
-__all__ = [
-    "METRICS",
-    "BlockwiseEvaluator",
-    "evaluate_encoder",
-    "evaluate_features",
-    "evaluate_peers",
-    "results_table",
-    "row_names",
-]
-
 
 class BlockwiseEvaluator(ReidEvaluator):
     """CMC, mAP and mINP as the host's ``ReidEvaluator`` gives them, without a matrix of all distances.
@@ -153,13 +143,9 @@ METRICS = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP")
 def results_table(
     rows: Iterable[tuple[Sequence[str], dict[str, float]]], headers: Sequence[str], tablefmt: str = "pipe"
 ) -> str:
-    """Format (labels, metrics) rows as a table, metrics in percent.
+    """Format (labels, metrics) rows as a table, metrics in percent; a missing metric prints as "-".
 
-    Args:
-        rows: labels, as many as ``headers``, and a dict with the keys of ``METRICS`` (a missing one prints as
-            "-").
-        headers: names of the label columns.
-        tablefmt: one of tabulate's formats.
+    ``headers`` names the label columns, ``tablefmt`` is one of tabulate's formats.
     """
     body = [[*labels, *(metrics.get(name) for name in METRICS)] for labels, metrics in rows]
     return tabulate(body, headers=[*headers, *METRICS], tablefmt=tablefmt, floatfmt=".1f", missingval="-")

@@ -16,8 +16,6 @@ from ..modeling.sskd import COMBINATIONS
 from ..precision import Precision
 from .folding import folded
 
-__all__ = ["Encoder", "encode_batches", "encode_images", "evaluation_mode", "extract_features"]
-
 logger = logging.getLogger("fastreid.sskd.evaluation")
 
 #: pixels of the images that a CPU computes at once, 16 images of 256x128: its caches hold their feature maps

@@ -11,8 +11,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..modeling.bn_chunk import ChunkedBatchNorm2d
 
-__all__ = ["folded"]
-
 logger = logging.getLogger("fastreid.sskd.evaluation")
 
 #: relative error of a feature up to which a folded network counts as the same

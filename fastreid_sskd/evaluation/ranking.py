@@ -13,8 +13,6 @@ import torch.nn.functional as F
 
 from ..processes import stop_if_asked
 
-__all__ = ["METRICS_IN_BLOCKS", "distance_blocks", "evaluate_blocks", "evaluate_rank"]
-
 #: values of ``TEST.METRIC`` that need no more than a query and the gallery
 METRICS_IN_BLOCKS = ("cosine", "euclidean")
 
@@ -137,9 +135,6 @@ def distance_blocks(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> 
         (rows, G) float32. The host's formulas in its order; the last bits may differ from those of one
         product of all queries.
 
-    Raises:
-        ValueError: another metric.
-
     Memory: one block of 64 MB (at least one row); for "cosine" also a normalised copy of the gallery.
     """
     if metric not in METRICS_IN_BLOCKS:
@@ -201,9 +196,8 @@ def _match_positions(distances, same_identity, same_camera):
     """
     matches = np.flatnonzero(same_identity & ~same_camera)
     matches = matches[np.argsort(distances[matches], kind="mergesort")]
-    between = np.zeros(
-        len(matches) + 1, np.int64
-    )  # images before the first match, between it and the second, ...
+    # images before the first match, between it and the second, ...
+    between = np.zeros(len(matches) + 1, np.int64)
     for j in range(len(distances)):
         if same_identity[j] and same_camera[j]:
             continue

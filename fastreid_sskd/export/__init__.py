@@ -4,5 +4,3 @@ from .baseline import export_baseline
 from .consumers import CONSUMERS, Consumer
 from .deployed import Deployed, deployed
 from .graphs import export_graph
-
-__all__ = ["CONSUMERS", "Consumer", "Deployed", "deployed", "export_baseline", "export_graph"]

@@ -17,8 +17,6 @@ from ..modeling import SSKD, Peer
 from ..modeling.peer import peer_config
 from .deployed import check_parity, deployed, random_images
 
-__all__ = ["baseline_config", "check_baseline_files", "export_baseline"]
-
 # of these sections, what differs from fast-reid's defaults goes into the yml
 _SECTIONS = ("MODEL", "INPUT", "TEST")
 #: largest difference of a feature between the model and the exported model, relative to the largest feature
@@ -30,12 +28,6 @@ def check_baseline_files(path: str, reads: Sequence[str] = ()) -> str:
 
     An older export is replaced. A checkpoint or a yml that stands alone is no export: it may be the only copy
     of a trained model.
-
-    Args:
-        reads: files that must not be overwritten.
-
-    Raises:
-        ValueError: if ``path`` does not end in .pth, or one of the two cannot or must not be written.
     """
     yml = f"{path[: -len(check_output(path, ('.pth',), reads))]}.yml"
     check_output(yml, reads=reads)
@@ -63,10 +55,8 @@ def baseline_config(
     of_peers = cfg.MODEL.META_ARCHITECTURE in ("SSKD", "SSKDSource")
     cfg = peer_config(cfg, k)
     model = cfg.MODEL
-    model.META_ARCHITECTURE, model.DEVICE = (
-        architecture,
-        get_cfg().MODEL.DEVICE,
-    )  # whoever loads it has another device
+    # whoever loads it has another device
+    model.META_ARCHITECTURE, model.DEVICE = (architecture, get_cfg().MODEL.DEVICE)
     model.WEIGHTS = weights
     model.BACKBONE.PRETRAIN, model.BACKBONE.PRETRAIN_PATH = False, ""
     model.HEADS.NUM_CLASSES = num_classes

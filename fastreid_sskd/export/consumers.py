@@ -15,8 +15,6 @@ import torch.nn.functional as F
 
 from ..data.views import read_image
 
-__all__ = ["ANYONE", "CONSUMERS", "Consumer", "bilinear", "bilinear_8bit"]
-
 
 def bilinear(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Resize (h, w, 3) to (H, W, 3), float32, from the four nearest pixels and without smoothing.

@@ -12,8 +12,6 @@ from ..evaluation.features import Encoder, evaluation_mode
 from ..modeling import SSKD
 from ..modeling.peer import PixelNormalisation
 
-__all__ = ["PIXELS", "Deployed", "check_parity", "deployed", "random_images"]
-
 #: the (mean, std), in units of 0..255, that values of pixels come normalised with; None: the model's own
 PIXELS = {
     "0-255": (0.0, 1.0),
@@ -147,11 +145,7 @@ def deployed(
 
 
 def random_images(size: Sequence[int], batch: int = 4, seed: int = 0) -> torch.Tensor:
-    """Draw images (batch, 3, H, W) of 0..255: smooth shapes with noise, so that features differ.
-
-    Args:
-        size: (height, width) in pixels.
-    """
+    """Draw images (batch, 3, H, W) of 0..255: smooth shapes with noise, so that features differ."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(batch, 3, 8, 4, generator=generator)
     smooth = F.interpolate(coarse, size=tuple(size), mode="bilinear", align_corners=False)

@@ -7,8 +7,7 @@ from PIL import Image, ImageDraw
 
 from ..data.views import read_image
 from ..engine.files import check_output, written_together
-
-__all__ = ["check_feature_file", "neighbors_picture", "write_features"]
+from ..refusals import optional
 
 _ENDINGS = (".npy", ".npz", ".parquet")
 _GAP, _LINE = 6, 14  # pixels of a picture between images, and under each for its number
@@ -38,12 +37,7 @@ def check_feature_file(path: str, paths: Sequence[str] = (), reads: Sequence[str
     for beside in _files(path, ending)[1:]:
         check_output(beside, reads=reads)
     if ending == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                f'.parquet needs pyarrow: pip install "fastreid-sskd[parquet]" ({error})'
-            ) from error
+        optional("pyarrow.parquet", '.parquet needs pyarrow: pip install "fastreid-sskd[parquet]"')
     for name in paths:
         if ending == ".npy" and "\n" in name:
             raise ValueError(
@@ -66,10 +60,6 @@ def write_features(path: str, paths: Sequence[str], features: np.ndarray) -> lis
 
     Returns:
         The files written.
-
-    Raises:
-        ValueError, ImportError: see :func:`check_feature_file`; ValueError also if the numbers of paths and
-            features differ.
     """
     ending = check_feature_file(path, paths)
     if features.ndim != 2 or len(paths) != len(features):
@@ -113,9 +103,6 @@ def neighbors_picture(
         similarities: one a neighbour.
         size: (height, width) that every image is shrunk or grown into, its shape kept [pixels].
         columns: neighbours a row, >= 1.
-
-    Raises:
-        ValueError: if there is not one similarity a neighbour.
     """
     if len(neighbours) != len(similarities):
         raise ValueError(f"{len(neighbours)} neighbours with {len(similarities)} similarities")

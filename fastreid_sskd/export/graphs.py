@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import importlib
 import inspect
 import io
 import json
@@ -16,10 +15,9 @@ import torch
 from PIL import Image
 
 from ..engine.files import check_output, written_together
+from ..refusals import optional
 from .consumers import ANYONE, CONSUMERS, Consumer
 from .deployed import Deployed, check_parity, random_images
-
-__all__ = ["FORMATS", "check_graph_files", "export_graph"]
 
 logger = logging.getLogger("fastreid.sskd.export")
 
@@ -47,11 +45,6 @@ def check_graph_files(
 
     Returns:
         The files: the graph, its weights where they are apart, the consumer's.
-
-    Raises:
-        ImportError: if a package is missing.
-        ValueError: if a file cannot or must not be written, its ending is no format's, or half precision is
-            asked for where there is none.
     """
     ending = check_output(path, tuple(FORMATS.values()), reads)
     files = [path, *([path[: -len(ending)] + ".bin"] if ending == ".xml" else [])]
@@ -64,13 +57,10 @@ def check_graph_files(
         )
     extra, packages = _NEEDS[ending]
     for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise ImportError(
-                f"export to {ending} needs {', '.join(packages)}: "
-                f'pip install "fastreid-sskd[{extra}]" ({error})'
-            ) from error
+        optional(
+            package,
+            f'export to {ending} needs {", ".join(packages)}: pip install "fastreid-sskd[{extra}]"',
+        )
     return files
 
 

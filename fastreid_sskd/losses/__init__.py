@@ -1,7 +1,4 @@
-"""The losses of SSKD and of its relatives, as functions and as registered, weighted sets.
-
-Importing this package registers the losses by name.
-"""
+"""Losses of SSKD and of its relatives, as functions and as weighted sets; importing registers them."""
 
 from .cluster_contrast_loss import ClusterContrast, cluster_contrast
 from .label_smooth_loss import LabelSmoothCE, label_smooth_cross_entropy
@@ -19,28 +16,3 @@ from .multi_similarity_loss import MultiSimilarity, multi_similarity
 from .nuclear_norm_loss import NuclearNorm, nuclear_norm
 from .soft_cross_entropy_loss import SoftCE, soft_cross_entropy
 from .soft_triplet_loss import PeerSoftTriplet, SoftTriplet, peer_soft_triplet, soft_triplet
-
-__all__ = [
-    "SSKD_LOSS_REGISTRY",
-    "ClusterContrast",
-    "LabelSmoothCE",
-    "LossSet",
-    "MultiSimilarity",
-    "NuclearNorm",
-    "PeerBatch",
-    "PeerLoss",
-    "PeerSoftTriplet",
-    "SoftCE",
-    "SoftTriplet",
-    "build_loss",
-    "build_loss_set",
-    "build_losses",
-    "cluster_contrast",
-    "known_losses",
-    "label_smooth_cross_entropy",
-    "multi_similarity",
-    "nuclear_norm",
-    "peer_soft_triplet",
-    "soft_cross_entropy",
-    "soft_triplet",
-]

@@ -13,8 +13,6 @@ from fastreid.utils import comm
 if TYPE_CHECKING:  # which imports this module
     from .loss_set import PeerBatch
 
-__all__ = ["gather_batch"]
-
 
 def gather_batch(batch: PeerBatch, required: Collection[str]) -> PeerBatch:
     """Return the full batch in the order of the ranks; gradients reach this rank's own rows.

@@ -124,9 +124,6 @@ class LossSet:
         Args:
             batch: one student's view of the step.
             peer: the student's index k >= 0, or None where there is only one network.
-
-        Raises:
-            ValueError: a loss needs a teacher's output that the batch does not have.
         """
         if self.gather:
             batch = gather_batch(batch, self.requires)
@@ -228,11 +225,7 @@ def build_losses(cfg: CfgNode) -> LossSet:
 
 
 def check_rows(name: str, rows: Tensor) -> None:
-    """Check that features or logits are a floating-point (B, D) matrix, D >= 1.
-
-    Raises:
-        ValueError: naming the tensor and what it is instead.
-    """
+    """Check that features or logits are a floating-point (B, D) matrix, D >= 1."""
     if rows.dim() != 2 or rows.shape[1] == 0:
         raise ValueError(
             f"{name} must be (batch, columns) with at least one column, got shape {tuple(rows.shape)}"
@@ -246,9 +239,6 @@ def check_labels(labels: Tensor, batch_size: int, num_classes: int | None = None
 
     The range is checked on the CPU only: on an accelerator the comparison would stall the stream at every
     step, and the kernel of the cross entropy asserts the range.
-
-    Raises:
-        ValueError: naming the rule and the value that breaks it.
     """
     if labels.dim() != 1 or labels.shape[0] != batch_size:
         raise ValueError(f"labels must have shape ({batch_size},), one a row, got {tuple(labels.shape)}")
@@ -278,8 +268,7 @@ def full_precision(function: Function) -> Function:
     """Run a loss with autocast off and its half-precision tensors cast to float32; float64 stays float64.
 
     Casting alone is not enough: in an autocast region a product of float32 matrices runs in half precision,
-        which
-    moves cosine similarities by more than the mining margin's resolution.
+    which moves cosine similarities by more than the mining margin's resolution.
     """
 
     def cast(value: Any) -> Any:

@@ -101,10 +101,6 @@ def peer_soft_triplet(features: Tensor, teacher_features: Tensor, labels: Tensor
 def hardest_pairs(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for each anchor, the farthest image of its identity and the nearest of another.
 
-    Args:
-        features: (B, D), B >= 1.
-        labels: (B,).
-
     Returns:
         positive: (B,) indices; the anchor itself where it is the only image of its identity.
         negative: (B,) indices; meaningless where there is no other identity.

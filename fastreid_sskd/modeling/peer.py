@@ -1,11 +1,7 @@
-"""One peer network: a backbone and a head of the host, with a classifier that follows the number of clusters.
-
-Also the config of each peer, the meta-architectures that can be a peer, and pixel normalisation.
-"""
+"""One peer: a network of the host whose classifier follows the clusters; its config and its pixels."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from fastreid.config import CfgNode, get_cfg
@@ -210,9 +206,6 @@ def _build_architecture(cfg: CfgNode) -> nn.Module | None:
     The model has the protocol of the host's ``Baseline``: a ``backbone``, a ``heads``, and a ``forward`` that
     calls ``self.preprocess_image(batch)`` first and in training ends with ``self.losses(outputs, ...)``. Both
     methods are replaced in this one object: the images come normalised, and the losses are SSKD's.
-
-    Raises:
-        ValueError: if there is no such architecture, or it does not have one head (as MGN).
     """
     name = cfg.SSKD.PEER_ARCHITECTURE
     if name == "Baseline":
@@ -238,26 +231,15 @@ def _build_architecture(cfg: CfgNode) -> nn.Module | None:
         heads.__class__ = EmbeddingHead  # a ClasHead returns logits in evaluation
     if type(model).forward is Baseline.forward:
         return None  # backbone and head are all of it
-    model.preprocess_image, model.losses = _images, _as_losses
+    model.preprocess_image = lambda batch: batch["images"]
+    model.losses = lambda outputs, *_, **__: outputs
     return model
-
-
-def _images(batched_inputs: dict) -> torch.Tensor:
-    return batched_inputs["images"]
-
-
-def _as_losses(outputs: dict, *_: Any, **__: Any) -> dict:
-    return outputs
 
 
 def _architecture_forward(
     model: nn.Module, images: torch.Tensor, targets: torch.Tensor | None
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Return the outputs of a model from :func:`_build_architecture`, which are those of a :class:`Peer`.
-
-    Raises:
-        TypeError: if they are not what the host's heads give.
-    """
+    """Return the outputs of a model from :func:`_build_architecture`, which are those of a :class:`Peer`."""
     outputs = model({"images": images} if targets is None else {"images": images, "targets": targets})
     is_dict = isinstance(outputs, dict)
     if not (is_dict and set(_NEEDED) <= set(outputs) if model.training else torch.is_tensor(outputs)):
@@ -273,11 +255,7 @@ def _architecture_forward(
 
 
 class PixelNormalisation(nn.Module):
-    """(x - mean) / std per channel, out of place and on the module's device.
-
-    Args:
-        mean, std: 3 values each, in units of 0..255 (``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD``).
-    """
+    """(x - mean) / std per channel, out of place and on the module's device."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()

@@ -4,7 +4,6 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
-from types import ModuleType
 
 import torch
 from fastreid.config import CfgNode
@@ -12,28 +11,12 @@ from fastreid.layers import pooling
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import nn
 
-from ..refusals import nearest
+from ..refusals import nearest, optional
 
 logger = logging.getLogger("fastreid.sskd.timm")
 
 #: pools of the host that clip negative values, which half of a token's are
 _CLIPPING = (pooling.GeneralizedMeanPooling,)
-
-
-def import_timm() -> ModuleType:
-    """Return the module timm.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(
-            "MODEL.BACKBONE.NAME is build_timm_backbone, whose package is not installed: pip install timm "
-            f'(or "fastreid-sskd[timm]"), or choose one of fast-reid\'s backbones ({error})'
-        ) from error
-    return timm
 
 
 class TimmBackbone:
@@ -109,7 +92,11 @@ def build_timm_backbone(cfg: CfgNode) -> nn.Module:
 
 def _create(name: str, size: tuple[int, int], last_stride: int) -> nn.Module:
     """Create a network by its name in timm, without a classifier, with those options that it has."""
-    timm = import_timm()
+    timm = optional(
+        "timm",
+        "MODEL.BACKBONE.NAME is build_timm_backbone, whose package is not installed: pip install timm "
+        '(or "fastreid-sskd[timm]"), or choose one of fast-reid\'s backbones',
+    )
     if not timm.is_model(name):  # also timm's hf-hub: names, which would be looked up on the network
         said = nearest(name, timm.list_models()) or "; timm.list_models() lists them"
         raise ValueError(
@@ -144,9 +131,6 @@ def _drop_unused(model: nn.Module, size: tuple[int, int], name: str) -> tuple[in
 
     Returns:
         The channels of the maps, and whether these are tokens that the network has pooled.
-
-    Raises:
-        ValueError: if the network cannot take images of this size.
     """
     images, parameters = torch.zeros(1, 3, *size), dict(model.named_parameters())
     try:

@@ -58,7 +58,9 @@ def read_file(path: str, *, mmap: bool = False) -> Any:
             "SSKD.SOURCE.WEIGHTS and MODEL.BACKBONE.PRETRAIN_PATH take files on disk"
         )
     try:
-        if _is_safetensors(path):
+        with open(path, "rb") as file:
+            head = file.read(16)
+        if re.match(_SAFETENSORS, head):
             from safetensors.torch import load_file  # required by timm
 
             return load_file(path)
@@ -73,12 +75,7 @@ def read_file(path: str, *, mmap: bool = False) -> Any:
 
 
 def read_state_dict(path: str, *, mmap: bool = False) -> dict[str, torch.Tensor]:
-    """Read the tensors and arrays of a file under their dotted names, as ``state_dict.module.conv1.weight``.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        WeightsError: if it is no file of tensors.
-    """
+    """Read the tensors and arrays of a file under their dotted names: ``state_dict.module.conv1.weight``."""
     return _named_tensors(read_file(path, mmap=mmap), path)
 
 
@@ -95,11 +92,6 @@ def _plain_objects_allowed() -> AbstractContextManager:
     ]
     types = {type(np.dtype(code)) for code in "?bBhilqefd"}  # those torch has as well
     return torch.serialization.safe_globals([*names, np.ndarray, np.dtype, *types, argparse.Namespace])
-
-
-def _is_safetensors(path: str) -> bool:
-    with open(path, "rb") as file:
-        return re.match(_SAFETENSORS, file.read(16)) is not None
 
 
 def _what_it_is(path: str, error: Exception) -> str:
@@ -149,12 +141,7 @@ def _named_tensors(content: Any, path: str) -> dict[str, torch.Tensor]:
 
 
 def load_backbone(backbone: nn.Module, path: str) -> None:
-    """Load ``MODEL.BACKBONE.PRETRAIN_PATH``: a backbone, alone or in any model, under any prefix.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        WeightsError: if it cannot be read, or does not have the whole backbone, which is then unchanged.
-    """
+    """Load ``MODEL.BACKBONE.PRETRAIN_PATH``: a backbone, alone or in any model, under any prefix."""
     with said_of("MODEL.BACKBONE.PRETRAIN_PATH"):
         match = _find_backbone(backbone, _of_peer(read_state_dict(path), None, path), path)
         _fill(backbone, match.found, path, match)
@@ -235,9 +222,6 @@ def load_exactly(model: nn.Module, state: State, path: str) -> None:
     """Load every tensor of a model, the classifier too: a resumed run, or a whole SSKD model.
 
     Peers take the number of clusters of the file.
-
-    Raises:
-        WeightsError: if the file is of another model, or not finite; the model is then unchanged.
     """
     own = model.state_dict()
     prefix = layouts.prefix_of(state, own)
@@ -257,10 +241,6 @@ def load_model(model: nn.Module, path: str, *, evaluation: bool = False) -> dict
 
     Returns:
         What the file has under other keys than "model".
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        WeightsError: if it cannot be read, or is of another network.
     """
     content = read_file(path)
     state = _named_tensors(content, path)
@@ -374,7 +354,8 @@ def _refuse(path: str, network: nn.Module, match: Match, state: State, what: str
     share = f"{match.num_found} of {match.total} {what} tensors of this {type(network).__name__} fit"
     text = f"{path!r} holds weights of another network than the config describes: {share}"
     text += f" ({match.num_found / match.total:.0%})"
-    small = [name for name in match.misshapen if name in below and _is_quantised(below[name])]
+    quantised = {name for name, v in below.items() if v.is_quantized or v.dtype in (torch.int8, torch.uint8)}
+    small = [name for name in match.misshapen if name in quantised]
     kinds = {
         "missing": [*match.missing, *match.new],
         "of another shape": [name for name in match.misshapen if name not in small],
@@ -391,10 +372,6 @@ def _refuse(path: str, network: nn.Module, match: Match, state: State, what: str
             "was made from"
         )
     raise WeightsError(f"{text}\n  Probably {cause}")
-
-
-def _is_quantised(value: torch.Tensor) -> bool:
-    return value.is_quantized or value.dtype in (torch.int8, torch.uint8)
 
 
 def _cause(match: Match, there: list[str]) -> str:

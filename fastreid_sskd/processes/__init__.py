@@ -19,26 +19,3 @@ from .distributed import (
 )
 from .launcher import launch
 from .stop import Stopped, StopRequest, listen, stop_if_asked
-
-__all__ = [
-    "DisagreementError",
-    "StopRequest",
-    "Stopped",
-    "agree",
-    "all_rows",
-    "alone",
-    "average_gradients",
-    "broadcast_buffers",
-    "broadcast_model",
-    "check_agreement",
-    "control_group",
-    "gather_rows",
-    "in_all",
-    "join",
-    "launch",
-    "listen",
-    "on_every",
-    "on_main",
-    "share_of",
-    "stop_if_asked",
-]

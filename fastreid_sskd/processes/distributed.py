@@ -202,10 +202,7 @@ def share_of(items: Sequence[T]) -> Sequence[T]:
 
 
 def all_rows(rows: torch.Tensor) -> torch.Tensor:
-    """All processes' rows (n_rank, d) one below the other in the order of the ranks, in every process.
-
-    Memory: every process holds the whole once, on its device.
-    """
+    """All ranks' rows (n_rank, d) in the order of the ranks, in every process, which holds them once."""
     if comm.get_world_size() == 1:
         return rows
     return _whole(rows, lambda part, rank: dist.broadcast(part, src=rank, group=control_group()))

@@ -65,11 +65,7 @@ def model_after(cfg: CfgNode, run: RunFiles) -> nn.Module:
 
 
 def model_before(cfg: CfgNode, run: RunFiles) -> nn.Module:
-    """Load the model as the run started.
-
-    Raises:
-        FileNotFoundError: if its source weights are not found, or it had none.
-    """
+    """Load the model as the run started."""
     adapts = cfg.MODEL.META_ARCHITECTURE == "SSKD"
     given = list(cfg.SSKD.SOURCE.WEIGHTS) if adapts else []
     files = [_found(run.folder, path) for path in given or [cfg.MODEL.WEIGHTS] if path]

@@ -59,12 +59,10 @@ class Section:
 
 
 def write_report(folder: str, path: str = "", options: Options | None = None) -> str:
-    """Write the report of a run folder; returns the file's path.
+    """Write the report of a run folder, finished or not; returns the file's path.
 
     Args:
-        folder: a run of any of the package's trainings, finished or not.
         path: of the HTML file; "": ``report.html`` in the folder.
-        options: what to show.
 
     Raises:
         FileNotFoundError: if the folder is no run folder.

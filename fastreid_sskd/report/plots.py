@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from sklearn.decomposition import PCA
 
 from ..benchmark.results import Series
 from ..data import Item
+from ..refusals import optional
 from .run_files import RunFiles
 
 if TYPE_CHECKING:
@@ -236,10 +238,7 @@ def bar_chart(title: str, bars: Mapping[str, float], unit: str = "") -> Markup:
 def scatter(title: str, points: Points, groups: Sequence[str], names: Sequence[str]) -> Markup:
     """Draw N points where they are finite, coloured by group; "" without one.
 
-    Args:
-        title: above the chart.
-        points, names: N positions, and labels that are shown when they are pointed at.
-        groups: N names of groups, "" for none (grey, below the others).
+    ``names`` are shown when points are pointed at, ``groups`` N names, "" for none (grey, below).
     """
     members: dict[str, list] = {"": []}
     for point, group, name in zip(points, groups, names):
@@ -273,15 +272,10 @@ def _legend(axes: "Axes", names: Iterable[str]) -> None:
 
 
 def import_matplotlib() -> ModuleType:
-    """Import matplotlib, which only the report needs; Raises ImportError, with the command to install it."""
-    try:
-        import matplotlib.figure
-        import matplotlib.style
-    except ImportError as error:
-        raise ImportError(
-            f'the report needs matplotlib: pip install "fastreid-sskd[report]" ({error})'
-        ) from error
-    return matplotlib
+    """Import matplotlib, which only the report needs."""
+    for part in ("figure", "style"):
+        optional(f"matplotlib.{part}", 'the report needs matplotlib: pip install "fastreid-sskd[report]"')
+    return sys.modules["matplotlib"]
 
 
 def _figure(title: str, height: float, draw: Callable[["Axes"], None]) -> Markup:

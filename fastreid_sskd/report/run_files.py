@@ -42,12 +42,7 @@ class RunFiles:
 
 
 def read_run_files(folder: str) -> RunFiles:
-    """Read a run folder.
-
-    Raises:
-        FileNotFoundError: if it is no folder, or has no config.yaml.
-        ValueError: if there is nothing of a training in it.
-    """
+    """Read a run folder."""
     path = os.path.join(folder, "config.yaml")
     if not os.path.isfile(path):
         below = sorted(

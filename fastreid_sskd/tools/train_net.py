@@ -89,11 +89,7 @@ def torchrun(args) -> str:
 
 @exit_status
 def main(args: argparse.Namespace | None = None) -> int:
-    """Run the command, in this process or in several; the exit status.
-
-    Args:
-        args: None for those of the command line.
-    """
+    """Run the command, in this process or in several; the exit status."""
     args = args or command_line()
     device, status = prepare(args)
     if status is not None:

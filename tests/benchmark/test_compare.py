@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_reid import CONFIGS, DUKE, TINY, TINY_SOURCE, TINY_TARGET
+from tiny_reid import CONFIGS, DUKE, TINY, TINY_SOURCE, TINY_TARGET, overrides
 
 from fastreid_sskd.benchmark import collect, load_grid, run_grid, runner, write_table
 from fastreid_sskd.clustering import PseudoLabelError
@@ -29,18 +29,10 @@ ROWS = [
     "supervised upper bound",
 ]
 BASE = str(CONFIGS / "sskd_d2m.yml")
-OPTS = [
-    *TINY_TARGET,
-    "SSKD.SOURCE.OPTS",
-    str(TINY_SOURCE[len(TINY) :]),
-    "SOLVER.MAX_EPOCH",
-    "1",
-    "TEST.EVAL_PERIOD",
-    "1",
-]
-OPTS = [
-    part for pair in zip(OPTS[::2], OPTS[1::2]) if pair[0] != "SEED" for part in pair
-]  # each call gives its own
+OPTS = [*TINY_TARGET, "SSKD.SOURCE.OPTS", str(TINY_SOURCE[len(TINY) :])]
+OPTS += overrides("SOLVER.MAX_EPOCH 1", "TEST.EVAL_PERIOD 1")
+# each call gives its own
+OPTS = [part for pair in zip(OPTS[::2], OPTS[1::2]) if pair[0] != "SEED" for part in pair]
 ONE, BOUND = "one-network-hard-labels-only", "supervised-upper-bound"
 
 
@@ -108,13 +100,11 @@ def test_rows_are_those_of_the_runs(compared):
         ("SSKD, ensemble", "ensemble"),
     ):
         assert rows[row]["mAP"] == pytest.approx(last[name]["mAP"], abs=1e-4)
-    assert rows["direct transfer"]["mAP"] == pytest.approx(
-        first["ensemble"]["mAP"], abs=1e-4
-    )  # SSKD's own start
+    # SSKD's own start
+    assert rows["direct transfer"]["mAP"] == pytest.approx(first["ensemble"]["mAP"], abs=1e-4)
     one = json.loads((folder / ONE / "seed1" / "results.json").read_text())["evaluations"]
-    assert (
-        one[0]["results"]["Market1501"]["teacher0"] == first["teacher0"]
-    )  # from the first of SSKD's source models
+    # from the first of SSKD's source models
+    assert one[0]["results"]["Market1501"]["teacher0"] == first["teacher0"]
     assert rows["one network, hard labels only"]["mAP"] == pytest.approx(
         one[-1]["results"]["Market1501"]["teacher0"]["mAP"], abs=1e-4
     )

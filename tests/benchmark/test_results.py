@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import yaml
-from tiny_reid import CONFIGS
+from tiny_reid import CONFIGS, overrides
 
 from fastreid_sskd.benchmark import Result, collect, read_results, write_results
 from fastreid_sskd.benchmark.results import (
@@ -313,14 +313,8 @@ def config(name="", *opts):
     ],
 )
 def test_backbone(builder, depth, ibn, name):
-    opts = [
-        "MODEL.BACKBONE.NAME",
-        builder,
-        "MODEL.BACKBONE.DEPTH",
-        depth,
-        "MODEL.BACKBONE.WITH_IBN",
-        str(ibn),
-    ]
+    backbone = (f"NAME {builder}", f"DEPTH {depth}", f"WITH_IBN {ibn}")
+    opts = overrides(*(f"MODEL.BACKBONE.{opt}" for opt in backbone))
     assert backbone_name(config("", *opts)) == name
 
 

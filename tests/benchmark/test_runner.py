@@ -108,9 +108,8 @@ def trained(monkeypatch):
         folder = Path(cfg.OUTPUT_DIR)
         (folder / "last_checkpoint").write_text("model_final.pth")
         (folder / "metrics.json").write_text('{"iteration": 5, "time": 1.0}')
-        figures = [
-            {"mAP": float(mAP), "Rank-1": 0.0} for mAP in (cfg.SEED, cfg.SEED + 20, cfg.SEED + 10)
-        ]  # the second is the best
+        # the second is the best
+        figures = [{"mAP": float(mAP), "Rank-1": 0.0} for mAP in (cfg.SEED, cfg.SEED + 20, cfg.SEED + 10)]
         evaluations = [
             {"epoch": epoch, "results": {"Market1501": dict.fromkeys(("teacher0", "ensemble"), row)}}
             for epoch, row in enumerate(figures)
@@ -268,11 +267,8 @@ def test_baselines_beside_runs_from_source_models_of_each_seed(tmp_path, started
         Cell("start", run="start"), Cell("statistics", run="batch_norm"), Cell("longer", steps=3),
         Cell("bound", ("MODEL.META_ARCHITECTURE", "SSKDSource", *opts)),
     )  # fmt: skip
-    own_seeds = [
-        *OPTS,
-        "SSKD.SOURCE.OPTS",
-        str(TINY_SOURCE[len(TINY) :]),
-    ]  # of each run, not the one that TINY gives to all
+    # of each run, not the one that TINY gives to all
+    own_seeds = [*OPTS, "SSKD.SOURCE.OPTS", str(TINY_SOURCE[len(TINY) :])]
     outcome = run_grid(Grid(BASE, cells, (1, 2), "seed"), str(tmp_path), opts=own_seeds)
     results = outcome.results
     assert not outcome.notes() and len(started) == 4
@@ -298,9 +294,8 @@ def test_baselines_beside_runs_from_source_models_of_each_seed(tmp_path, started
     )
     assert not torch.equal(first["backbone.0.weight"], second["backbone.0.weight"])
     assert any(metrics["statistics", seed] != metrics["start", seed] for seed in (1, 2))
-    assert {r.method for r in collect(str(tmp_path))} == {
-        cell.name for cell in cells
-    }  # not the source models
+    # not the source models
+    assert {r.method for r in collect(str(tmp_path))} == {cell.name for cell in cells}
     assert (
         run_grid(Grid(BASE, cells, (1, 2), "seed"), str(tmp_path), opts=own_seeds) == outcome
         and len(started) == 4

@@ -71,9 +71,8 @@ def test_ami_equals_scikit_learn(count, clusters, identities):
     truth = rng.integers(0, identities, count)
     drawn = rng.integers(0, clusters, count)
     for labels in (drawn, truth, np.arange(count), np.where(truth == 0, 0, drawn + 1)):
-        same = (
-            len({*zip(truth, labels)}) == len({*truth}) == len({*labels})
-        )  # scikit-learn 1.3 gives 0 for all singletons
+        # scikit-learn 1.3 gives 0 for all singletons
+        same = len({*zip(truth, labels)}) == len({*truth}) == len({*labels})
         expected = 1.0 if same else metrics.adjusted_mutual_info_score(truth, labels)
         assert adjusted_mutual_information(labels, truth) == pytest.approx(expected, abs=1e-9)
 

@@ -52,9 +52,8 @@ def test_large_and_small_rows_keep_their_direction():
 
 
 def test_cosines_on_a_device(monkeypatch):
-    monkeypatch.setattr(
-        neighbors_module, "VALUES_PER_DEVICE_CALL", 500
-    )  # several calls, the last one shorter
+    # several calls, the last one shorter
+    monkeypatch.setattr(neighbors_module, "VALUES_PER_DEVICE_CALL", 500)
     rows = UnitRows.from_features(crowd(seed=6) * 2)
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, len(rows), (2, 301))

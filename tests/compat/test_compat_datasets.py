@@ -128,9 +128,8 @@ def test_all_of_the_hosts_classes_are_mended():
         for name, cls in DATASET_REGISTRY._obj_map.items()
         if cls.__module__.startswith("fastreid.data.datasets.")
     }
-    below = {
-        name for name in own if name.startswith(("Small", "Medium", "Large"))
-    }  # other lists for the same class
+    # other lists for the same class
+    below = {name for name in own if name.startswith(("Small", "Medium", "Large"))}
     writes_its_own_names = {"CUHK03"}
     assert own - below - writes_its_own_names == {*NAMES, *(path.split(".")[0] for path in LISTS)}
     assert set(NAMES) == set(TRAINING)
@@ -254,11 +253,8 @@ def test_msmt17(root, version, folders):
             ("0002/0002_001_120_c_3.jpg", 12, 119),
         )
     ]
-    assert [item[1:] for item in data.query] == [
-        (3, 0),
-        (4, 14),
-        (15, 119),
-    ]  # after the 3 of training, as in the host
+    # after the 3 of training, as in the host
+    assert [item[1:] for item in data.query] == [(3, 0), (4, 14), (15, 119)]
 
 
 @pytest.mark.parametrize(

@@ -125,14 +125,8 @@ def test_order_does_not_depend_on_the_disk(register):
 
 
 def test_identities_that_cannot_be_compared(register):
-    register("Odd", [("b", "x", 0), ("a", 1, "y"), ("a", "x", 2)])
-    assert [item[0] for item in training_items(["Odd"])] == ["a", "a", "b"]
-
-
-def test_several_data_sets_in_the_order_named(register):
-    register("First", [("z", 0, 0)])
-    register("Second", [("a", 0, 0)])
-    assert [item[0] for item in training_items(["First", "Second"])] == ["z", "a"]
+    register("Odd", [["b", "x", 0], ["a", 1, "y"], ["a", "x", 2]])
+    assert training_items(["Odd"]) == [("a", 1, "y"), ("a", "x", 2), ("b", "x", 0)]
 
 
 def test_people_and_cameras_of_several_data_sets_are_kept_apart(register):
@@ -147,11 +141,6 @@ def test_named_twice(register):
     register("First", [("z", 0, 0)])
     with pytest.raises(ValueError, match="names a data set twice: First, First"):
         training_items(["First", "First"])
-
-
-def test_items_are_tuples_of_their_own(register):
-    register("Lists", [["a", 0, 0]])
-    assert training_items(["Lists"]) == [("a", 0, 0)]
 
 
 def test_query_and_gallery(data_sets):
@@ -243,13 +232,8 @@ def test_no_query_counts(register):
 
 def test_matched_queries():
     gallery = [(1, 0), (1, 1), (2, 0)]
-    assert [matched_queries([one], gallery) for one in ((1, 0), (1, 1), (2, 0), (2, 1), (3, 0))] == [
-        1,
-        1,
-        0,
-        1,
-        0,
-    ]
+    queries = ((1, 0), (1, 1), (2, 0), (2, 1), (3, 0))
+    assert [matched_queries([one], gallery) for one in queries] == [1, 1, 0, 1, 0]
     assert matched_queries([], gallery) == matched_queries(gallery, []) == 0
 
 
@@ -302,20 +286,11 @@ def open_folder(root, **settings):
 
 
 def test_any_tree_without_identities_and_cameras(tree):
-    root = tree(
-        "crops/b/x.jpg",
-        "crops/a.PNG",
-        "crops/b/deep/y.webp",
-        "crops/notes.txt",
-        "crops/.hidden.jpg",
-        "crops/.t/z.jpg",
-    )
+    files = ("b/x.jpg", "a.PNG", "b/deep/y.webp", "notes.txt", ".hidden.jpg", ".t/z.jpg")
+    root = tree(*(f"crops/{name}" for name in files))
     train = open_folder(root, TRAIN="crops").train
-    assert [os.path.relpath(item[0], root) for item in train] == [
-        "crops/a.PNG",
-        "crops/b/deep/y.webp",
-        "crops/b/x.jpg",
-    ]
+    found = [os.path.relpath(item[0], root) for item in train]
+    assert found == [f"crops/{name}" for name in ("a.PNG", "b/deep/y.webp", "b/x.jpg")]
     assert {item[1] for item in train} == {None} and len({item[2] for item in train}) == 1
 
 
@@ -326,14 +301,10 @@ def test_cameras_from_folders(tree):
 
 
 def test_group_or_whole_match(tree):
-    root = tree("crops/0002_c1s1.jpg", "crops/0007_c3s2.jpg")
-    for rule, expected in ((r"_c(\d)", ["site_1", "site_3"]), (r"c\d", ["site_c1", "site_c3"])):
+    """Of several groups the one that takes part."""
+    root = tree("crops/0002_c1s1.jpg", "crops/c3/0007.jpg")
+    for rule, expected in ((r"_c(\d)|c(\d)/", ["site_1", "site_3"]), (r"c\d", ["site_c1", "site_c3"])):
         assert [item[2] for item in open_folder(root, TRAIN="crops", CAMERA=rule).train] == expected
-
-
-def test_identities_in_training_are_prefixed(tree):
-    train = open_folder(tree("crops/0002_a.jpg"), TRAIN="crops", IDENTITY=r"^(\d+)_").train
-    assert train[0][1] == "site_0002"
 
 
 def test_training_images_need_no_identity(tree):
@@ -353,13 +324,6 @@ def test_absolute_folder(tree, tmp_path):
     assert data.train[0][0] == str(tmp_path / "elsewhere" / "x.jpg")
 
 
-def test_the_group_that_takes_part(tree):
-    train = open_folder(
-        tree("crops/cam2/x.jpg", "crops/x_c1.jpg"), TRAIN="crops", CAMERA=r"cam(\d)|_c(\d)"
-    ).train
-    assert [item[2] for item in train] == ["site_2", "site_1"]
-
-
 @pytest.mark.parametrize("rule", [r"_c(\d)", r"_c(\d)?x", r"_c(\d*)x"])
 def test_path_without_a_camera_is_named(tree, rule):
     root = tree("crops/a_c1x.jpg", "crops/b_cx.jpg", "crops/d_cx.jpg")
@@ -367,20 +331,12 @@ def test_path_without_a_camera_is_named(tree, rule):
         open_folder(root, TRAIN="crops", CAMERA=rule)
 
 
-def test_not_a_regular_expression(tree):
-    with pytest.raises(ValueError, match=r"SSKD.FOLDERS.site.CAMERA '\(' is no regular expression"):
-        open_folder(tree("crops/a.jpg"), TRAIN="crops", CAMERA="(")
-
-
-def test_missing_and_empty_folders(tree, tmp_path):
+def test_missing_and_empty_folders(tree):
     root = tree("crops/notes.txt")
     with pytest.raises(FileNotFoundError, match="SSKD.FOLDERS.site.TRAIN: .*none.*FASTREID_DATASETS"):
         open_folder(root, TRAIN="none")
     with pytest.raises(ValueError, match="no image below"):
         open_folder(root, TRAIN="crops")
-    (tmp_path / "one.jpg").touch()
-    with pytest.raises(FileNotFoundError):
-        image_paths(str(tmp_path / "one.jpg"))
 
 
 def test_unknown_settings():
@@ -417,9 +373,8 @@ def test_without_cameras_a_query_must_not_find_itself(tree, tmp_path):
     os.symlink(tmp_path / "q" / "bo1.jpg", tmp_path / "g" / "bo1.jpg")
     with pytest.raises(ValueError, match="1 images are in query and gallery both.*bo1.jpg"):
         open_folder(root, **LABELLED)
-    assert (
-        len(open_folder(root, **LABELLED, CAMERA="o|n").gallery) == 2
-    )  # with cameras the protocol leaves it out
+    # with cameras the protocol leaves it out
+    assert len(open_folder(root, **LABELLED, CAMERA="o|n").gallery) == 2
 
 
 @pytest.mark.parametrize("missing", ["QUERY", "GALLERY", "IDENTITY"])
@@ -494,12 +449,9 @@ def crops(world, tmp_path, monkeypatch):
 
 
 FOLDER = (
-    "DATASETS.NAMES",
-    "('CropFolder',)",
-    "DATASETS.TESTS",
-    "()",
-    "SSKD.FOLDERS.CropFolder.TRAIN",
-    "crops",
+    "DATASETS.NAMES ('CropFolder',)",
+    "DATASETS.TESTS ()",
+    "SSKD.FOLDERS.CropFolder.TRAIN crops",
 )
 TEST = (
     "DATASETS.TESTS", "('CropFolder',)", "SSKD.FOLDERS.CropFolder.QUERY", "q",

@@ -326,10 +326,8 @@ def host_loader(request, data_sets, tmp_path):
         tmp_path,
         "DATALOADER.SAMPLER_TRAIN",
         request.param,
-        "INPUT.REA.ENABLED",
-        "True",
-        "INPUT.REA.PROB",
-        "1.0",
+        "INPUT.REA.ENABLED True",
+        "INPUT.REA.PROB 1.0",
     )
     return build_reid_train_loader(cfg, combineall=False)
 
@@ -352,9 +350,8 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(host_loader):
 def test_shape_of_an_epoch(host_loader):
     found = list(HostEpochs(host_loader, seed=3, num_batches=6).epoch(0))
     assert [batch["images"].shape for batch in found] == [(8, 3, 32, 16)] * 6
-    assert (
-        len({path for batch in found for path in batch["img_paths"]}) > 24
-    )  # of 48: not the same batch again
+    # of 48: not the same batch again
+    assert len({path for batch in found for path in batch["img_paths"]}) > 24
 
 
 def test_the_hosts_global_generators_are_left_alone(host_loader):

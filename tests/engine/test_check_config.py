@@ -17,9 +17,11 @@ from tiny_reid import (
     write_split,
 )
 
+from fastreid_sskd.clustering import ClusterOptions, check_options
+from fastreid_sskd.config import KEYS, OneOf, value_of
 from fastreid_sskd.data.loaders import source_items
 from fastreid_sskd.engine import check_config, evaluate, load_config, pipeline, run
-from fastreid_sskd.engine.check_config import check_clustering, check_settings
+from fastreid_sskd.engine.check_config import check_settings
 from fastreid_sskd.engine.hooks import PseudoLabelRefresh
 from fastreid_sskd.refusals import UnknownNameError
 
@@ -40,7 +42,6 @@ WRONG = [
     ("K1", "SSKD.CLUSTER.K1 0"),
     ("K2", "SSKD.CLUSTER.K2 0"),
     ("MIN_SAMPLES", "SSKD.CLUSTER.MIN_SAMPLES 0"),
-    ("EPS ", "SSKD.CLUSTER.EPS -0.5"),
     ("EPS ", "SSKD.CLUSTER.EPS 1.0"),
     ("EPS ", "SSKD.CLUSTER.EPS 1.5"),
     ("EPS ", "SSKD.CLUSTER.EPS float('nan')"),
@@ -48,53 +49,30 @@ WRONG = [
     ("RHO", "SSKD.CLUSTER.RHO 0.0", *ESTIMATED),
     ("RHO", "SSKD.CLUSTER.RHO -0.1", *ESTIMATED),
     ("rounds to 0 pairs", "SSKD.CLUSTER.RHO 1e-4", *ESTIMATED),  # of 1128 pairs
-    ("PAIRS_PER_IMAGE", "SSKD.CLUSTER.PAIRS_PER_IMAGE -1.0"),
     ("PAIRS_PER_IMAGE", "SSKD.CLUSTER.PAIRS_PER_IMAGE 24.0"),  # there are 23.5
     ("EPS_MIN", "SSKD.CLUSTER.EPS_MIN 0.6", "SSKD.CLUSTER.EPS_MAX 0.5"),
-    ("EPS_MIN", "SSKD.CLUSTER.EPS_MIN -0.1"),
     ("EPS_MIN", "SSKD.CLUSTER.EPS_MIN 1.0"),
     ("EPS_MAX", "SSKD.CLUSTER.EPS_MAX 1.5"),
-    ("EPS_EVERY", "SSKD.CLUSTER.EPS_EVERY -2"),
-    ("EPS_RULE", "SSKD.CLUSTER.EPS_RULE best"),
     ("EPS_RADII", "SSKD.CLUSTER.EPS_RULE plateau", "SSKD.CLUSTER.EPS_RADII [0.5]"),
     ("EPS_RADII", "SSKD.CLUSTER.EPS_RULE plateau", "SSKD.CLUSTER.EPS_RADII [0.5, 0.4]"),
     ("EPS_RADII", "SSKD.CLUSTER.EPS_RULE plateau", "SSKD.CLUSTER.EPS_RADII [0.5, 1.0]"),
     ("EPS_LARGEST_SHARE", "SSKD.CLUSTER.EPS_RULE largest", "SSKD.CLUSTER.EPS_LARGEST_SHARE 0.0"),
     ("WINDOW", "SSKD.EMA.WINDOW 1.5"),
-    ("WINDOW", "SSKD.EMA.WINDOW -0.1"),
-    ("SOFT_LABELS.BN", "SSKD.SOFT_LABELS.BN eval"),
-    ("TEMPERATURE", "SSKD.SOFT_LABELS.TEMPERATURE -1.0"),
     ("CONFIDENCE", "SSKD.SOFT_LABELS.CONFIDENCE 1.0"),
     ("MAX_NOISE_SHARE", "SSKD.CLUSTER.MAX_NOISE_SHARE 1.5"),
-    ("MAX_LARGEST_SHARE", "SSKD.CLUSTER.MAX_LARGEST_SHARE -0.5"),
     ("MIN_RECALL", "SSKD.CLUSTER.MIN_RECALL 0.0"),
-    ("REDUCED_DIM", "SSKD.CLUSTER.REDUCED_DIM -1"),
     ("NUM_PEERS must be .*got -1", "SSKD.NUM_PEERS -1"),
-    ("ON_LIMIT", "SSKD.CLUSTER.ON_LIMIT stop"),
-    ("ON_COLLAPSE", "SSKD.CLUSTER.ON_COLLAPSE go"),
     ("ITERS_PER_EPOCH", "SSKD.ITERS_PER_EPOCH 0"),
     ("MAX_EPOCH", "SOLVER.MAX_EPOCH 0"),
     ("LOG_PERIOD", "SSKD.LOG_PERIOD 0"),
     ("KEEP_CHECKPOINTS", "SSKD.KEEP_CHECKPOINTS 0"),
     ("CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_PERIOD 0"),
-    ("CHECKPOINT_SECONDS", "SSKD.CHECKPOINT_SECONDS -1"),
-    ("CHECKPOINT_ITERS", "SSKD.CHECKPOINT_ITERS -1"),
-    ("CACHE_IMAGES", "SSKD.CACHE_IMAGES -1"),
-    ("PRECISION", "SSKD.PRECISION float8"),
-    ("NUM_WORKERS", "DATALOADER.NUM_WORKERS -1"),
     ("SEED", "SEED -1"),
     ("SEED", "SEED 4294967296"),
     ("OPT", "SOLVER.OPT Adamm"),
-    ("BASE_LR", "SOLVER.BASE_LR -1.0"),
-    ("SCHED", "SOLVER.SCHED StepLR"),
-    ("WARMUP_METHOD", "SOLVER.WARMUP_METHOD burnin"),
     ("IMS_PER_BATCH", "TEST.IMS_PER_BATCH 0"),
-    ("EVAL_PERIOD", "TEST.EVAL_PERIOD -1"),
-    ("SELECT_BY", "SSKD.SELECT_BY luck"),
     ("METRIC", "TEST.METRIC nonsense"),
     ("METHOD", "SSKD.CLUSTER.METHOD spectral"),
-    ("VARIANT", "SSKD.CLUSTER.VARIANT mmt"),
-    ("KNN", "SSKD.CLUSTER.KNN annoy"),
     ("EMA.MOMENTUM", "SSKD.EMA.MOMENTUM 1.5"),
     ("EVAL_WITH", "SSKD.EVAL_WITH 2"),
     ("PRECISE_BN", "TEST.PRECISE_BN.ENABLED True"),
@@ -108,7 +86,6 @@ EVERYWHERE = [
     ("SparseAdam cannot train", "SOLVER.OPT SparseAdam"),
     ("LBFGS cannot train", "SOLVER.OPT LBFGS"),
     ("SGD cannot train.*esterov", "SOLVER.OPT SGD", "SOLVER.NESTEROV True", "SOLVER.MOMENTUM 0"),
-    ("WEIGHT_DECAY_BIAS", "SOLVER.WEIGHT_DECAY_BIAS -1"),
     ("Adam cannot train.*clip", "SOLVER.CLIP_GRADIENTS.ENABLED True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE clip"),
     ("SCHED", "SOLVER.SCHED StepLR"),
     ("MAX_EPOCH", "SOLVER.MAX_EPOCH 0"),
@@ -122,17 +99,13 @@ EVERYWHERE = [
         "MODEL.BACKBONE.FEAT_DIM 2048",
     ),
     ("nearest that there is: build_resnet_backbone", "MODEL.BACKBONE.NAME resnet_backbone"),
-    ("MODEL.BACKBONE.NORM", *RESNET, "MODEL.BACKBONE.NORM bn"),
     ("POOL_LAYER", "MODEL.HEADS.POOL_LAYER AvgPool"),
     ("CLS_LAYER", "MODEL.HEADS.CLS_LAYER Cosine"),
     ("MODEL.HEADS.NAME", "MODEL.HEADS.NAME Head"),
-    ("NECK_FEAT", "MODEL.HEADS.NECK_FEAT behind"),
     ("SIZE_TRAIN", "INPUT.SIZE_TRAIN 32"),
     ("PIXEL_STD", "MODEL.PIXEL_STD [0, 1, 1]"),
-    ("INPUT.CJ.PROB must be a share", "INPUT.CJ.PROB -1"),
     ("SOLVER.MOMENTUM must be a share", "SOLVER.MOMENTUM 2"),
     ("SOLVER.GAMMA must be a factor > 0", "SOLVER.GAMMA 0"),
-    ("SOLVER.WARMUP_FACTOR must be a share", "SOLVER.WARMUP_FACTOR -1"),
     ("FREEZE_ITERS is 0: set", "MODEL.FREEZE_LAYERS backbone"),
     ("'bacbone', but the network has", "MODEL.FREEZE_LAYERS bacbone", "SOLVER.FREEZE_ITERS 2"),
     ("METRIC", "TEST.METRIC cosinus"),
@@ -169,6 +142,37 @@ RIGHT = [
     ("SSKD.CHECKPOINT_SECONDS 0", "SSKD.CHECKPOINT_ITERS 0", "SSKD.KEEP_CHECKPOINTS 1"),
     ("SSKD.CACHE_IMAGES 1", "TEST.METRIC jaccard"),
 ]
+
+
+# Keys with a rule that docs/config.md, which a test compares with the table, does not show.
+UNWRITTEN = """
+    MODEL.BACKBONE.FEAT_DIM MODEL.BACKBONE.NORM MODEL.HEADS.EMBEDDING_DIM MODEL.HEADS.NORM
+    MODEL.HEADS.NECK_FEAT MODEL.LOSSES.NAME MODEL.PIXEL_MEAN MODEL.PIXEL_STD INPUT.SIZE_TRAIN
+    INPUT.SIZE_TEST INPUT.FLIP.PROB INPUT.CJ.PROB INPUT.AUTOAUG.PROB INPUT.AUGMIX.PROB INPUT.REA.PROB
+    INPUT.RPT.PROB DATALOADER.NUM_WORKERS DATALOADER.NUM_INSTANCE DATALOADER.SAMPLER_TRAIN SOLVER.SCHED
+    SOLVER.MAX_EPOCH SOLVER.IMS_PER_BATCH SOLVER.BASE_LR SOLVER.HEADS_LR_FACTOR SOLVER.BIAS_LR_FACTOR
+    SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM SOLVER.WEIGHT_DECAY_BIAS SOLVER.MOMENTUM SOLVER.GAMMA
+    SOLVER.WARMUP_METHOD SOLVER.WARMUP_FACTOR SOLVER.WARMUP_ITERS SOLVER.FREEZE_ITERS
+    SOLVER.CHECKPOINT_PERIOD TEST.EVAL_PERIOD TEST.IMS_PER_BATCH TEST.METRIC TEST.RERANK.K1
+    TEST.RERANK.K2 TEST.RERANK.LAMBDA SSKD.SELECT_BY SSKD.PRECISION SSKD.SOFT_LABELS.BN
+    SSKD.CLUSTER.VARIANT SSKD.CLUSTER.KNN SSKD.CLUSTER.EPS_RULE SSKD.CLUSTER.ON_LIMIT
+    SSKD.CLUSTER.ON_COLLAPSE
+"""
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in KEYS if key.rule or key.name in UNWRITTEN.split()], ids=lambda key: key.name
+)
+def test_every_rule_is_applied(tmp_path, key):
+    """In an adaptation that clusters by radii, which reads all keys but the two of plain runs."""
+    plain = key.name in ("MODEL.LOSSES.NAME", "DATALOADER.SAMPLER_TRAIN")
+    cfg = (tiny_baseline if plain else tiny_adaptation)(tmp_path, "SSKD.CLUSTER.EPS_RULE largest").clone()
+    cfg.defrost()
+    section, _, name = key.name.rpartition(".")
+    node, wrong = value_of(cfg, section) if section else cfg, "none" if isinstance(key.rule, OneOf) else -2
+    node[name] = [wrong] if isinstance(node[name], (list, tuple)) else type(node[name])(wrong)
+    with pytest.raises(ValueError, match=f"{key.name} must be"):
+        check_settings(cfg)
 
 
 class Begun(Exception):
@@ -270,14 +274,14 @@ def test_an_error_names_key_rule_and_value(tmp_path):
 
 def test_a_target_of_one_image(tmp_path):
     with pytest.raises(ValueError, match="at least 2 images, got 1"):
-        check_clustering(tiny_adaptation(tmp_path), 1)
+        check_options(ClusterOptions.from_cfg(tiny_adaptation(tmp_path)), 1)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_pass(name):
     cfg = load_config(str(CONFIGS / name))
     check_settings(cfg)
-    check_clustering(cfg, 12_936)  # images of Market-1501
+    check_options(ClusterOptions.from_cfg(cfg), 12_936)  # images of Market-1501
 
 
 def test_an_eps_that_is_given_goes_before_the_estimated_one(tmp_path):

@@ -3,15 +3,17 @@ kept.
 """
 
 import os
+import random
 from collections import Counter, OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from tiny_reid import load_checkpoint, tiny_baseline
 from torch import nn
 
 from fastreid_sskd.engine import AdaptationTrainer, Checkpointer, Trainer
-from fastreid_sskd.engine.checkpoint import damage, last_checkpoint
+from fastreid_sskd.engine.checkpoint import damage, last_checkpoint, random_state, restore_random_state
 
 
 class State:
@@ -249,3 +251,30 @@ def test_plain_model_still_skips_what_does_not_fit(tmp_path):
     other.checkpointer.load(str(tmp_path / "one" / "model.pth"), checkpointables=[])
     assert torch.equal(other.model.backbone[0].weight, made.model.backbone[0].weight)
     assert other.model.heads.weight.shape[0] == 9
+
+
+def draw():
+    return random.random(), random.gauss(0, 1), np.random.rand(), np.random.normal(), torch.rand(3).tolist()
+
+
+@pytest.mark.parametrize("before", [0, 1, 700])
+def test_numbers_go_on(tmp_path, before):
+    """In the middle of a block, with a second normal number waiting in Python's and NumPy's too."""
+    for _ in range(before):
+        draw()
+    torch.save(random_state(), tmp_path / "state.pth")
+    expected = [draw() for _ in range(3)]
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    restore_random_state(torch.load(tmp_path / "state.pth", weights_only=True))
+    assert [draw() for _ in range(3)] == expected
+
+
+def test_cuda_state_where_there_is_no_cuda(monkeypatch):
+    """A run goes on on another machine: the other generators still do."""
+    state = random_state()
+    assert state["cuda"] is None
+    state["cuda"] = torch.zeros(16, dtype=torch.uint8)
+    expected = draw()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    restore_random_state(state)
+    assert draw() == expected

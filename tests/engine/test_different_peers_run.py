@@ -119,9 +119,8 @@ def test_export_of_a_peer(done, folder, tmp_path):
 
 def test_report_shows_the_runs_own_ensemble(done, folder, tmp_path, monkeypatch):
     """Peers of other feature sizes have no mean feature: its lists are of the run's distances."""
-    monkeypatch.setattr(
-        "fastreid_sskd.report.plots.map_figures", lambda *args, **options: []
-    )  # whose packages start slowly
+    # whose packages start slowly
+    monkeypatch.setattr("fastreid_sskd.report.plots.map_figures", lambda *args, **options: [])
     file = write_report(str(folder / "run"), str(tmp_path / "report.html"))
     with open(file, encoding="utf-8") as page:
         text = page.read()

@@ -31,14 +31,10 @@ def available() -> bool:
 pytestmark = pytest.mark.skipif(not available(), reason="this torch has no float16 for training on the CPU")
 
 SHORT = (
-    "SOLVER.MAX_EPOCH",
-    "2",
-    "SSKD.ITERS_PER_EPOCH",
-    "6",
-    "TEST.EVAL_PERIOD",
-    "0",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "1",
+    "SOLVER.MAX_EPOCH 2",
+    "SSKD.ITERS_PER_EPOCH 6",
+    "TEST.EVAL_PERIOD 0",
+    "SOLVER.CHECKPOINT_PERIOD 1",
 )
 
 

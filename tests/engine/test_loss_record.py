@@ -82,10 +82,8 @@ def means():
         if rank == 0:
             assert storage.history("loss_id_peer0").values() == [(1.5, 0), (2.5, 1)]
             assert storage.history("total_loss").values() == [(3.5, 0), (4.5, 1)]
-            assert storage.history("data_time").values() == [
-                (1.0, 0),
-                (1.0, 1),
-            ]  # of the one that waited longest
+            # of the one that waited longest
+            assert storage.history("data_time").values() == [(1.0, 0), (1.0, 1)]
         else:
             assert not storage.histories()
 

@@ -205,14 +205,10 @@ def test_waits_of_a_step(adaptation, build, tmp_path):
     """
     cfg = adaptation(
         *DEVICE,
-        "SSKD.LOG_PERIOD",
-        "100",
-        "SSKD.ITERS_PER_EPOCH",
-        "5",
-        "SOLVER.MAX_EPOCH",
-        "1",
-        "TEST.EVAL_PERIOD",
-        "0",
+        "SSKD.LOG_PERIOD 100",
+        "SSKD.ITERS_PER_EPOCH 5",
+        "SOLVER.MAX_EPOCH 1",
+        "TEST.EVAL_PERIOD 0",
     )
     on_device(build, count_waits, cfg, tmp_path / "waits.json")
     refresh, *steps, last = json.loads((tmp_path / "waits.json").read_text())

@@ -125,10 +125,8 @@ def test_results_of_an_earlier_run_are_not_shown_as_the_new_ones(adaptation, one
 
     run(adaptation("SOLVER.MAX_EPOCH 1", "TEST.EVAL_PERIOD 1", "SEED 3"))
     with open(os.path.join(cfg.OUTPUT_DIR, "results.json"), encoding="utf-8") as file:
-        assert [entry["epoch"] for entry in json.load(file)["evaluations"]] == [
-            0,
-            1,
-        ]  # its own direct transfer is kept
+        # its own direct transfer is kept
+        assert [entry["epoch"] for entry in json.load(file)["evaluations"]] == [0, 1]
     assert {result.seed for result in collect(cfg.OUTPUT_DIR)} == {3}
 
 

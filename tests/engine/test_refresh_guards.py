@@ -88,9 +88,8 @@ def test_keep_goes_on_with_the_last_good_labels(trainer, collapse_from, caplog):
     assert len(later) == 2
     for kept, kept_eps, rows, moments in later:
         assert torch.equal(kept, labels) and kept_eps == eps > 0
-        assert rows.shape == first.shape and not torch.allclose(
-            rows, first, atol=1e-4
-        )  # of the features of now
+        # of the features of now
+        assert rows.shape == first.shape and not torch.allclose(rows, first, atol=1e-4)
         assert moments == 0  # a fresh optimiser, as at every epoch
     for indices, targets in drawn:
         assert torch.equal(targets, labels[indices])

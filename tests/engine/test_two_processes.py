@@ -142,9 +142,8 @@ def test_per_process_losses(pair, adaptation, tmp_path):
     mine, gathered = metrics(cfg.OUTPUT_DIR), metrics(pair[1].OUTPUT_DIR)
     first = [next(line for line in lines if "loss_ms_peer0" in line) for lines in (mine, gathered)]
     assert abs(first[0]["loss_nn_peer0"] - first[1]["loss_nn_peer0"]) > 1e-3
-    assert first[0]["loss_id_peer0"] == pytest.approx(
-        first[1]["loss_id_peer0"], rel=1e-4
-    )  # a mean over images either way
+    # a mean over images either way
+    assert first[0]["loss_id_peer0"] == pytest.approx(first[1]["loss_id_peer0"], rel=1e-4)
 
 
 def test_same_seed_same_result(pair, adaptation, tmp_path):

@@ -247,22 +247,15 @@ def test_without_a_source_the_weights_of_a_peers_file_count(peer_files, tmp_path
         tmp_path / "out",
         "SSKD.PEERS",
         peer_files(str(tmp_path / "w.pth")),
-        "SSKD.SOURCE.SKIP",
-        "True",
+        "SSKD.SOURCE.SKIP True",
         "SSKD.SOURCE.CONFIG",
         "",
-        "SOLVER.BASE_LR",
-        "0.0",
-        "SOLVER.WEIGHT_DECAY",
-        "0.0",
-        "SOLVER.MAX_EPOCH",
-        "1",
-        "TEST.EVAL_PERIOD",
-        "0",
-        "SSKD.CLUSTER.METHOD",
-        "kmeans",
-        "SSKD.CLUSTER.NUM_CLUSTERS",
-        "4",
+        "SOLVER.BASE_LR 0.0",
+        "SOLVER.WEIGHT_DECAY 0.0",
+        "SOLVER.MAX_EPOCH 1",
+        "TEST.EVAL_PERIOD 0",
+        "SSKD.CLUSTER.METHOD kmeans",
+        "SSKD.CLUSTER.NUM_CLUSTERS 4",
     )
     run(cfg)
     saved = read_state_dict(f"{cfg.OUTPUT_DIR}/model_final.pth")
@@ -285,10 +278,8 @@ def test_model_of_a_pretrained_config_is_loaded_without_its_backbone(tmp_path):
     cfg = tiny_baseline(tmp_path / "out")
     torch.save(network(cfg), tmp_path / "w.pth")
     gone = (
-        "MODEL.BACKBONE.PRETRAIN",
-        "True",
-        "MODEL.BACKBONE.PRETRAIN_PATH",
-        "gone.pth",
+        "MODEL.BACKBONE.PRETRAIN True",
+        "MODEL.BACKBONE.PRETRAIN_PATH gone.pth",
         "MODEL.WEIGHTS",
         str(tmp_path / "w.pth"),
     )

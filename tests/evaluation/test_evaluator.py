@@ -188,9 +188,8 @@ def shared_with_limit(cfg, rerank):
         gather(data, dst, group) if group is control_group() else refuse()
     )
     cfg.TEST.RERANK.ENABLED = rerank
-    found = [
-        results(BlockwiseEvaluator, cfg, (given[:3], given[3:])[rank]) for _ in range(2)
-    ]  # a teacher after the other
+    # a teacher after the other
+    found = [results(BlockwiseEvaluator, cfg, (given[:3], given[3:])[rank]) for _ in range(2)]
     assert comm.get_world_size() == 2
     comm.get_world_size = lambda: 1
     expected = results(BlockwiseEvaluator, cfg)

@@ -7,7 +7,7 @@ from fastreid.modeling import build_model
 from fastreid.modeling.meta_arch import Baseline
 from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 from fastreid.utils.checkpoint import Checkpointer
-from tiny_reid import CONFIGS, TINY
+from tiny_reid import CONFIGS, TINY, overrides
 
 from fastreid_sskd.engine import load_config, trainer_class
 from fastreid_sskd.evaluation.features import Encoder
@@ -35,18 +35,13 @@ class StripesForTests(Baseline):
         return self.losses(outputs, batched_inputs["targets"]) if self.training else outputs
 
 
-MGN = [
-    "MODEL.BACKBONE.NAME",
-    "build_resnet_backbone",
-    "MODEL.BACKBONE.DEPTH",
-    "50x",
-    "MODEL.BACKBONE.FEAT_DIM",
-    "2048",
-    "MODEL.HEADS.EMBEDDING_DIM",
-    "4",
-    "INPUT.SIZE_TEST",
-    "[96, 32]",
-]
+MGN = overrides(
+    "MODEL.BACKBONE.NAME build_resnet_backbone",
+    "MODEL.BACKBONE.DEPTH 50x",
+    "MODEL.BACKBONE.FEAT_DIM 2048",
+    "MODEL.HEADS.EMBEDDING_DIM 4",
+    "INPUT.SIZE_TEST [96, 32]",
+)
 
 
 @pytest.fixture(params=["plain", "SSKDSource", "SSKD"])
@@ -163,9 +158,8 @@ def test_the_hosts_architectures(made, tmp_path, name, opts):
     assert error <= 1e-5
     plain = get_cfg()
     plain.merge_from_file(yml)
-    assert plain.MODEL.META_ARCHITECTURE == (
-        "Baseline" if name == "MoCo" else name
-    )  # whose forward is the Baseline's
+    # whose forward is the Baseline's
+    assert plain.MODEL.META_ARCHITECTURE == ("Baseline" if name == "MoCo" else name)
     assert not any("memory" in key for key in torch.load(tmp_path / "m.pth", weights_only=True)["model"])
 
 

@@ -32,9 +32,8 @@ def run_sample(
         for k, v in os.environ.items()
         if not k.startswith(("OMP_", "MKL_", "FASTREID_", "PYTEST_")) and k != "CI"
     }
-    inherited["PYTHONPATH"] = str(
-        ROOT / "tests"
-    )  # the suite's own modules, which pytest finds beside its conftest.py
+    # the suite's own modules, which pytest finds beside its conftest.py
+    inherited["PYTHONPATH"] = str(ROOT / "tests")
     command = [sys.executable, "-m", "pytest", "-rsfE", "-p", "no:cacheprovider", *arguments, str(tmp_path)]
     return subprocess.run(
         command, cwd=tmp_path, env={**inherited, **variables}, capture_output=True, text=True, check=False

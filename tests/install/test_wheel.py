@@ -9,26 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_reid import draw
+from tiny_reid import draw, overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKED = ("setup.py", "pyproject.toml", "README.md", "fastreid_sskd", "configs")
-SMALL = [
-    *("MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "build_osnet_backbone", "MODEL.BACKBONE.DEPTH", "x0_25"),
-    *("MODEL.BACKBONE.FEAT_DIM", "128", "MODEL.BACKBONE.PRETRAIN", "False", "SSKD.SOURCE.SKIP", "True"),
-    *("INPUT.SIZE_TRAIN", "[32, 16]", "INPUT.SIZE_TEST", "[32, 16]", "DATALOADER.NUM_WORKERS", "0"),
-    *(
-        "SOLVER.IMS_PER_BATCH",
-        "8",
-        "SOLVER.MAX_EPOCH",
-        "1",
-        "SSKD.ITERS_PER_EPOCH",
-        "2",
-        "SSKD.NUM_PEERS",
-        "2",
-    ),
-    *("SSKD.CLUSTER.K1", "6", "SSKD.CLUSTER.K2", "2", "SSKD.CLUSTER.PAIRS_PER_IMAGE", "2.0"),
-]
+SMALL = overrides(
+    "MODEL.DEVICE cpu", "MODEL.BACKBONE.NAME build_osnet_backbone", "MODEL.BACKBONE.DEPTH x0_25",
+    "MODEL.BACKBONE.FEAT_DIM 128", "MODEL.BACKBONE.PRETRAIN False", "SSKD.SOURCE.SKIP True",
+    "INPUT.SIZE_TRAIN [32, 16]", "INPUT.SIZE_TEST [32, 16]", "DATALOADER.NUM_WORKERS 0",
+    "SOLVER.IMS_PER_BATCH 8", "SOLVER.MAX_EPOCH 1", "SSKD.ITERS_PER_EPOCH 2", "SSKD.NUM_PEERS 2",
+    "SSKD.CLUSTER.K1 6", "SSKD.CLUSTER.K2 2", "SSKD.CLUSTER.PAIRS_PER_IMAGE 2.0",
+)  # fmt: skip
 
 pytestmark = pytest.mark.slow
 

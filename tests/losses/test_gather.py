@@ -52,9 +52,8 @@ def shared_losses():
         average_gradients(maps)
         assert torch.allclose(value, expected, rtol=1e-5), (name, value, expected)
         for found, parameter in zip(maps, whole):
-            expected = (
-                torch.zeros_like(found) if parameter.grad is None else parameter.grad
-            )  # a loss without this input
+            # a loss without this input
+            expected = torch.zeros_like(found) if parameter.grad is None else parameter.grad
             assert torch.allclose(found.grad, expected, rtol=1e-4, atol=1e-6), name
 
 

@@ -102,9 +102,8 @@ def test_pairs_of_near_copies():
     assert has_negative.all()
     assert torch.equal(positive, exact.masked_fill(~same, -1).argmax(dim=1))
     assert torch.equal(negative, exact.masked_fill(same, torch.inf).argmin(dim=1))
-    by_products = torch.cdist(
-        features, features, compute_mode="use_mm_for_euclid_dist"
-    )  # where cancellation errs
+    # where cancellation errs
+    by_products = torch.cdist(features, features, compute_mode="use_mm_for_euclid_dist")
     assert not torch.equal(negative, by_products.masked_fill(same, torch.inf).argmin(dim=1))
     positive, _, has_negative = hardest_pairs(features[:1], labels[:1])
     assert positive.tolist() == [0] and has_negative.tolist() == [False]

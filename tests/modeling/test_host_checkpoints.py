@@ -228,13 +228,3 @@ def test_real_files(weights, resnet):
         state = torch.load(path, weights_only=True)
         for backbone in (model.teachers[0].backbone, build_model(cfg).backbone):
             assert all(torch.equal(value, state[key]) for key, value in backbone.state_dict().items())
-
-
-def test_mgns_backbone_is_refused_in_a_sentence(resnet, tmp_path):
-    """It is cut into branches: no peer of the same backbone has these shapes."""
-    resnet.MODEL.HEADS.EMBEDDING_DIM = 16
-    resnet.MODEL.BACKBONE.DEPTH, resnet.MODEL.BACKBONE.FEAT_DIM = "50x", 2048
-    _, path = saved(resnet, tmp_path, "MGN")
-    resnet.SSKD.NUM_PEERS = 1
-    with pytest.raises(ValueError, match="host.pth.*another network"):
-        load_source_weights(build_model(resnet), [path])

@@ -53,9 +53,8 @@ def test_window_of_a_run():
     assert ema_momentum(0.999, 0.0, 180) == 0.999
     assert ema_momentum(0.999, 0.125, 8000) == pytest.approx(0.999, abs=1e-12)  # the method's
     assert ema_momentum(0.999, 0.125, 400) == pytest.approx(1 - 1 / 50)
-    assert (
-        ema_momentum(0.999, 0.5, 1) == ema_momentum(0.999, 1.0, 1) == 0.0
-    )  # a window of a step or less: the student itself
+    # a window of a step or less: the student itself
+    assert ema_momentum(0.999, 0.5, 1) == ema_momentum(0.999, 1.0, 1) == 0.0
 
 
 def test_no_graph_and_no_gradient(make_peer):

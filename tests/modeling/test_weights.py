@@ -14,7 +14,6 @@ from torch import nn
 from fastreid_sskd.modeling import load_source_weights
 from fastreid_sskd.modeling.weights import (
     WeightsError,
-    is_sskd_state,
     load_exactly,
     load_model,
     load_network,
@@ -228,11 +227,6 @@ def test_a_later_change_of_the_model_does_not_reach_the_next_peer(model, make_pe
     with torch.no_grad():
         model.students[0].backbone.conv1.weight.zero_()
     assert all(peer.backbone.conv1.weight.any() for peer in (*model.students[1:], *model.teachers))
-
-
-def test_what_is_an_sskd_state(make_model, make_peer):
-    assert is_sskd_state(make_model(1).state_dict())
-    assert not is_sskd_state(make_peer().state_dict()) and not is_sskd_state({})
 
 
 # ---- what is refused -----------------------------------------------------------------------------

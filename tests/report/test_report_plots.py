@@ -214,9 +214,8 @@ def test_maps_before_and_after_and_at_most_so_many_points():
     ]
     assert [len(points(figure)) for figure in figures] == [20, 20]
     named = {text for text in texts(figures[1]) if text.startswith("identity ")}
-    assert (
-        0 < len(named) <= len(COLOURS) and "identity 0" not in named
-    )  # identity 0 is a host's word for nobody
+    # identity 0 is a host's word for nobody
+    assert 0 < len(named) <= len(COLOURS) and "identity 0" not in named
 
 
 def test_pca_finds_the_plane_of_the_points():

@@ -8,27 +8,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_reid import CONFIGS, draw
+from tiny_reid import CONFIGS, draw, overrides
 
 from fastreid_sskd.engine import AdaptationTrainer, load_config
 from fastreid_sskd.engine.pipeline import image_features
 
-SMALL = [
-    "MODEL.DEVICE",
-    "cpu",
-    "MODEL.BACKBONE.NAME",
-    "build_osnet_backbone",
-    "MODEL.BACKBONE.DEPTH",
-    "x0_25",
-    "MODEL.BACKBONE.FEAT_DIM",
-    "128",
-    "INPUT.SIZE_TEST",
-    "[32, 16]",
-    "DATALOADER.NUM_WORKERS",
-    "0",
-    "SSKD.NUM_PEERS",
-    "2",
-]
+SMALL = overrides(
+    "MODEL.DEVICE cpu",
+    "MODEL.BACKBONE.NAME build_osnet_backbone",
+    "MODEL.BACKBONE.DEPTH x0_25",
+    "MODEL.BACKBONE.FEAT_DIM 128",
+    "INPUT.SIZE_TEST [32, 16]",
+    "DATALOADER.NUM_WORKERS 0",
+    "SSKD.NUM_PEERS 2",
+)
 
 pytestmark = pytest.mark.slow  # a process a test
 

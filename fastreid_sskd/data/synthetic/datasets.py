@@ -78,9 +78,6 @@ def plan_shots(sizes: Sizes, *, domain: str, cameras: int, seed: int) -> list[Sh
     """List the images of a data set, sorted by split, person, camera and shot.
 
     Identities count from 1 through training people, training strangers, test people and gallery strangers.
-
-    Raises:
-        ValueError: with less than two cameras.
     """
     if cameras < 2:
         raise ValueError(f"re-identification needs 2 cameras or more, got {cameras}")

@@ -150,9 +150,6 @@ def cloth(garment: Garment, *, size: tuple[int, int], centre: float, top: float,
         centre: x of the axis in pixels; patterns are symmetric about it, so they move with the figure.
         top: y of the figure's crown in pixels.
         unit: pixels per figure height.
-
-    Raises:
-        ValueError: when the pattern has no drawing.
     """
     if garment.pattern not in PATTERNS:
         raise ValueError(

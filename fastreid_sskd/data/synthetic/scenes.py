@@ -11,11 +11,7 @@ from .people import Colour
 
 
 def paint_scene(kind: str, *, width: int, height: int, dice: Dice) -> Image.Image:
-    """Paint a scene of one of :data:`SCENES`, several crops wide and one high, in pixels.
-
-    Raises:
-        ValueError: for an unknown kind.
-    """
+    """Paint a scene of one of :data:`SCENES`, several crops wide and one high, in pixels."""
     if kind not in SCENES:
         raise ValueError(
             f"scene {kind!r} is not one of {sorted(SCENES)}: choose one of them or add its painter"
