@@ -299,7 +299,11 @@ class _OnDevice:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict]:
-        return map(self._on_device, iter(self.loader))
+        try:
+            yield from map(self._on_device, iter(self.loader))
+        except OSError as error:  # before what it says, torch puts the traceback of a worker
+            kind = type(error)
+            raise kind(str(error).strip().rpartition(f"\n{kind.__name__}: ")[2]) from error
 
     def _on_device(self, batch: dict) -> dict:
         stop_if_asked()

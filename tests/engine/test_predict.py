@@ -74,6 +74,15 @@ def test_features_are_the_evaluations(finished, folder):
     assert np.allclose(image_features(cfg, model, paths), F.normalize(both, dim=1).numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_said_in_a_sentence(finished, folder, workers):
+    cfg = trained(finished, "0")
+    cfg.DATALOADER.NUM_WORKERS, cfg.TEST.IMS_PER_BATCH = workers, 1
+    (folder / "three.jpeg").write_bytes(b"no image")
+    with pytest.raises(OSError, match=r"^cannot read '.*three.jpeg' as an image .*data set$"):
+        predict(cfg, str(folder))
+
+
 def test_a_size_that_the_network_cannot_take_is_refused(finished, monkeypatch):
     """As of a ViT whose patches do not fit; nothing stays in the network that was asked."""
     assert not load_trained(trained(finished, "0")).teachers[0].backbone._forward_hooks
