@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import platform
 import random
+import resource
 
 import numpy as np
 import pytest
@@ -120,6 +122,17 @@ def test_a_device_named_by_its_number_becomes_the_current_one(monkeypatch, devic
     monkeypatch.setattr(torch.cuda, "set_device", lambda named: found.append(named.index))
     use_device(device)
     assert found == expected
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_a_cpu_keeps_freed_memory():
+    """The pages of 64 MB, 16,384 of 4 kB, are asked for once or twice, not each time."""
+    use_device("cpu")
+    for _ in range(4):
+        torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000
 
 
 def test_config_of_a_finished_run_stays(tmp_path, host_logging):
