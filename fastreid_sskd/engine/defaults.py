@@ -90,8 +90,8 @@ _KEEP_FREED_MEMORY = {-1: -1, -3: 2**30}
 def use_device(device: str) -> None:
     """Make a CUDA device that is named by its number ("cuda:1") the current one; on a CPU, keep freed memory.
 
-    glibc gives freed feature maps back to the system, whose zeroed pages the next step has to ask for again:
-    a fifth of the CPU time of one OSNet x0.25 peer at 256x128. The process stays as large as its peak.
+    glibc gives freed feature maps back to the system, whose zeroed pages the next pass has to ask for again:
+    a tenth of the CPU time of a step of three OSNet x0.25 at 256x128. The process stays as large as its peak.
     """
     named = torch.device(device)
     if named.type == "cuda" and named.index is not None:
