@@ -27,7 +27,7 @@ def test_runs_and_weights_in_one_table(tool, finished, tmp_path):
     assert code == 0
     lines = out.split("\n")
     starts = (
-        "adapted  ",
+        "adapted, direct transfer",
         "adapted, teacher 0",
         "adapted, teacher 1",
         "adapted, ensemble",

@@ -26,7 +26,7 @@ def test_crops_and_boxes_outside(run_tool, line, tmp_path):
     assert (
         code == 0
         and out
-        == f"2 crops of 1 tracklets in {tmp_path / 'out'}; 1 boxes outside their frames are left out\n"
+        == f"2 crops of 1 tracklets in {tmp_path / 'out'}; 1 boxes without a pixel in their frame left out\n"
     )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "c1_t000001_f000001.jpg", "c1_t000001_f000002.jpg",

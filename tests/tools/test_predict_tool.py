@@ -67,13 +67,13 @@ def test_features_and_neighbours(trained, tmp_path):
     assert paths == [str(at / "crops" / "sub" / f"{k}.png") for k in range(3)]
     features = np.load(tmp_path / "f.npy")
     assert np.allclose(features, image_features(cfg, model, paths), atol=1e-5)
-    first, second, last = done.stdout.splitlines()[-4:-1]
+    features_line, first, second, last = done.stdout.splitlines()[-4:]
     assert first.startswith("1\t1.0000\t") and first.endswith("1.png")  # the copy of the query
     assert (
         second.startswith("2\t")
         and last == f"2 neighbours of {tmp_path / 'query.png'} in {tmp_path / 'new' / 'found.png'}"
     )
-    assert done.stdout.splitlines()[-1].startswith("3 features of 128 values in ")
+    assert features_line.startswith("3 features of 128 values in ")
     assert Image.open(tmp_path / "new" / "found.png").width > 3 * 128
 
 
