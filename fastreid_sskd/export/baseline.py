@@ -56,7 +56,7 @@ def baseline_config(
     cfg = peer_config(cfg, k)
     model = cfg.MODEL
     # whoever loads it has another device
-    model.META_ARCHITECTURE, model.DEVICE = (architecture, get_cfg().MODEL.DEVICE)
+    model.META_ARCHITECTURE, model.DEVICE = architecture, get_cfg().MODEL.DEVICE
     model.WEIGHTS = weights
     model.BACKBONE.PRETRAIN, model.BACKBONE.PRETRAIN_PATH = False, ""
     model.HEADS.NUM_CLASSES = num_classes
